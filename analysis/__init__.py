@@ -1,0 +1,1 @@
+"""Looks at a trained language model and changes nothing: architecture, text windows, statistics, scores, figures."""

@@ -1,0 +1,1 @@
+"""Headless model surgery: recipes, structure, loading, live evaluation, memory and fit, jobs, command line."""

@@ -1,0 +1,109 @@
+"""A recipe as a set of choices that can be switched on and off, in one canonical order of edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from surgery.recipe import (
+    ChosenBy,
+    Edit,
+    PruneHeads,
+    PruneKvGroups,
+    PruneNeurons,
+    Recipe,
+    RemoveAttention,
+    RemoveBlocks,
+    RemoveMlp,
+)
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is switched off. Pruned neurons, groups and heads of a part that is off are parked, not forgotten."""
+
+    blocks: frozenset[int] = frozenset()
+    attention: frozenset[int] = frozenset()
+    mlp: frozenset[int] = frozenset()
+    neurons: Mapping[int, Indices] = field(default_factory=dict)
+    kv_groups: Mapping[int, Indices] = field(default_factory=dict)
+    heads: Mapping[int, Indices] = field(default_factory=dict)
+    origins: Mapping[str, ChosenBy] = field(default_factory=dict)
+    """Where the indices of an edit came from, by its op."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Choices:
+        """The choices that a valid recipe stands for; edits of one kind are joined."""
+        sets: dict[str, set[int]] = {"remove_blocks": set(), "remove_attention": set(), "remove_mlp": set()}
+        maps: dict[str, dict[int, Indices]] = {"prune_neurons": {}, "prune_kv_groups": {}, "prune_heads": {}}
+        origins: dict[str, ChosenBy] = {}
+        for edit in recipe.edits:
+            if edit.chosen_by is not None:
+                origins[edit.op] = edit.chosen_by
+            if isinstance(edit, RemoveBlocks | RemoveAttention | RemoveMlp):
+                sets[edit.op].update(edit.blocks)
+            else:
+                for block, indices in edit.removed.items():
+                    before = maps[edit.op].get(block)
+                    maps[edit.op][block] = tuple(sorted({*before, *indices})) if before else indices
+        return cls(
+            *(frozenset(sets[op]) for op in ("remove_blocks", "remove_attention", "remove_mlp")),
+            maps["prune_neurons"],
+            maps["prune_kv_groups"],
+            maps["prune_heads"],
+            origins,
+        )
+
+    def switched(self, blocks: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> Choices:
+        """Other blocks and sublayers off; a set that changes was chosen by hand from then on."""
+        sets = {
+            "remove_blocks": frozenset(blocks),
+            "remove_attention": frozenset(attention),
+            "remove_mlp": frozenset(mlp),
+        }
+        before = {"remove_blocks": self.blocks, "remove_attention": self.attention, "remove_mlp": self.mlp}
+        origins = {op: origin for op, origin in self.origins.items() if op not in sets or sets[op] == before[op]}
+        return replace(self, blocks=sets["remove_blocks"], attention=sets["remove_attention"], mlp=sets["remove_mlp"],
+                       origins=origins)  # fmt: skip
+
+    def narrowed(self, edit: PruneNeurons | None) -> Choices:
+        """Other neurons off."""
+        origins = {op: origin for op, origin in self.origins.items() if op != "prune_neurons"}
+        if edit is not None and edit.chosen_by is not None:
+            origins["prune_neurons"] = edit.chosen_by
+        return replace(self, neurons=dict(edit.removed) if edit else {}, origins=origins)
+
+    def with_parked(self, earlier: Choices) -> Choices:
+        """Take back what an earlier choice had pruned in parts that are off here, so that it returns with them."""
+        return replace(
+            self,
+            neurons={**_only(earlier.neurons, self.blocks | self.mlp), **self.neurons},
+            kv_groups={**_only(earlier.kv_groups, self.blocks | self.attention), **self.kv_groups},
+            heads={**_only(earlier.heads, self.blocks | self.attention), **self.heads},
+        )
+
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits in canonical order, without parked ones."""
+        gone_attention, gone_mlp = self.blocks | self.attention, self.blocks | self.mlp
+        made: list[Edit] = []
+        for kind, indices in ((RemoveBlocks, self.blocks), (RemoveAttention, self.attention - self.blocks),
+                              (RemoveMlp, self.mlp - self.blocks)):  # fmt: skip
+            if indices:
+                made.append(
+                    kind(blocks=tuple(sorted(indices)), chosen_by=self.origins.get(kind.model_fields["op"].default))
+                )
+        for pruning, removed, gone in (
+            (PruneKvGroups, self.kv_groups, gone_attention),
+            (PruneHeads, self.heads, gone_attention),
+            (PruneNeurons, self.neurons, gone_mlp),
+        ):
+            kept = {block: indices for block, indices in removed.items() if block not in gone}
+            if kept:
+                made.append(pruning(removed=kept, chosen_by=self.origins.get(pruning.model_fields["op"].default)))
+        return tuple(made)
+
+
+def _only(removed: Mapping[int, Indices], blocks: frozenset[int]) -> dict[int, Indices]:
+    return {block: indices for block, indices in removed.items() if block in blocks}

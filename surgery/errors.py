@@ -1,0 +1,60 @@
+"""Errors of the headless core, one class for each thing a person can put right."""
+
+from analysis.errors import Cancelled, InputError, TextError, UnsupportedArchitecture
+
+__all__ = [
+    "Cancelled",
+    "CorruptFile",
+    "DeviceError",
+    "DoesNotFit",
+    "GatedModel",
+    "InputError",
+    "NoNetwork",
+    "NotACausalLanguageModel",
+    "QuantisedCheckpoint",
+    "RecipeError",
+    "RemoteCodeNeeded",
+    "TextError",
+    "UnknownModel",
+    "UnsupportedArchitecture",
+]
+
+
+class UnknownModel(InputError):
+    """No model of that id, revision or path."""
+
+
+class GatedModel(InputError):
+    """The Hub asks for an accepted licence or a token."""
+
+
+class NoNetwork(InputError):
+    """Something must be downloaded and the network did not answer."""
+
+
+class NotACausalLanguageModel(InputError):
+    """The checkpoint holds another kind of model."""
+
+
+class CorruptFile(InputError):
+    """A file that is damaged or incomplete."""
+
+
+class RemoteCodeNeeded(InputError):
+    """The checkpoint needs its own Python code, which is off unless asked for."""
+
+
+class QuantisedCheckpoint(InputError):
+    """A quantised checkpoint that transformers cannot turn back into floating point."""
+
+
+class DoesNotFit(InputError):
+    """Not enough memory; the message says what is needed and what is free."""
+
+
+class RecipeError(InputError):
+    """A recipe that is malformed, out of range or contradictory."""
+
+
+class DeviceError(InputError):
+    """A device file that is malformed or unknown."""

@@ -1,0 +1,268 @@
+"""Live evaluation: perplexity of (model, structure) without building it, recomputing only what an edit changes.
+
+The state that enters a block depends only on the input ids and on the specs of the blocks before it, so states are
+cached under a hash chain over both. Losses are cached under the chain's end: undo is a look-up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from threading import Event, RLock
+from typing import Any
+
+import torch
+from torch import nn
+
+from analysis.execution import Prepared, Runner
+from analysis.text import Windows, fingerprint_of
+from surgery.cache import ByteCache
+from surgery.errors import Cancelled
+from surgery.narrow import build_block, own_bytes
+from surgery.structure import BlockSpec, Structure, dense
+
+STATE_BUDGET = 768 * 2**20
+"""Default bytes of cached states."""
+WEIGHT_BUDGET = 512 * 2**20
+"""Default bytes of narrowed weights."""
+LOSS_BUDGET = 64 * 2**20
+CHUNK_TOKENS = 1024
+"""Tokens that go through a block together after the first estimate."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured perplexity, over the first `windows` of `of_windows` windows.
+
+    `difference` and its standard error are paired against the dense model on the same tokens. All losses in nats per
+    token; `standard_error` is the perplexity's own, from the spread of the windows' mean losses (delta method), and
+    None with a single window.
+    """
+
+    perplexity: float
+    nll: float
+    standard_error: float | None
+    nll_standard_error: float | None
+    dense_perplexity: float
+    difference: float
+    difference_standard_error: float | None
+    windows: int
+    of_windows: int
+    tokens: int
+    """Scored tokens."""
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether all windows are in."""
+        return self.windows == self.of_windows
+
+    def document(self) -> dict[str, Any]:
+        """Plain JSON values; an overflowing perplexity is the string "inf"."""
+        return {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def perplexity_of(nll: float) -> float:
+    """exp(nll), `inf` where that overflows."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
+class Evaluator:
+    """Live evaluation of one loaded model for any number of sessions.
+
+    Identical requests at the same time are computed once: every step looks into the cache again once it is its turn.
+
+    Args:
+        runner: the model; never changed.
+        state_budget: bytes of cached states.
+        weight_budget: bytes of narrowed weights.
+    """
+
+    def __init__(self, runner: Runner, state_budget: int = STATE_BUDGET, weight_budget: int = WEIGHT_BUDGET) -> None:
+        self.runner = runner
+        self.dense = dense(runner.architecture)
+        self.states: ByteCache[torch.Tensor] = ByteCache(state_budget)
+        self.weights: ByteCache[nn.Module] = ByteCache(weight_budget)
+        self.losses: ByteCache[torch.Tensor] = ByteCache(LOSS_BUDGET)
+        self.prepared: ByteCache[Prepared] = ByteCache(LOSS_BUDGET)
+        self.turn = RLock()
+
+    def evaluate(self, structure: Structure, windows: Windows, stop: Event | None = None) -> Iterator[Estimate]:
+        """Ever better estimates: after the first window, then after each further chunk of windows.
+
+        Args:
+            structure: what to measure.
+            windows: the text.
+            stop: set by a newer request; honoured within one block or one chunk of the head.
+
+        Raises:
+            Cancelled: `stop` was set.
+        """
+        begun = time.perf_counter()
+        check = _checker(stop)
+        edited: list[torch.Tensor] = []
+        reference: list[torch.Tensor] = []
+        for start, end in chunks(windows.count, windows.length):
+            ids = windows.ids[start:end]
+            reference.append(self.token_losses(self.dense, ids, check))
+            edited.append(self.token_losses(structure, ids, check))
+            yield _estimate(torch.cat(edited), torch.cat(reference), windows.count, time.perf_counter() - begun)
+
+    def measure(self, structure: Structure, windows: Windows, stop: Event | None = None) -> Estimate:
+        """The last estimate: all windows."""
+        *_, last = self.evaluate(structure, windows, stop)
+        return last
+
+    def token_losses(
+        self, structure: Structure, ids: torch.Tensor, check: Callable[[], None] = lambda: None
+    ) -> torch.Tensor:
+        """Negative log likelihood of each predicted token, (windows, tokens - 1), float32, of one chunk."""
+        links = self._chain(structure, ids)
+        end = links[-1]
+        known = self.losses.get(end)
+        if known is not None:
+            return known
+        state = self._final_state(structure, ids, links, check)
+        with self._my_turn():
+            known = self.losses.get(end)
+            if known is None:
+                known = self.runner.losses(state, ids, check)
+                self.losses.put(end, known, _size(known))
+        return known
+
+    def _chain(self, structure: Structure, ids: torch.Tensor) -> list[str]:
+        """Keys of the state entering the first kept block and of the state leaving each one."""
+        links = [fingerprint_of(ids)]
+        for spec in structure.blocks:
+            links.append(links[-1] if spec.empty else _link(links[-1], spec))
+        return links
+
+    def _final_state(
+        self, structure: Structure, ids: torch.Tensor, links: list[str], check: Callable[[], None]
+    ) -> torch.Tensor:
+        """The state leaving the last block, from the deepest cached one on."""
+        prepared = self._prepare(ids)
+        done, state = len(structure.blocks), self.states.get(links[-1])
+        while state is None and done > 0:
+            done -= 1
+            state = self.states.get(links[done]) if done else prepared.state
+        assert state is not None  # prepared.state at the latest
+        for position in range(done, len(structure.blocks)):
+            check()
+            spec = structure.blocks[position]
+            if not spec.empty:
+                state = self._step(spec, state, prepared, links[position + 1])
+        return state
+
+    @torch.inference_mode()
+    def _step(self, spec: BlockSpec, state: torch.Tensor, prepared: Prepared, key: str) -> torch.Tensor:
+        with self._my_turn():
+            known = self.states.get(key)
+            if known is None:
+                known = self.runner.run(self._module(spec), state, prepared.calls[spec.source])
+                self.states.put(key, known, _size(known))
+        return known
+
+    def _module(self, spec: BlockSpec) -> nn.Module:
+        """The block of a spec; narrowed weights are cached by it."""
+        original = self.runner.blocks[spec.source]
+        block = self.runner.architecture.blocks[spec.source]
+        if spec.is_whole(block):
+            return original
+        known = self.weights.get(spec.key)
+        if known is None:
+            known = build_block(original, block, spec)
+            self.weights.put(spec.key, known, own_bytes(known, original))
+        return known
+
+    def _prepare(self, ids: torch.Tensor) -> Prepared:
+        key = fingerprint_of(ids)
+        known = self.prepared.get(key)
+        if known is not None:
+            return known
+        with self._my_turn():
+            known = self.prepared.get(key)
+            if known is None:
+                known = self.runner.prepare(ids)
+                self.prepared.put(key, known, _prepared_size(known))
+        return known
+
+    def _my_turn(self) -> AbstractContextManager[Any]:
+        """One computation at a time on this model: more would only share the same cores."""
+        return self.turn
+
+
+def chunks(count: int, length: int) -> list[tuple[int, int]]:
+    """Half-open ranges of windows that go through a block together: one for a quick first estimate, then more."""
+    size = max(1, CHUNK_TOKENS // length)
+    bounds = [0, *range(1, count, size), count]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def _link(before: str, spec: BlockSpec) -> str:
+    return hashlib.sha256(f"{before}>{spec.key}".encode()).hexdigest()[:32]
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _prepared_size(prepared: Prepared) -> int:
+    """Bytes of the first state and of the masks and position encodings, which blocks share, once each."""
+    found: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found[value.data_ptr()] = _size(value)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                visit(item)
+
+    visit(prepared.state)
+    for call in prepared.calls:
+        visit([*call.args, *call.kwargs.values()])
+    return sum(found.values())
+
+
+def _checker(stop: Event | None) -> Callable[[], None]:
+    def check() -> None:
+        if stop is not None and stop.is_set():
+            raise Cancelled("A newer request has taken its place.")
+
+    return check
+
+
+def _estimate(edited: torch.Tensor, reference: torch.Tensor, of_windows: int, seconds: float) -> Estimate:
+    """Statistics over windows: losses (windows, tokens - 1) of the edited and of the dense model."""
+    means, dense_means = edited.double().mean(dim=1), reference.double().mean(dim=1)
+    nll, dense_nll = float(means.mean()), float(dense_means.mean())
+    count = len(means)
+    error = _standard_error(means)
+    perplexity = perplexity_of(nll)
+    return Estimate(
+        perplexity=perplexity,
+        nll=nll,
+        standard_error=None if error is None else perplexity * error,
+        nll_standard_error=error,
+        dense_perplexity=perplexity_of(dense_nll),
+        difference=nll - dense_nll,
+        difference_standard_error=_standard_error(means - dense_means),
+        windows=count,
+        of_windows=of_windows,
+        tokens=edited.numel(),
+        seconds=seconds,
+    )
+
+
+def _standard_error(values: torch.Tensor) -> float | None:
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else None

@@ -1,0 +1,147 @@
+"""Building an edited block from a spec: a shallow copy with narrowed weights, the original never touched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from analysis.architecture import Attention, Block, HeadNorm, Mlp, Projection
+from analysis.modules import is_transposed, replace, shallow_copy, submodule
+from surgery.structure import BlockSpec
+
+
+class NoAttention(nn.Module):
+    """In place of a removed attention: contributes nothing to the residual stream."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Zeros of the input's shape, and no attention weights."""
+        return torch.zeros_like(hidden_states), None
+
+
+class Zeros(nn.Module):
+    """In place of a removed MLP or its last linear: zeros of the input's shape."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Zeros like the input."""
+        return torch.zeros_like(hidden_states)
+
+
+def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module:
+    """The block that `spec` describes.
+
+    Args:
+        original: the source block's module; returned itself when nothing is missing.
+        block: its map.
+        spec: what stays.
+    """
+    if spec.is_whole(block):
+        return original
+    new = shallow_copy(original)
+    if block.attention is not None:
+        if not spec.attention:
+            replace(new, block.attention.module, NoAttention())
+        elif len(spec.query_heads) < block.attention.query_heads:
+            _narrow_attention(new, block.attention, spec)
+    if block.mlp is not None:
+        if not spec.mlp:
+            _remove_mlp(new, block.mlp)
+        elif len(spec.neurons) < block.mlp.width:
+            _narrow_mlp(new, block.mlp, list(spec.neurons))
+    return new
+
+
+def own_bytes(new: nn.Module, original: nn.Module) -> int:
+    """Bytes of the tensors that an edited block does not share with its original."""
+    shared = {parameter.data_ptr() for parameter in original.parameters()}
+    return sum(p.numel() * p.element_size() for p in new.parameters() if p.data_ptr() not in shared)
+
+
+def _remove_mlp(new: nn.Module, mlp: Mlp) -> None:
+    if mlp.module is not None:
+        replace(new, mlp.module, Zeros())
+        return
+    replace(new, mlp.up.module, nn.Identity())
+    replace(new, mlp.down.module, Zeros())
+
+
+def _narrow_mlp(new: nn.Module, mlp: Mlp, neurons: list[int]) -> None:
+    inputs = [projection for projection in (mlp.gate, mlp.up) if projection is not None]
+    for module in dict.fromkeys(projection.module for projection in inputs):
+        rows = [row for projection in inputs if projection.module == module for row in projection.positions(neurons)]
+        _narrow_linear(new, module, rows=rows)
+    _narrow_linear(new, mlp.down.module, columns=mlp.down.positions(neurons))
+
+
+def _narrow_attention(new: nn.Module, attention: Attention, spec: BlockSpec) -> None:
+    roles: list[tuple[Projection, list[int]]] = [
+        (attention.query, list(spec.query_heads)),
+        (attention.key, list(spec.kv_heads)),
+        (attention.value, list(spec.kv_heads)),
+    ]
+    for module in dict.fromkeys(projection.module for projection, _ in roles):
+        rows = [
+            row for projection, units in roles if projection.module == module for row in projection.positions(units)
+        ]
+        if _interleaved(attention):
+            rows.sort()
+        _narrow_linear(new, module, rows=rows)
+    _narrow_linear(new, attention.output.module, columns=attention.output.positions(list(spec.query_heads)))
+    for norm, units in ((attention.query_norm, spec.query_heads), (attention.key_norm, spec.kv_heads)):
+        _narrow_head_norm(new, norm, list(units), attention.head_size)
+    _set_counts(submodule(new, attention.module), attention, spec)
+
+
+def _interleaved(attention: Attention) -> bool:
+    """Whether one tensor holds query, key and value head by head (GPT-NeoX): the stored order is the ascending one."""
+    return attention.query.fused and attention.query.stride > attention.head_size
+
+
+def _narrow_head_norm(new: nn.Module, norm: HeadNorm | None, units: list[int], head_size: int) -> None:
+    """A norm over all heads together loses the gains of the removed ones (and averages over what is left)."""
+    if norm is None or not norm.over_all_heads:
+        return
+    module = submodule(new, norm.module)
+    positions = [unit * head_size + row for unit in units for row in range(head_size)]
+    _set(module, "weight", module.weight.detach()[positions])  # type: ignore[index]
+
+
+def _set_counts(module: Any, attention: Attention, spec: BlockSpec) -> None:
+    """Head counts that the attention classes keep as attributes, or read from their configuration (Phi-3)."""
+    query, kv = len(spec.query_heads), len(spec.kv_heads)
+    for name, value in {
+        "num_key_value_groups": query // kv,
+        "num_heads": query,
+        "num_attention_heads": query,
+        "num_key_value_heads": kv,
+        "split_size": query * attention.head_size,
+    }.items():
+        if name in module.__dict__:
+            module.__dict__[name] = value
+    if attention.query.fused and getattr(module, "config", None) is not None:
+        config = copy.copy(module.config)
+        config.num_attention_heads, config.num_key_value_heads = query, kv
+        module.__dict__["config"] = config
+
+
+def _narrow_linear(root: nn.Module, path: str, rows: list[int] | None = None, columns: list[int] | None = None) -> None:
+    """Keep some outputs (`rows`) or inputs (`columns`) of a linear or Conv1D, in the given order."""
+    linear: Any = submodule(root, path)
+    by_output = (0, rows) if not is_transposed(linear) else (1, rows)
+    by_input = (1, columns) if not is_transposed(linear) else (0, columns)
+    weight = linear.weight.detach()
+    for axis, positions in (by_output, by_input):
+        if positions is not None:
+            weight = weight.index_select(axis, torch.tensor(positions, device=weight.device))
+    _set(linear, "weight", weight)
+    if rows is not None:
+        _set(linear, "bias", None if linear.bias is None else linear.bias.detach()[rows])
+    for name, positions in (("out_features", rows), ("nf", rows), ("in_features", columns), ("nx", columns)):
+        if positions is not None and name in linear.__dict__:
+            linear.__dict__[name] = len(positions)
+
+
+def _set(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+    module._parameters[name] = None if value is None else nn.Parameter(value, requires_grad=False)

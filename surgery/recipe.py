@@ -1,0 +1,289 @@
+"""The recipe: a small, immutable, validated, versioned JSON document of edits in the source model's numbering."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
+
+from surgery.errors import RecipeError
+from surgery.ranges import Indices, length
+
+SCHEMA = "model-surgery/recipe/1"
+LARGEST_RECIPE = 8 * 2**20
+"""Bytes of recipe JSON that are read."""
+LARGEST_NOTE = 64 * 2**10
+"""Bytes of JSON in `target`, `results` or a budget."""
+MOST_EDITS = 1000
+MOST_INDICES = 2**22
+"""Indices that all edits together may list: a few characters can stand for millions of them."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, ser_json_inf_nan="strings"
+    )
+
+
+class ModelReference(_Frozen):
+    """Which model the indices number."""
+
+    id: str = Field(min_length=1, max_length=500)
+    revision: str | None = Field(default=None, max_length=200)
+    fingerprint: str | None = Field(default=None, max_length=64)
+
+
+class ChosenBy(_Frozen):
+    """Where an edit's indices came from; informative, the indices are what counts."""
+
+    method: str = Field(max_length=100)
+    budget: dict[str, JsonValue] = Field(default_factory=dict)
+    text: dict[str, JsonValue] | None = None
+
+    @field_validator("budget", "text")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        return _bounded(value)
+
+
+class _Edit(_Frozen):
+    chosen_by: ChosenBy | None = None
+
+
+class RemoveBlocks(_Edit):
+    """Remove whole blocks."""
+
+    op: Literal["remove_blocks"] = "remove_blocks"
+    blocks: Indices
+
+
+class RemoveAttention(_Edit):
+    """Remove the attention sublayer of blocks, with the norms that serve it."""
+
+    op: Literal["remove_attention"] = "remove_attention"
+    blocks: Indices
+
+
+class RemoveMlp(_Edit):
+    """Remove the MLP sublayer of blocks, with the norms that serve it."""
+
+    op: Literal["remove_mlp"] = "remove_mlp"
+    blocks: Indices
+
+
+def _block_key(value: Any) -> Any:
+    """JSON keys are strings; accept only plain decimal block numbers."""
+    if isinstance(value, dict):
+        for key in value:
+            text = str(key)
+            if not (text.isascii() and text.isdigit() and len(text) <= 7 and str(int(text)) == text):
+                raise ValueError(f"{text[:40]!r} is not a block number")
+        return {int(key): indices for key, indices in value.items()}
+    return value
+
+
+class _PerBlock(_Edit):
+    removed: dict[int, Indices] = Field(min_length=1)
+
+    @field_validator("removed", mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        return _block_key(value)
+
+    @field_validator("removed")
+    @classmethod
+    def _ordered(cls, value: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        return dict(sorted(value.items()))
+
+
+class PruneNeurons(_PerBlock):
+    """Remove MLP neurons, by block."""
+
+    op: Literal["prune_neurons"] = "prune_neurons"
+
+
+class PruneKvGroups(_PerBlock):
+    """Remove key/value heads with all their query heads, by block."""
+
+    op: Literal["prune_kv_groups"] = "prune_kv_groups"
+
+
+class PruneHeads(_PerBlock):
+    """Remove query heads, by block; every KV group that stays must keep the same number."""
+
+    op: Literal["prune_heads"] = "prune_heads"
+
+
+Edit = Annotated[
+    RemoveBlocks | RemoveAttention | RemoveMlp | PruneNeurons | PruneKvGroups | PruneHeads,
+    Field(discriminator="op"),
+]
+
+
+def _bounded(value: Any) -> Any:
+    """Notes that can be written back as JSON, and are not too large."""
+    try:
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise ValueError("it holds a number or a character that JSON cannot express") from None
+    if len(written) > LARGEST_NOTE:
+        raise ValueError(f"it holds more than {LARGEST_NOTE // 1024} KiB of notes")
+    return value
+
+
+class Recipe(_Frozen):
+    """A recipe. Two recipes with the same model and edits have the same `key`, whatever their notes."""
+
+    schema_: Literal["model-surgery/recipe/1"] = Field(default=SCHEMA, alias="schema")
+    model: ModelReference
+    edits: tuple[Edit, ...] = Field(default=(), max_length=MOST_EDITS, strict=False)
+    target: dict[str, JsonValue] | None = None
+    results: dict[str, JsonValue] | None = None
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _few_indices(cls, value: Any) -> Any:
+        edits = [edit for edit in value if isinstance(edit, dict)] if isinstance(value, (list, tuple)) else []
+        listed = [edit.get("blocks") for edit in edits]
+        for edit in edits:
+            listed += edit["removed"].values() if isinstance(edit.get("removed"), dict) else []
+        if sum(length(indices) for indices in listed if isinstance(indices, str)) > MOST_INDICES:
+            raise ValueError(f"the edits list more than {MOST_INDICES} indices together")
+        return value
+
+    @field_validator("target", "results")
+    @classmethod
+    def _notes(cls, value: Any) -> Any:
+        return _bounded(value)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the model and the edits without their origins, the first 16 hexadecimal digits."""
+        edits = [edit.model_dump(mode="json", exclude={"chosen_by"}) for edit in self.edits]
+        canonical = json.dumps([self.model.model_dump(mode="json"), edits], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def document(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, in the contract's form."""
+        document = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # What an edit does comes before where it came from.
+        document["edits"] = [{"op": edit.pop("op"), **dict(reversed(edit.items()))} for edit in document["edits"]]
+        return document
+
+    def to_json(self) -> str:
+        """The recipe file's text."""
+        return json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def with_edits(self, *edits: Any) -> Recipe:
+        """The same model with other edits; results no longer hold and are dropped.
+
+        Raises:
+            RecipeError: something given is not an edit.
+        """
+        return self.read({"schema": SCHEMA, "model": self.model, "edits": edits, "target": self.target})
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Recipe:
+        """Read a recipe's JSON text.
+
+        Raises:
+            RecipeError: too large, not JSON, or not a valid recipe; one sentence names the place.
+        """
+        if len(text) > LARGEST_RECIPE:
+            raise RecipeError(
+                f"The recipe is larger than {LARGEST_RECIPE // 2**20} MiB: it cannot be a recipe of this tool."
+            )
+        try:
+            document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        except RecipeError:
+            raise
+        except (ValueError, RecursionError):
+            raise RecipeError("The recipe is not valid JSON: export it again, or repair it with an editor.") from None
+        return cls.read(document)
+
+    @classmethod
+    def read(cls, document: Any) -> Recipe:
+        """Validate parsed JSON.
+
+        Raises:
+            RecipeError: one sentence that names the place.
+        """
+        if isinstance(document, dict) and document.get("schema") != SCHEMA:
+            raise RecipeError(
+                f"The recipe's schema is {str(document.get('schema'))[:60]!r}, and only {SCHEMA!r} is understood."
+            )
+        try:
+            return TypeAdapter(cls).validate_python(document)
+        except (ValidationError, RecursionError) as error:
+            raise RecipeError(_sentence(error)) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: missing, unreadable or invalid.
+        """
+        try:
+            if path.stat().st_size > LARGEST_RECIPE:
+                raise RecipeError(f"{path.name} is larger than {LARGEST_RECIPE // 2**20} MiB: it cannot be a recipe.")
+            return cls.parse(path.read_bytes())
+        except OSError as error:
+            raise RecipeError(f"The recipe {str(path)!r} cannot be read ({error.strerror}): check the path.") from None
+
+    def save(self, path: Path) -> None:
+        """Write the recipe under a temporary name and rename it."""
+        write_atomically(path, self.to_json())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 text file so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RecipeError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RecipeError(
+            f"{str(path)!r} cannot be written ({error.strerror}): choose another place or free some space."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a repeated key, json would silently keep the last."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise RecipeError(f"The recipe names the key {twice[:80]!r} twice in one place: keep one of the two.")
+    return document
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _sentence(error: ValidationError | RecursionError) -> str:
+    first = None if isinstance(error, RecursionError) else error.errors(include_url=False, include_input=False)[0]
+    if first is None or first["type"] == "recursion_loop":
+        return "The recipe is nested too deeply to be one of this tool: flatten its notes."
+    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    if first["type"] == "extra_forbidden":
+        return f"The recipe has an unknown key {place[:80]!r}: remove it."
+    if first["type"] == "union_tag_invalid":
+        tag, known = str(first["ctx"]["tag"])[:60], first["ctx"]["expected_tags"]
+        return f"The recipe has an unknown op {tag!r} at {place}: the ops are {known}."
+    if first["type"] == "union_tag_not_found":
+        return f"The recipe's edit at {place} has no op: name one, like 'remove_blocks'."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"The recipe is not valid at {place[:80]}: {message[:300]}."

@@ -1,0 +1,197 @@
+"""The workbench: loaded models shared by all sessions, their caches, devices and jobs. One object, made by its user."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, Lock
+from typing import Any
+
+import psutil
+import torch
+
+from analysis import registry
+from analysis.execution import Runner
+from analysis.registry import Method
+from analysis.statistics import Statistics, collect
+from analysis.text import Purpose, Text, Windows, load_text, make_windows
+from surgery.cache import ByteCache
+from surgery.devices import Devices
+from surgery.errors import Cancelled, InputError, RecipeError
+from surgery.jobs import JobRegistry
+from surgery.live import Evaluator
+from surgery.loading import DEFAULT, Loaded, load
+from surgery.recipe import ModelReference, Recipe
+from surgery.structure import Structure, resolve
+
+Report = Callable[[float, str], None]
+SMALL_CACHE = 64 * 2**20
+STATISTICS_CACHE = 256 * 2**20
+SHORT_OF_MEMORY = 0.15
+"""Share of the machine's memory under which models that are not in use leave."""
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """Which text is measured or analysed, and how it is cut. `content` holds a pasted text."""
+
+    source: str = "embedded"
+    window: int = 256
+    windows: int = 4
+    purpose: Purpose = "evaluation"
+    content: str | None = None
+
+
+class OpenModel:
+    """A loaded model with everything derived from it that sessions share. Read-only for its users.
+
+    Args:
+        loaded: the model.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.architecture = loaded.architecture
+        self.runner = Runner(loaded.model, loaded.architecture)
+        self.evaluator = Evaluator(self.runner)
+        self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
+        self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
+        self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
+
+    @property
+    def reference(self) -> ModelReference:
+        """How a recipe names this model."""
+        return ModelReference(id=self.loaded.id, revision=self.loaded.revision, fingerprint=self.loaded.fingerprint)
+
+    def recipe(self, *edits: Any) -> Recipe:
+        """A recipe for this model."""
+        return Recipe(model=self.reference, edits=edits)
+
+    def resolve(self, recipe: Recipe) -> Structure:
+        """The structure a recipe makes of this model.
+
+        Raises:
+            RecipeError: it does not fit this model.
+        """
+        wanted = recipe.model.fingerprint
+        if wanted is not None and wanted != self.loaded.fingerprint:
+            raise RecipeError(
+                f"The recipe was made for {recipe.model.id} with other weights (fingerprint {wanted}, here "
+                f"{self.loaded.fingerprint}): open the model it was made for."
+            )
+        return resolve(self.architecture, recipe)
+
+    def windows(self, choice: TextChoice) -> Windows:
+        """The token windows of a text.
+
+        Raises:
+            TextError: unreadable, empty or too short.
+        """
+        if choice.content is not None:
+            text = Text("pasted", choice.content)
+        elif choice.source == "embedded":
+            text = load_text(choice.source, choice.purpose)
+        else:
+            text = load_text(choice.source, choice.purpose, self.loaded.tokenizer)
+        key = f"{text.fingerprint}|{choice.window}|{choice.windows}"
+        known = self._windows.get(key)
+        if known is None:
+            known = make_windows(self.loaded.tokenizer, text, choice.window, choice.windows)
+            self._windows.put(key, known, known.ids.numel() * 8)
+        return known
+
+    def statistics(self, windows: Windows, report: Report = lambda fraction, message: None) -> Statistics:
+        """The analysis of some windows; done once, then remembered."""
+        known = self.known_statistics(windows)
+        if known is None:
+            known = collect(self.runner, windows, report=report)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in known.state().values())
+            self._statistics.put(windows.fingerprint, known, size)
+        return known
+
+    def known_statistics(self, windows: Windows) -> Statistics | None:
+        """The analysis of some windows if it has been done."""
+        return self._statistics.get(windows.fingerprint)
+
+    def neuron_scores(
+        self, method: Method, statistics: Statistics | None, identity: str, stop: Event | None = None
+    ) -> dict[int, torch.Tensor]:
+        """Scores of every block's neurons, by block.
+
+        Args:
+            method: a neuron method.
+            statistics: an analysis, for methods that need text.
+            identity: the analysed windows' fingerprint.
+            stop: ends the work between blocks.
+        """
+        key = f"{method.name}|{identity if method.needs_text else ''}"
+        known = self._scores.get(key)
+        if known is None:
+            known = {}
+            for block in self.architecture.blocks:
+                if stop is not None and stop.is_set():
+                    raise Cancelled("Cancelled.")
+                if block.mlp is not None:
+                    known[block.index] = registry.score_neurons(method, self.runner, statistics, block.index)
+            self._scores.put(key, known, sum(scores.numel() * 4 for scores in known.values()))
+        return known
+
+
+class Workbench:
+    """Everything a process shares: open models, devices, jobs.
+
+    Args:
+        most_models: models that stay open; the least recently used ones leave earlier when memory is short.
+    """
+
+    def __init__(self, most_models: int = 3) -> None:
+        self.most_models = most_models
+        self.devices = Devices()
+        self.jobs = JobRegistry()
+        self._open: OrderedDict[tuple[str, str | None], OpenModel] = OrderedDict()
+        self._lock = Lock()
+        self._loading = Lock()
+
+    def open(
+        self,
+        source: str = DEFAULT,
+        revision: str | None = None,
+        report: Report | None = None,
+        trust_remote_code: bool = False,
+    ) -> OpenModel:
+        """A model, loaded once for the whole process however many ask for it.
+
+        Raises:
+            InputError: as `surgery.loading.load`.
+        """
+        if not source.strip():
+            raise InputError("Name a model: `default`, a Hub id such as owner/name, a folder or a .gguf file.")
+        known = self.opened(source, revision)
+        if known is not None:
+            return known
+        with self._loading:
+            known = self.opened(source, revision)
+            if known is None:
+                self._make_room()
+                known = OpenModel(load(source, revision, report, trust_remote_code))
+                with self._lock:
+                    self._open[(source, revision)] = known
+        return known
+
+    def opened(self, source: str, revision: str | None = None) -> OpenModel | None:
+        """The model if it is open, now the most recently used."""
+        with self._lock:
+            known = self._open.get((source, revision))
+            if known is not None:
+                self._open.move_to_end((source, revision))
+            return known
+
+    def _make_room(self) -> None:
+        """Let the least recently used models go when there are too many or memory is short."""
+        with self._lock:
+            memory = psutil.virtual_memory()
+            short = memory.available < SHORT_OF_MEMORY * memory.total
+            while self._open and (short or len(self._open) >= self.most_models):
+                self._open.popitem(last=False)
+                short = False if not self._open else psutil.virtual_memory().available < SHORT_OF_MEMORY * memory.total

@@ -1,0 +1,321 @@
+"""Importance methods against naive loops written from the published formulas (shared/methods.md)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import statistics as stdlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from analysis import heads, registry, similarity
+from analysis.accumulators import NeuronMoments, Similarities
+from analysis.errors import InputError
+from analysis.execution import Runner
+from analysis.neurons import MlpWeights
+from analysis.registry import METHODS, Method
+from analysis.statistics import Statistics, collect
+from tests.reference import heads_of, layout_of, random_windows, runner_of
+from tests.tiny_models import FAMILIES, GATED
+
+CHECKED = ("llama", "gemma2", "phi3", "gpt2", "opt", "gpt_neox")
+BLOCK = 2
+WINDOWS = random_windows(count=3)
+NEURON_METHODS = [entry for entry in METHODS if entry.kind == "neurons"]
+Rows = list[list[float]]
+
+
+@dataclasses.dataclass
+class Neurons:
+    """Plain lists: gate rows (None for a plain MLP), up rows, down columns, and activations by window and token."""
+
+    gate: Rows | None
+    up: Rows
+    down: Rows
+    activations: list[Rows]
+
+    def of(self, neuron: int) -> list[float]:
+        """The neuron's activation at every token of the text."""
+        return [token[neuron] for window in self.activations for token in window]
+
+    @property
+    def inputs(self) -> list[Rows]:
+        return [self.up] if self.gate is None else [self.gate, self.up]
+
+
+@cache
+def neurons_of(family: str) -> Neurons:
+    """One block's MLP, taken out by hand, family by family."""
+    model: Any = copy.deepcopy(runner_of(family).model)
+    block = model.get_submodule(layout_of(family).blocks)[BLOCK]
+    seen: list[torch.Tensor] = []
+    down = block.get_submodule(layout_of(family).down)
+    down.register_forward_pre_hook(lambda module, args: seen.append(args[0].reshape(3, 24, -1)))
+    with torch.no_grad():
+        model(input_ids=WINDOWS.ids)
+    gate = None
+    columns = down.weight.T
+    if family == "phi3":
+        gate, up = block.mlp.gate_up_proj.weight[:80], block.mlp.gate_up_proj.weight[80:]
+    elif family == "gpt2":
+        up, columns = block.mlp.c_fc.weight.T, down.weight
+    elif family == "opt":
+        up = block.fc1.weight
+    elif family == "gpt_neox":
+        up = block.mlp.dense_h_to_4h.weight
+    else:
+        gate, up = block.mlp.gate_proj.weight, block.mlp.up_proj.weight
+    return Neurons(None if gate is None else gate.tolist(), up.tolist(), columns.tolist(), seen[0].tolist())
+
+
+@cache
+def collected(family: str) -> Statistics:
+    return collect(runner_of(family), WINDOWS)
+
+
+def _norm(values: list[float]) -> float:
+    return math.sqrt(math.fsum(value * value for value in values))
+
+
+def _reach(row: list[float]) -> float:
+    return max(row) + abs(min(row))
+
+
+def _hybrid(mlp: Neurons, i: int) -> float:
+    groups = [*mlp.inputs, mlp.down]
+    return sum(_reach(rows[i]) / max(map(_reach, rows)) for rows in groups) * _norm(mlp.of(i))
+
+
+def _minitron(mlp: Neurons, i: int) -> float:
+    return _norm([math.fsum(abs(token[i]) for token in window) / len(window) for window in mlp.activations])
+
+
+@cache
+def _row_sums(family: str) -> list[list[float]]:
+    """For each matrix and hidden channel, the sum of |W| over the neurons."""
+    mlp = neurons_of(family)
+    return [[sum(abs(row[channel]) for row in rows) for channel in range(48)] for rows in (*mlp.inputs, mlp.down)]
+
+
+def _cfsp_share(family: str, i: int) -> float:
+    mlp = neurons_of(family)
+    shares = [
+        sum(abs(weight) / total for weight, total in zip(rows[i], totals, strict=True)) / 48
+        for rows, totals in zip((*mlp.inputs, mlp.down), _row_sums(family), strict=True)
+    ]
+    return sum(shares)
+
+
+FORMULAS: dict[str, Callable[[Neurons, int], float]] = {
+    "maw": lambda mlp, i: sum(_reach(rows[i]) for rows in mlp.inputs),
+    "vow": lambda mlp, i: sum(stdlib.variance(rows[i]) for rows in mlp.inputs),
+    "pon": lambda mlp, i: math.prod(sum(map(abs, rows[i])) for rows in mlp.inputs),
+    "l2": lambda mlp, i: sum(_norm(rows[i]) for rows in mlp.inputs),
+    "hybrid": _hybrid,
+    "wanda_structured": lambda mlp, i: _norm(mlp.down[i]) * _norm(mlp.of(i)) / math.sqrt(len(mlp.of(i))),
+    "minitron": _minitron,
+}
+
+
+def _score(entry: Method, family: str) -> torch.Tensor:
+    return registry.score_neurons(entry, runner_of(family), collected(family), BLOCK)
+
+
+def test_every_neuron_method_has_a_formula_here() -> None:
+    assert {entry.name for entry in NEURON_METHODS} == {*FORMULAS, "cfsp_fine"}
+
+
+@pytest.mark.parametrize("family", CHECKED)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_neuron_scores_follow_the_formula(family: str, name: str) -> None:
+    mlp, found = neurons_of(family), _score(registry.method(name, "neurons"), family)
+    expected = [FORMULAS[name](mlp, neuron) for neuron in range(80)]
+    assert found.dtype == torch.float32 and found.shape == (80,)
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    assert max(expected) > 1.01 * min(expected)
+
+
+@pytest.mark.parametrize("family", CHECKED)
+def test_cfsp_follows_the_formula_and_its_weight_term_does_not_cancel(family: str) -> None:
+    mlp, found = neurons_of(family), _score(registry.method("cfsp_fine"), family)
+    shares = [_cfsp_share(family, neuron) for neuron in range(80)]
+    expected = [share * _norm(mlp.of(neuron)) for neuron, share in enumerate(shares)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    assert max(shares) > 1.1 * min(shares), "a constant weight term would leave the activations alone"
+
+
+def _random_mlp(gated: bool, seed: int = 0) -> tuple[MlpWeights, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    gate, up = torch.randn(2, 12, 8, generator=generator)
+    down = torch.randn(8, 12, generator=generator)
+    return MlpWeights(gate if gated else None, up, down), torch.randn(3, 7, 12, generator=generator)
+
+
+def _apply(entry: Method, weights: MlpWeights, activations: torch.Tensor) -> torch.Tensor:
+    if not entry.needs_text:
+        return entry.function(weights)
+    moments = NeuronMoments.empty(activations.shape[-1])
+    moments.update(activations)
+    return entry.function(weights, moments)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("entry", NEURON_METHODS, ids=lambda entry: entry.name)
+def test_scores_move_with_their_neurons(entry: Method, gated: bool) -> None:
+    weights, activations = _random_mlp(gated)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+    gate = None if weights.gate is None else weights.gate[order]
+    moved = _apply(entry, MlpWeights(gate, weights.up[order], weights.down[:, order]), activations[..., order])
+    torch.testing.assert_close(moved, _apply(entry, weights, activations)[order], rtol=1e-5, atol=0)
+
+
+POWERS = {  # of a common factor of the gate and up rows, of the down columns, of the activations
+    "maw": (1, 0, 0),
+    "vow": (2, 0, 0),
+    "pon": (2, 0, 0),
+    "l2": (1, 0, 0),
+    "hybrid": (0, 0, 1),
+    "wanda_structured": (0, 1, 1),
+    "minitron": (0, 0, 1),
+    "cfsp_fine": (0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("entry", NEURON_METHODS, ids=lambda entry: entry.name)
+def test_scores_scale_by_the_formulas_powers(entry: Method) -> None:
+    weights, activations = _random_mlp(gated=True)
+    assert weights.gate is not None
+    base = _apply(entry, weights, activations)
+    changed = (
+        (MlpWeights(weights.gate * 3, weights.up * 3, weights.down), activations),
+        (MlpWeights(weights.gate, weights.up, weights.down * 3), activations),
+        (weights, activations * 3),
+    )
+    for power, arguments in zip(POWERS[entry.name], changed, strict=True):
+        torch.testing.assert_close(_apply(entry, *arguments), base * 3**power, rtol=1e-5, atol=0)
+
+
+def test_a_neuron_that_does_nothing_is_the_least_important() -> None:
+    weights, activations = _random_mlp(gated=True)
+    assert weights.gate is not None
+    weights.gate[4], weights.up[4], weights.down[:, 4], activations[..., 4] = 0, 0, 0, 0
+    for entry in NEURON_METHODS:
+        assert int(_apply(entry, weights, activations).argmin()) == 4, entry.name
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "smollm", "gpt_neox"])
+def test_minitron_heads_follow_the_formula(family: str) -> None:
+    model: Any = copy.deepcopy(runner_of(family).model)
+    block = model.get_submodule(layout_of(family).blocks)[BLOCK]
+    query, kv = heads_of(family)
+    seen: list[torch.Tensor] = []
+    output = block.get_submodule(layout_of(family).output)
+    output.register_forward_pre_hook(lambda module, args: seen.append(args[0].view(3, 24, query, -1)))
+    with torch.no_grad():
+        model(input_ids=WINDOWS.ids)
+    found = registry.score_heads(registry.method("minitron_heads"), collected(family), BLOCK)
+    expected = [
+        _norm([math.fsum(_norm(token[head].tolist()) for token in window) / 24 for window in seen[0]])
+        for head in range(query)
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    size = query // kv
+    groups = [sum(expected[group * size + offset] for offset in range(size)) for group in range(kv)]
+    assert heads.group_scores(found, kv).tolist() == pytest.approx(groups, rel=1e-4)
+
+
+def _random_similarities(blocks: int, seed: int) -> Similarities:
+    """Of random walks, so that every distance is another."""
+    generator = torch.Generator().manual_seed(seed)
+    found = Similarities.empty(blocks)
+    states = torch.randn(2 * 5, blocks + 1, 16, generator=generator).cumsum(dim=1)
+    found.update_states(torch.nn.functional.normalize(states, dim=-1), windows=2)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_least_distant_run_is_the_best_of_all_runs(seed: int) -> None:
+    blocks = 7
+    found = _random_similarities(blocks, seed)
+    for length in range(1, blocks + 1):
+        distances = {start: float(found.angular[start, start + length]) for start in range(blocks - length + 1)}
+        best = min(distances, key=lambda start: distances[start])
+        assert similarity.least_distant_run(found, length) == list(range(best, best + length))
+    assert similarity.least_distant_run(found, 1) == [int(similarity.angular_distance(found).argmin())]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_score_of_every_family_is_finite(family: str) -> None:
+    runner = runner_of(family)
+    analysed = collect(runner, random_windows(count=2))
+    for entry in METHODS:
+        if entry.kind == "neurons":
+            scores = torch.stack([registry.score_neurons(entry, runner, analysed, block) for block in range(4)])
+            assert scores.shape == (4, 80)
+        elif entry.kind == "heads":
+            scores = torch.stack([registry.score_heads(entry, analysed, block) for block in range(4)])
+            assert scores.shape == (4, heads_of(family)[0])
+        else:
+            scores = registry.score_blocks(entry, analysed)
+            assert scores.shape == (4,)
+        assert scores.dtype == torch.float32
+        assert math.isfinite(float(scores.sum())), entry.name
+        # OPT's ReLU leaves some neurons silent on a short text: their scores may be zero.
+        assert bool((scores >= 0).all() if family == "opt" else (scores > 0).all()), entry.name
+
+
+def test_the_registry_lists_complete_entries() -> None:
+    keys = {"name", "kind", "title", "source", "needs_gradients", "needs_text"}
+    assert len({(entry.name, entry.kind) for entry in METHODS}) == len(METHODS)
+    for entry in METHODS:
+        listed = entry.listed()
+        assert set(listed) == keys
+        assert all(listed[key] for key in ("name", "title", "source"))
+        assert listed["kind"] in ("blocks", "attention", "mlp", "heads", "neurons")
+        assert isinstance(listed["needs_text"], bool) and isinstance(listed["needs_gradients"], bool)
+        assert entry.name.isidentifier() and entry.function.__doc__
+        assert registry.method(entry.name) is registry.method(entry.name, entry.kind) is entry
+
+
+def test_unknown_methods_are_refused_with_the_known_names() -> None:
+    with pytest.raises(InputError, match=r"'nonsense'.*maw.*cfsp_fine"):
+        registry.method("nonsense")
+    with pytest.raises(InputError, match="'maw' for heads: use one of minitron_heads"):
+        registry.method("maw", "heads")
+
+
+@pytest.mark.parametrize("entry", METHODS, ids=lambda entry: entry.name)
+def test_a_method_that_needs_text_says_so(entry: Method) -> None:
+    runner = runner_of("llama")
+    if entry.kind == "neurons" and not entry.needs_text:
+        assert registry.score_neurons(entry, runner, None, 0).shape == (80,)
+        return
+    for nothing in (None, Statistics.empty(runner.architecture)):
+        with pytest.raises(InputError, match=f"'{entry.name}' needs text"):
+            if entry.kind == "neurons":
+                registry.score_neurons(entry, runner, nothing, 0)
+            elif entry.kind == "heads":
+                registry.score_heads(entry, nothing, 0)
+            else:
+                registry.score_blocks(entry, nothing)
+
+
+def test_a_block_without_the_sublayer_is_refused() -> None:
+    whole = runner_of("llama")
+    blocks = [dataclasses.replace(block, attention=None, mlp=None) for block in whole.architecture.blocks]
+    bare = Runner(whole.model, dataclasses.replace(whole.architecture, blocks=tuple(blocks)))
+    with pytest.raises(InputError, match="Block 1 has no MLP"):
+        registry.score_neurons(registry.method("maw"), bare, None, 1)
+    analysed = Statistics.empty(bare.architecture)
+    analysed.similarities.tokens += 1
+    with pytest.raises(InputError, match="Block 1 has no attention"):
+        registry.score_heads(registry.method("minitron_heads"), analysed, 1)
+
+
+def test_plain_mlps_leave_the_gate_out() -> None:
+    assert all(neurons_of(family).gate is None for family in CHECKED if family not in GATED)

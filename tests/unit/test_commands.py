@@ -1,0 +1,154 @@
+"""The command line's contract, run as a person runs it, on a tiny checkpoint in a folder."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from surgery import commands
+from tests.tiny_models import VOCAB, build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments, code=0):
+    """Run the command line in this process; standard output, or standard error where it is to fail."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["surgery", *map(str, arguments)])
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        commands.main()
+    assert (ended.value.code or 0) == code, err.getvalue()
+    assert "Traceback" not in err.getvalue()
+    return out.getvalue() if code == 0 else err.getvalue().strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama checkpoint with a word-level tokenizer, and a text for it."""
+    where = tmp_path_factory.mktemp("tiny")
+    build("llama").save_pretrained(where)
+    words = {f"w{index}": index for index in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(where)
+    (where / "text.txt").write_text(" ".join(f"w{index * 7 % VOCAB}" for index in range(400)))
+    return where
+
+
+TEXT = ("--window", 16, "--windows", 3)
+
+
+def test_as_a_program(folder):
+    """Run as people and scripts do: JSON alone on standard output, one sentence on standard error, exit codes."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    program = [sys.executable, "-m", "surgery"]
+    good = subprocess.run([*program, "inspect", folder, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert good.returncode == 0 and json.loads(good.stdout)["blocks"] == 4
+    bad = subprocess.run([*program, "inspect", "/no/such"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stdout == "" and len(bad.stderr.splitlines()) == 1
+
+
+def test_inspect(folder):
+    found = json.loads(run("inspect", folder, "--json"))
+    for key in ("blocks", "hidden_size", "parameters", "intermediate_size", "query_heads", "kv_heads",
+                "expansion_ratio", "bytes", "editable"):  # fmt: skip
+        assert key in found
+    assert found["blocks"] == len(found["intermediate_size"]) == len(found["kv_heads"]) == 4
+    assert found["bytes"] == {"float32": 4 * found["parameters"]}
+
+
+def test_methods():
+    found = json.loads(run("methods", "--json"))
+    assert {"maw", "vow", "pon", "l2", "hybrid", "wanda_structured", "minitron", "cfsp_fine", "minitron_heads",
+            "block_influence", "angular_distance"} <= {entry["name"] for entry in found}  # fmt: skip
+    assert all({"name", "kind", "source", "needs_gradients", "needs_text"} <= set(entry) for entry in found)
+
+
+def test_analyze_writes_everything(folder, tmp_path):
+    out = tmp_path / "analysis.json"
+    found = json.loads(run("analyze", folder, "--text", folder / "text.txt", *TEXT, "--out", out, "--json"))
+    whole = json.loads(out.read_text())
+    assert found["tokens"] == 48
+    assert len(found["similarity"]["block_influence"]) == len(found["similarity"]["mlp"]) == 4
+    assert len(whole["neurons"]["maw"]) == 4 and len(whole["neurons"]["hybrid"][0]) == 80
+    assert all(len(row) == 6 for row in found["heads"]["entropy"])
+
+
+def test_suggest_evaluate_and_fit_share_a_recipe(folder, tmp_path):
+    out = tmp_path / "recipe.json"
+    text = ("--text", folder / "text.txt", *TEXT)
+    printed = json.loads(run("suggest", folder, "--method", "block_influence", "--blocks", 1, *text, "--out", out, "--json"))
+    assert printed == json.loads(out.read_text())
+    assert printed["edits"][0]["op"] == "remove_blocks"
+    plain = json.loads(run("evaluate", folder, *text, "--json"))
+    edited = json.loads(run("evaluate", folder, "--recipe", out, *text, "--json"))
+    for key in ("perplexity", "nll", "standard_error", "tokens", "window", "windows", "bos", "dtype", "parameters",
+                "bytes", "seconds"):  # fmt: skip
+        assert key in edited
+    assert edited["tokens"] == 45 and edited["windows"] == 3 and edited["window"] == 16
+    assert edited["parameters"] < plain["parameters"]
+    assert edited["dense_perplexity"] == plain["perplexity"] != edited["perplexity"]
+    assert json.loads(run("evaluate", folder, "--recipe", out, *text, "--json"))["perplexity"] == edited["perplexity"]
+    fitted = json.loads(run("fit", folder, "--recipe", out, "--device", "raspberry-pi-5-8gb", "--context", 64, "--json"))
+    for key in ("fits", "weights_bytes", "kv_cache_bytes", "activation_bytes", "overhead_bytes", "capacity_bytes",
+                "spare_bytes", "decode_tokens_per_second"):  # fmt: skip
+        assert key in fitted
+    assert fitted["weights_bytes"] == 2 * edited["parameters"]
+
+
+@pytest.mark.parametrize("width", [("--width", 40), ("--expansion-ratio", "100%"), ("--params", "-10%")])
+def test_negative_and_percent_budgets_are_read(folder, width):
+    assert json.loads(run("suggest", folder, "--method", "maw", *width, "--json"))["edits"][0]["op"] == "prune_neurons"
+
+
+def test_people_get_tables(folder):
+    assert "hidden size" in run("inspect", folder)
+    assert "block_influence" in run("methods")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("inspect", "/no/such/folder"), "/no/such/folder"),
+        (("inspect", "not a model id"), "not a model id"),
+        (("evaluate", "FOLDER", "--text", "/no/such.txt"), "/no/such.txt"),
+        (("evaluate", "FOLDER", "--text", "TEXT", "--windows", "1000"), "longer text"),
+        (("evaluate", "FOLDER", "--recipe", "/no/recipe.json"), "/no/recipe.json"),
+        (("suggest", "FOLDER", "--method", "nope", "--blocks", "1"), "nope"),
+        (("suggest", "FOLDER", "--method", "maw"), "exactly one budget"),
+        (("fit", "FOLDER", "--device", "nope"), "nope"),
+        (("fit", "FOLDER", "--device", "nvidia-t4", "--type", "Q9"), "Q9"),
+        (("fit", "FOLDER", "--device", "nvidia-t4", "--context", "0"), "context"),
+        (("evaluate", "FOLDER", "--window", "1"), "window"),
+        (("evaluate", "FOLDER", "--unknown"), "--unknown"),
+        (("nonsense",), "nonsense"),
+        (("analyze", "FOLDER", "--text", "TEXT", "--window", "16", "--windows", "1", "--out", "/no/dir/x.json"), "/no/dir"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(folder, arguments, word):
+    filled = [{"FOLDER": str(folder), "TEXT": str(folder / "text.txt")}.get(item, item) for item in arguments]
+    message = run(*filled, code=2)
+    assert word in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_published_figure_of_the_embedded_model():
+    shared = ROOT.parent / "shared" / "data" / "wikitext-2-raw-test.jsonl"
+    assert shared.is_file(), f"{shared} is missing: it comes with the checkout"
+    found = json.loads(run("evaluate", "default", "--text", shared, "--window", 512, "--windows", 16, "--json"))
+    assert found["perplexity"] == pytest.approx(36.634, abs=0.01)
+    assert found["tokens"] == 16 * 511

@@ -1,0 +1,47 @@
+"""Weights that accelerate keeps on disk or in ordinary memory: analysis and live evaluation give the same numbers."""
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+
+from analysis.describe import describe
+from analysis.execution import Runner
+from analysis.statistics import collect
+from analysis.text import Windows
+from surgery.live import Evaluator
+from surgery.recipe import Recipe
+from surgery.structure import resolve
+from tests.tiny_models import build
+
+RECIPE = Recipe.read(
+    {
+        "schema": "model-surgery/recipe/1",
+        "model": {"id": "tiny"},
+        "edits": [
+            {"op": "remove_blocks", "blocks": "1"},
+            {"op": "remove_attention", "blocks": "0"},
+            {"op": "prune_neurons", "removed": {"2": "0-10"}},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_offloaded_model_measures_the_same(place, family, tmp_path):
+    windows = Windows(torch.randint(0, 128, (3, 24), generator=torch.Generator().manual_seed(1)), "x", "y", False)
+    plain, offloaded = build(family), build(family)
+    if place == "disk":
+        disk_offload(offloaded, str(tmp_path), execution_device="cpu")
+    else:
+        cpu_offload(offloaded, execution_device="cpu")
+    assert next(offloaded.parameters()).is_meta
+    results = []
+    for model in (plain, offloaded):
+        architecture = describe(model)
+        runner = Runner(model, architecture)
+        estimate = Evaluator(runner).measure(resolve(architecture, RECIPE), windows)
+        results.append((architecture.parameters, estimate.nll, collect(runner, windows).similarities.angular))
+    assert results[0][0] == results[1][0]
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-6)
+    torch.testing.assert_close(results[0][2], results[1][2])

@@ -1,0 +1,1 @@
+"""The Gradio page of the workbench: widgets, presenters, handlers and layout."""

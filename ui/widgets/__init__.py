@@ -1,0 +1,1 @@
+"""Interactive pictures for the page; each one knows only JSON and nothing about models."""
