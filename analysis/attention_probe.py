@@ -32,9 +32,9 @@ def install(block: nn.Module, attention_path: str, moments: HeadMoments) -> None
 
     AttentionInterface.register(NAME, _attention)  # the same function each time: registering again changes nothing
     attention = submodule(block, attention_path)
-    config = copy.copy(attention.config)  # type: ignore[arg-type]
+    config = copy.copy(attention.config)
     config._attn_implementation_internal = NAME  # type: ignore[union-attr]
-    attention.config = config  # type: ignore[assignment]
+    attention.config = config
     attention.__dict__["head_moments"] = moments
     replace(block, attention_path, attention)
 

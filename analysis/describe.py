@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ def describe(model: nn.Module) -> Architecture:
         )
     backbone_path = list_path.rpartition(".")[0]
     backbone = model.get_submodule(backbone_path)
-    _refuse_unusual(backbone, list_path, blocks)
+    _refuse_unusual(config, backbone, list_path, blocks)
     head = cast(Any, model).get_output_embeddings()
     embeddings = cast(Any, model).get_input_embeddings()
     if head is None or embeddings is None:
@@ -75,22 +76,33 @@ def describe(model: nn.Module) -> Architecture:
     )
 
 
-def _refuse_unusual(backbone: nn.Module, path: str, blocks: list[nn.Module]) -> None:
-    """OPT-350m projects its embeddings and normalises after each sublayer; no edit here is exact on that."""
+def _refuse_unusual(config: Any, backbone: nn.Module, path: str, blocks: list[nn.Module]) -> None:
+    """Structures whose parts have familiar names and on which no edit here would be exact."""
     parent = path.rpartition(".")[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedArchitecture(f"{path} belongs to an encoder-decoder model: only decoder models can be edited.")
     if getattr(backbone, "project_in", None) is not None:
-        raise UnsupportedArchitecture(f"{parent}.project_in changes the width of the embeddings, which cannot be edited.")
-    if any(getattr(block, "do_layer_norm_before", True) is False for block in blocks):
         raise UnsupportedArchitecture(
-            f"{path}.0 normalises the residual stream after each sublayer, which cannot be edited."
+            f"{parent}.project_in changes the width of the embeddings, which cannot be edited."
         )
+    for index, block in enumerate(blocks):
+        if getattr(block, "do_layer_norm_before", True) is False:
+            raise UnsupportedArchitecture(
+                f"{path}.{index} normalises the residual stream after each sublayer, which cannot be edited."
+            )
+        name, attention = cast(tuple[str, nn.Module], _find_attention(block))
+        unusual = {"alibi", "residual"} & set(inspect.signature(type(attention).forward).parameters)
+        if unusual:
+            raise UnsupportedArchitecture(
+                f"{path}.{index}.{name} takes {' and '.join(sorted(unusual))} (as BLOOM does), which cannot be edited."
+            )
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum({id(tensor): tensor.numel() for tensor in parameters}.values())
 
 
-def _bytes_by_dtype(tensors: list[torch.Tensor]) -> dict[str, int]:
+def _bytes_by_dtype(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for parameter in {id(tensor): tensor for tensor in tensors}.values():
         name = str(parameter.dtype).removeprefix("torch.")
@@ -110,9 +122,9 @@ def _block_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """The module list whose children each hold an attention; the longest one if there are several."""
     best: tuple[str, list[nn.Module]] | None = None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and all(_find_attention(child) for child in module):
-            if best is None or len(module) > len(best[1]):
-                best = name, list(module)
+        holds_blocks = isinstance(module, nn.ModuleList) and all(_find_attention(child) for child in module)
+        if holds_blocks and len(module) > (len(best[1]) if best else 0):
+            best = name, list(module)
     if best is None:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no list of decoder blocks with attention: only decoder models of the "

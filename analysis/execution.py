@@ -6,8 +6,10 @@ those of its own forward pass. The loaded model is never changed: only shallow c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from analysis.architecture import Architecture
 from analysis.modules import device_of, replace, shallow_copy
 
 HEAD_CHUNK = 128
-"""Tokens whose logits exist at one time."""
+"""Positions whose logits exist at one time where the model's own head computes them."""
+VOCABULARY_CHUNK = 2048
+"""Columns of the vocabulary whose logits exist at one time where the head is a plain linear layer."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class _Given(nn.Module):
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
         # GPT-2's head hands on the cross attentions too, so the output must have the field.
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.state)  # type: ignore[arg-type]
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.state)
 
 
 class Runner:
@@ -105,24 +109,64 @@ class Runner:
     def losses(self, state: torch.Tensor, ids: torch.Tensor, check: Callable[[], None] = lambda: None) -> torch.Tensor:
         """Negative log likelihood in nats of each predicted token, (windows, tokens - 1), float32.
 
-        The final norm and the head run on `HEAD_CHUNK` positions at a time, so the logits of all windows never
-        exist together. `check` is called between chunks and may raise.
+        The logits of all windows never exist together: a head that is a linear layer and nothing else is taken
+        `VOCABULARY_CHUNK` columns at a time for all positions, any other `HEAD_CHUNK` positions at a time by the
+        model's own forward. `check` is called between chunks and may raise.
         """
-        stand_in = _Given()
-        tail = shallow_copy(self.model)
-        replace(tail, self.architecture.backbone, stand_in)
         device = device_of(self.model.get_submodule(self.architecture.head))
         targets = ids[:, 1:].reshape(-1).to(device)
-        inputs = self._normalised(state)[:, :-1].reshape(-1, state.shape[-1])
-        out = torch.empty(len(targets), dtype=torch.float32)
+        inputs = self._normalised(state)[:, :-1].reshape(-1, state.shape[-1]).to(device)
+        compute = self._linear_losses if self._head_is_linear else self._own_losses
+        return compute(inputs, targets, check).float().cpu().view(ids.shape[0], -1)
+
+    @cached_property
+    def _head_is_linear(self) -> bool:
+        """Whether the model's own logits are those of the head's weights alone (no scaling, no soft cap), tried out."""
+        head: Any = shallow_copy(self.model.get_submodule(self.architecture.head))
+        if head.weight.dtype != torch.float32 or type(head) is not nn.Linear:
+            return False
+        generator = torch.Generator().manual_seed(0)
+        trial = 8 * torch.randn(4, head.in_features, generator=generator).to(head.weight.device)
+        return torch.allclose(self._own_logits(trial), head(trial), rtol=1e-5, atol=1e-5)
+
+    def _own_logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (positions, vocabulary) by the model's own forward, after the backbone."""
+        stand_in = _Given()
+        stand_in.state = inputs.unsqueeze(0)
+        tail = shallow_copy(self.model)
+        replace(tail, self.architecture.backbone, stand_in)
+        placeholder = torch.zeros(1, 1, dtype=torch.long, device=inputs.device)
+        return tail(input_ids=placeholder, use_cache=False).logits[0]
+
+    def _own_losses(self, inputs: torch.Tensor, targets: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
+        losses = []
         for start in range(0, len(targets), HEAD_CHUNK):
             check()
-            stand_in.state = inputs[start : start + HEAD_CHUNK].unsqueeze(0).to(device)
-            logits = tail(input_ids=targets[None, :1], use_cache=False).logits[0]
-            chunk = targets[start : start + HEAD_CHUNK]
-            loss = nn.functional.cross_entropy(logits.float(), chunk, reduction="none")
-            out[start : start + HEAD_CHUNK] = loss.cpu()
-        return out.view(ids.shape[0], -1)
+            logits = self._own_logits(inputs[start : start + HEAD_CHUNK]).float()
+            losses.append(nn.functional.cross_entropy(logits, targets[start : start + HEAD_CHUNK], reduction="none"))
+        return torch.cat(losses)
+
+    def _linear_losses(self, inputs: torch.Tensor, targets: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
+        """The log of the sum of exponentials kept running over the vocabulary, so that the weights stay in cache."""
+        head: Any = shallow_copy(self.model.get_submodule(self.architecture.head))
+        weight, bias = head.weight, head.bias
+        highest = torch.full_like(targets, -math.inf, dtype=torch.float32)
+        total = torch.zeros_like(highest)
+        chosen = torch.zeros_like(highest)
+        buffer = torch.empty(len(targets), min(VOCABULARY_CHUNK, len(weight)), device=inputs.device)
+        for start in range(0, len(weight), VOCABULARY_CHUNK):
+            check()
+            columns = weight[start : start + VOCABULARY_CHUNK]
+            fits = len(columns) == buffer.shape[1]
+            logits = torch.mm(inputs, columns.T, out=buffer) if fits else torch.mm(inputs, columns.T)
+            if bias is not None:
+                logits += bias[start : start + VOCABULARY_CHUNK]
+            rows = ((targets >= start) & (targets < start + len(columns))).nonzero(as_tuple=True)[0]
+            chosen[rows] = logits[rows, targets[rows] - start]
+            top = torch.maximum(highest, logits.amax(dim=1))
+            total = total * (highest - top).exp_() + logits.sub_(top[:, None]).exp_().sum(dim=1)
+            highest = top
+        return highest + total.log_() - chosen
 
     def _device(self) -> torch.device:
         return device_of(self.model.get_submodule(self.architecture.embeddings))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
 
 INK = "#7a869a"
-"""Axis and label colour with contrast on white and on near-black."""
+"""Axis and label colour with contrast on white and on near-black; the page's style sheet replaces it by its own."""
 GRID = "rgba(128, 138, 156, 0.22)"
 ATTENTION, MLP, BLOCK = "#3b82c4", "#d97a1f", "#2a9d7f"
 SCALE = "Viridis"
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 HEAD_TITLES = {
     "entropy": "Attention entropy (nats)",
     "distance": "Mean attention distance (tokens)",
@@ -24,17 +27,23 @@ HEAD_TITLES = {
 
 def block_influence(influence: torch.Tensor, removed: Sequence[int] = ()) -> go.Figure:
     """Bars of block influence, (blocks,), on a logarithmic axis; removed blocks are hatched."""
-    count = len(influence)
+    values, gone = influence.tolist(), set(removed)
     figure = go.Figure(
         go.Bar(
-            x=list(range(count)),
-            y=influence.tolist(),
-            marker={"color": BLOCK, "pattern": {"shape": ["x" if block in removed else "" for block in range(count)]}},
-            hovertemplate="Block %{x}<br>influence %{y:.4f}<extra></extra>",
+            x=list(range(len(values))),
+            y=values,
+            marker={
+                "color": BLOCK,
+                "opacity": [0.35 if block in gone else 1.0 for block in range(len(values))],
+                "pattern": {"shape": ["x" if block in gone else "" for block in range(len(values))]},
+            },
+            customdata=["removed" if block in gone else "kept" for block in range(len(values))],
+            hovertemplate="Block %{x} (%{customdata})<br>influence %{y:.4f}<extra></extra>",
         )
     )
-    figure.update_yaxes(type="log", title="1 - cosine (log scale)")
-    figure.update_xaxes(title="Block", dtick=_ticks(count))
+    _logarithmic(figure, values)
+    figure.update_yaxes(title="Influence (1 - cosine)")
+    figure.update_xaxes(title="Block", dtick=_ticks(len(values)), showgrid=False)
     return _styled(figure)
 
 
@@ -51,31 +60,39 @@ def sublayer_influence(attention: torch.Tensor, mlp: torch.Tensor) -> go.Figure:
             line={"color": colour, "width": 1.5},
             hovertemplate=f"{name} of block %{{x}}<br>influence %{{y:.4f}}<extra></extra>",
         )
-    figure.update_yaxes(type="log", title="1 - cosine (log scale)")
-    figure.update_xaxes(title="Block", dtick=_ticks(len(mlp)))
+    _logarithmic(figure, [*attention.tolist(), *mlp.tolist()])
+    figure.update_yaxes(title="Influence (1 - cosine)")
+    figure.update_xaxes(title="Block", dtick=_ticks(len(mlp)), showgrid=False, range=[-0.6, len(mlp) - 0.4])
     return _styled(figure)
 
 
 def angular_triangle(distances: torch.Tensor) -> go.Figure:
     """Heat map of the angular distance of n consecutive blocks, (blocks, blocks), NaN where there is none."""
     count = len(distances)
+    runs = [
+        ["1 block" if length == 1 else f"to {first + length - 1} ({length} blocks)" for first in range(count)]
+        for length in range(1, count + 1)
+    ]
     figure = go.Figure(
         go.Heatmap(
             x=list(range(count)),
             y=list(range(1, count + 1)),
             z=_cells(distances.T),
+            customdata=runs,
             colorscale=SCALE,
             colorbar={"title": {"text": "distance"}, "thickness": 12},
-            hovertemplate="Blocks %{x} to %{x} + %{y} - 1<br>distance %{z:.4f}<extra></extra>",
+            hovertemplate="Block %{x}, %{customdata}<br>angular distance %{z:.4f}<extra></extra>",
         )
     )
     figure.update_xaxes(title="First block of the run", dtick=_ticks(count))
-    figure.update_yaxes(title="Blocks in the run")
+    figure.update_yaxes(title="Blocks in the run", dtick=_ticks(count))
     return _styled(figure)
 
 
 def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int = 40) -> go.Figure:
-    """Heat map of the neurons' scores, by block: the share of the block's total that each quantile of neurons holds.
+    """Heat map of the neurons' scores by block, from the least to the most important, in multiples of the block's mean.
+
+    The colours span the 1st to the 99th percentile, so that a few outliers do not flatten the rest.
 
     Args:
         scores: (neurons,) by block, none negative.
@@ -84,23 +101,32 @@ def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int
     """
     blocks = sorted(scores)
     quantiles = torch.linspace(0, 1, steps)
-    rows = []
+    columns = []
     for block in blocks:
-        values = torch.quantile(scores[block].float(), quantiles)
-        rows.append((values / scores[block].float().mean().clamp_min(1e-30)).clamp_min(1e-4).log10())
-    table = torch.stack(rows, dim=1)
+        values = scores[block].float()
+        columns.append(torch.quantile(values, quantiles) / values.mean().clamp_min(1e-30))
+    multiples = torch.stack(columns, dim=1)
+    logs = multiples.clamp_min(1e-6).log10()
+    low, high = (float(bound) for bound in torch.quantile(logs, torch.tensor([0.01, 0.99])))
+    if high - low < 1e-6:
+        low, high = low - 0.5, high + 0.5
     figure = go.Figure(
         go.Heatmap(
             x=blocks,
             y=[round(float(q) * 100, 1) for q in quantiles],
-            z=_cells(table),
+            z=_cells(logs),
+            zmin=low,
+            zmax=high,
+            customdata=_cells(multiples),
             colorscale=SCALE,
-            colorbar={"title": {"text": "times the<br>mean (log10)"}, "thickness": 12},
-            hovertemplate="Block %{x}, %{y:.0f}% of its neurons are lower<br>10^%{z:.2f} x the mean<extra></extra>",
+            colorbar={"title": {"text": "x block mean"}, "thickness": 12, **_log_ticks(10**low, 10**high)},
+            hovertemplate=(
+                "Block %{x}<br>%{y:.0f}% of its neurons score lower<br>%{customdata:.3g} times the mean<extra></extra>"
+            ),
         )
     )
     figure.update_xaxes(title="Block", dtick=_ticks(len(blocks)))
-    figure.update_yaxes(title="Neurons, least to most important (%)")
+    figure.update_yaxes(title="Neurons by rank (%)")
     figure.update_layout(title={"text": title})
     return _styled(figure)
 
@@ -117,7 +143,7 @@ def head_statistic(values: Sequence[torch.Tensor], name: str) -> go.Figure:
             z=_cells(padded),
             colorscale=SCALE,
             colorbar={"thickness": 12},
-            hovertemplate="Block %{x}, head %{y}<br>%{z:.4f}<extra></extra>",
+            hovertemplate=f"Block %{{x}}, query head %{{y}}<br>{title}: %{{z:.4g}}<extra></extra>",
         )
     )
     figure.update_xaxes(title="Block", dtick=_ticks(len(values)))
@@ -132,7 +158,31 @@ def _cells(values: torch.Tensor) -> list[list[float | None]]:
 
 
 def _ticks(count: int) -> int:
-    return max(1, count // 10)
+    return max(1, math.ceil(count / 10))
+
+
+def _logarithmic(figure: go.Figure, values: Iterable[float]) -> None:
+    """A logarithmic y axis around the positive values, with few labels."""
+    positive = [value for value in values if 0 < value < math.inf]
+    low, high = (min(positive) / 1.3, max(positive) * 1.3) if positive else (0.1, 10.0)
+    ticks = _log_ticks(low, high)
+    ticks["tickvals"] = [10**exponent for exponent in ticks["tickvals"]]
+    figure.update_yaxes(type="log", range=[math.log10(low), math.log10(high)], **ticks)
+
+
+def _log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Labels at the decades between two positive numbers, at finer steps if those are few; `tickvals` are logarithms."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)):
+        marks = [factor * 10.0**decade for decade in decades for factor in factors]
+        marks = [mark for mark in marks if low <= mark <= high]
+        if len(marks) >= 3:
+            break
+    return {
+        "tickmode": "array",
+        "tickvals": [math.log10(mark) for mark in marks],
+        "ticktext": [f"{mark:,.0f}" if 1 <= mark < 1e6 and mark == round(mark) else f"{mark:.3g}" for mark in marks],
+    }
 
 
 def _styled(figure: go.Figure) -> go.Figure:
@@ -140,12 +190,14 @@ def _styled(figure: go.Figure) -> go.Figure:
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": INK, "size": 12},
-        margin={"l": 62, "r": 16, "t": 44, "b": 48},
-        height=340,
+        font={"color": INK, "size": 12, "family": FONT},
+        margin={"l": 58, "r": 12, "t": 36, "b": 44},
+        height=320,
+        autosize=True,
         bargap=0.25,
-        legend={"orientation": "h", "y": 1.12, "x": 0},
+        legend={"orientation": "h", "y": 1.14, "x": 0},
         title={"font": {"size": 13}, "x": 0, "xref": "paper"},
+        dragmode=False,
     )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID, automargin=True)

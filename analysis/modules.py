@@ -67,5 +67,5 @@ def is_transposed(linear: nn.Module) -> bool:
 
 def weight_of(linear: nn.Module) -> torch.Tensor:
     """The weight as (outputs, inputs), a view, detached."""
-    weight: torch.Tensor = linear.weight.detach()  # type: ignore[union-attr, operator, assignment]
+    weight: torch.Tensor = linear.weight.detach()  # type: ignore[operator]
     return weight.T if is_transposed(linear) else weight

@@ -82,8 +82,9 @@ def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = No
         count: number of windows; all that the text holds when None.
 
     Raises:
-        TextError: the text is too short, or the numbers make no sense.
+        TextError: the text is blank, broken or too short, or the numbers make no sense.
     """
+    checked(text)
     if window < 2 or (count is not None and count < 1):
         raise TextError("A window needs at least 2 tokens, and there must be at least 1 window.")
     encoding = tokenizer(text.content, add_special_tokens=False, verbose=False)
@@ -128,22 +129,29 @@ def load_text(source: str, purpose: Purpose = "evaluation", tokenizer: Any = Non
     if source == "embedded":
         content = _read(TEXT_FOLDER / f"{purpose}.txt")
     elif source == "wikitext-2":
-        content = JOIN.join(_hub_rows(*WIKITEXT, "validation" if purpose == "calibration" else "test"))
+        content = JOIN.join(_hub_rows(*WIKITEXT, "validation" if purpose == "calibration" else "test", tokenizer))
     elif source.startswith("hub:"):
-        content = JOIN.join(_hub_rows(*_hub_parts(source)))
+        content = JOIN.join(_hub_rows(*_hub_parts(source), tokenizer))
     else:
         content = load_file(Path(source), tokenizer)
     return checked(Text(source, content))
 
 
 def checked(text: Text) -> Text:
-    """The text itself, unless it is blank.
+    """The text itself, unless it is blank or broken.
 
     Raises:
-        TextError: there is nothing but white space.
+        TextError: there is nothing but white space, or half of a character that no tokenizer takes.
     """
     if not text.content.strip():
-        raise TextError(f"The text {text.source!r} is empty: give a text with words in it.")
+        raise TextError(f"The text {text.source[:200]!r} is empty: give a text with words in it.")
+    try:
+        text.content.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"The text {text.source[:200]!r} has half a character (a lone surrogate) at position {error.start}: "
+            "remove it."
+        ) from None
     return text
 
 
@@ -153,12 +161,16 @@ def load_file(path: Path, tokenizer: Any = None) -> str:
     Raises:
         TextError: missing, too large, of another kind, or malformed.
     """
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError:  # a name that is too long, a folder that may not be entered
+        size = None
+    if size is None:
         raise TextError(
-            f"There is no text file {str(path)!r}: use `embedded`, `wikitext-2`, `hub:owner/name` or a path."
+            f"There is no text file {str(path)[:200]!r}: use `embedded`, `wikitext-2`, `hub:owner/name` or a path."
         )
-    if path.stat().st_size > LARGEST_FILE:
-        raise TextError(f"{path.name} is larger than {LARGEST_FILE // 2**20} MiB: cut it to the part you need.")
+    if size > LARGEST_FILE:
+        raise _too_large(path)
     readers: dict[str, Callable[[Path, Any], str]] = {
         ".txt": lambda file, _: _read(file),
         ".jsonl": lambda file, tok: JOIN.join(_jsonl_rows(file, tok)),
@@ -170,9 +182,14 @@ def load_file(path: Path, tokenizer: Any = None) -> str:
     return reader(path, tokenizer)
 
 
+def _too_large(path: Path) -> TextError:
+    return TextError(f"{path.name} is larger than {LARGEST_FILE // 2**20} MiB: cut it to the part you need.")
+
+
 def _read(path: Path) -> str:
+    """The file's text, without the byte order mark that Windows programs put in front."""
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise TextError(f"{path.name} is not UTF-8 text: save it as UTF-8 and try again.") from None
     except OSError as error:
@@ -180,7 +197,7 @@ def _read(path: Path) -> str:
 
 
 def _jsonl_rows(path: Path, tokenizer: Any) -> Iterator[str]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):  # splitlines would cut at U+2028 inside a string
         if not line.strip():
             continue
         try:
@@ -199,10 +216,14 @@ def _parquet_rows(path: Path, tokenizer: Any) -> Iterator[str]:
         columns = [name for name in ("text", "messages") if name in file.schema_arrow.names]
         if not columns:
             raise TextError(f"{path.name} has no `text` or `messages` column: rename the column that holds the text.")
-        for batch in file.iter_batches(columns=columns[:1]):
+        unpacked = 0
+        for batch in file.iter_batches(batch_size=1024, columns=columns[:1]):
+            unpacked += batch.nbytes
+            if unpacked > LARGEST_FILE:
+                raise _too_large(path)
             for row in batch.to_pylist():
                 yield _row_text(row, path.name, tokenizer)
-    except (pyarrow.ArrowException, OSError):
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         raise TextError(f"{path.name} is not a readable Parquet file: write it again and try once more.") from None
 
 
@@ -212,19 +233,31 @@ def _row_text(row: Any, where: str, tokenizer: Any) -> str:
     messages = row.get("messages") if isinstance(row, dict) else None
     if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
         if tokenizer is not None and getattr(tokenizer, "chat_template", None):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+            return _rendered(messages, where, tokenizer)
         return "\n".join(f"{message.get('role', 'user')}: {message['content']}" for message in messages)
-    raise TextError(f"In {where} there is no `text` (a string) and no `messages` (a list of role and content).")
+    raise TextError(
+        f"In {where} there is no `text` (a string) and no `messages` (a list of role and content): add one of them."
+    )
+
+
+def _rendered(messages: list[dict[str, Any]], where: str, tokenizer: Any) -> str:
+    import jinja2
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (jinja2.TemplateError, TypeError, KeyError) as error:  # what a template refuses, roles out of turn say
+        reason = " ".join(str(error).split())[:160]
+        raise TextError(f"The model's chat template refuses {where} ({reason}): put its messages right.") from None
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str]:
     parts = source.removeprefix("hub:").split(":")
     if not parts[0] or len(parts) > 3:
-        raise TextError(f"{source!r} is not `hub:owner/name[:configuration[:split]]`.")
+        raise TextError(f"{source[:200]!r} is not a data set: write it as `hub:owner/name[:configuration[:split]]`.")
     return parts[0], (parts[1] or None) if len(parts) > 1 else None, parts[2] if len(parts) > 2 else "train"
 
 
-def _hub_rows(name: str, configuration: str | None, split: str) -> Iterable[str]:
+def _hub_rows(name: str, configuration: str | None, split: str, tokenizer: Any) -> Iterable[str]:
     import datasets
 
     try:
@@ -232,10 +265,11 @@ def _hub_rows(name: str, configuration: str | None, split: str) -> Iterable[str]
     except Exception as error:  # the library raises many kinds; every one means the same to the person
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise TextError(
-            f"The data set {name!r} ({split}) could not be loaded ({reason}): check its name and the network."
+            f"The data set {name[:200]!r} ({split}) could not be loaded ({reason}): check its name and the network."
         ) from None
     if not {"text", "messages"} & set(data.column_names):
         raise TextError(
-            f"The data set {name!r} has no `text` or `messages` column, only {', '.join(data.column_names)}."
+            f"The data set {name[:200]!r} has no `text` or `messages` column, only "
+            f"{', '.join(data.column_names)[:200]}: choose one that has."
         )
-    return (_row_text(row, f"the data set {name}", None) for row in data)
+    return (_row_text(row, f"the data set {name[:200]}", tokenizer) for row in data)

@@ -137,7 +137,7 @@ def show(result: dict[str, Any]) -> None:
     )
     measuring.table(
         [{"seconds": name, **spread} for name, spread in result["seconds"].items()],
-        f"Live: {options['edits']} edits, {text}",
+        f"Live: {text}",
     )
     measuring.table([{"ratio, by edit": name, **spread} for name, spread in result["ratios"].items()], "Ratios")
     measuring.table(result["kinds"], "By kind of edit (medians)")

@@ -49,11 +49,13 @@ class Choices:
                     before = maps[edit.op].get(block)
                     maps[edit.op][block] = tuple(sorted({*before, *indices})) if before else indices
         return cls(
-            *(frozenset(sets[op]) for op in ("remove_blocks", "remove_attention", "remove_mlp")),
-            maps["prune_neurons"],
-            maps["prune_kv_groups"],
-            maps["prune_heads"],
-            origins,
+            blocks=frozenset(sets["remove_blocks"]),
+            attention=frozenset(sets["remove_attention"]),
+            mlp=frozenset(sets["remove_mlp"]),
+            neurons=maps["prune_neurons"],
+            kv_groups=maps["prune_kv_groups"],
+            heads=maps["prune_heads"],
+            origins=origins,
         )
 
     def switched(self, blocks: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> Choices:
@@ -75,15 +77,6 @@ class Choices:
             origins["prune_neurons"] = edit.chosen_by
         return replace(self, neurons=dict(edit.removed) if edit else {}, origins=origins)
 
-    def with_parked(self, earlier: Choices) -> Choices:
-        """Take back what an earlier choice had pruned in parts that are off here, so that it returns with them."""
-        return replace(
-            self,
-            neurons={**_only(earlier.neurons, self.blocks | self.mlp), **self.neurons},
-            kv_groups={**_only(earlier.kv_groups, self.blocks | self.attention), **self.kv_groups},
-            heads={**_only(earlier.heads, self.blocks | self.attention), **self.heads},
-        )
-
     def edits(self) -> tuple[Edit, ...]:
         """The edits in canonical order, without parked ones."""
         gone_attention, gone_mlp = self.blocks | self.attention, self.blocks | self.mlp
@@ -103,7 +96,3 @@ class Choices:
             if kept:
                 made.append(pruning(removed=kept, chosen_by=self.origins.get(pruning.model_fields["op"].default)))
         return tuple(made)
-
-
-def _only(removed: Mapping[int, Indices], blocks: frozenset[int]) -> dict[int, Indices]:
-    return {block: indices for block, indices in removed.items() if block in blocks}

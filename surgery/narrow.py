@@ -103,9 +103,9 @@ def _narrow_head_norm(new: nn.Module, norm: HeadNorm | None, units: list[int], h
     """A norm over all heads together loses the gains of the removed ones (and averages over what is left)."""
     if norm is None or not norm.over_all_heads:
         return
-    module = submodule(new, norm.module)
+    module: Any = submodule(new, norm.module)
     positions = [unit * head_size + row for unit in units for row in range(head_size)]
-    _set(module, "weight", module.weight.detach()[positions])  # type: ignore[index]
+    _set(module, "weight", module.weight.detach()[positions])
 
 
 def _set_counts(module: Any, attention: Attention, spec: BlockSpec) -> None:

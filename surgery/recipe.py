@@ -8,14 +8,14 @@ import os
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 from surgery.errors import RecipeError
 from surgery.ranges import Indices, length
 
-SCHEMA = "model-surgery/recipe/1"
+SCHEMA: Final = "model-surgery/recipe/1"
 LARGEST_RECIPE = 8 * 2**20
 """Bytes of recipe JSON that are read."""
 LARGEST_NOTE = 64 * 2**10
@@ -200,7 +200,7 @@ class Recipe(_Frozen):
                 f"The recipe is larger than {LARGEST_RECIPE // 2**20} MiB: it cannot be a recipe of this tool."
             )
         try:
-            document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+            document = json.loads(text, object_pairs_hook=_unique)
         except RecipeError:
             raise
         except (ValueError, RecursionError):
@@ -267,10 +267,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise RecipeError(f"The recipe names the key {twice[:80]!r} twice in one place: keep one of the two.")
     return document
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
 
 
 def _sentence(error: ValidationError | RecursionError) -> str:

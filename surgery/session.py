@@ -9,39 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import RLock
-from typing import Any
 
 from analysis import registry
-from analysis.registry import Method
 from analysis.text import Windows
-from surgery.editing import Choices
+from surgery.editor import Editor
 from surgery.errors import InputError, RecipeError, TextError
-from surgery.history import History
 from surgery.jobs import Context, Job, Work
 from surgery.live import Estimate
 from surgery.memory import fit, weight_type
-from surgery.recipe import ChosenBy, Recipe
-from surgery.selection import WidthBudget, prune_neurons
+from surgery.narrowing import Narrowing, shown_source
+from surgery.recipe import Recipe
+from surgery.selection import WidthBudget
 from surgery.structure import Structure, dense
 from surgery.view import Target, View
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 RECENT = 2.0
 """Seconds for which a session counts as busy after its last job."""
-ONE_STROKE = 1.0
-"""Seconds within which further moves of the slider belong to the same step of the history."""
 LONG_MEASUREMENT = 2.0
 """Seconds after which a measurement can be cancelled."""
-
-
-@dataclass(frozen=True)
-class Narrowing:
-    """A method and how wide it should leave every MLP."""
-
-    method: Method
-    budget: WidthBudget
 
 
 @dataclass(frozen=True)
@@ -77,21 +64,15 @@ class Session:
         self.version = 0
         self._device = bench.devices.get(self.target.device)
         self._model: OpenModel | None = None
-        self._history: History | None = None
-        self._choices: dict[str, Choices] = {}
-        """By recipe key, with what is parked, for the recipes of the history that were made here."""
-        self._structure: Structure | None = None
+        self._editor: Editor | None = None
         self._dense: Structure | None = None
         self._analysed: Windows | None = None
         self._pending: Narrowing | None = None
-        self._stroke: tuple[str, float] = ("", 0.0)
         self._job: Job | None = None
         self._followed: Job | None = None
         self._live: Job | None = None
         self._last: Estimate | None = None
         self._lock = RLock()
-
-    # ------------------------------------------------------------ models
 
     def open(self, source: str, revision: str | None = None, recipe: Recipe | None = None) -> Job | None:
         """Open a model: at once if it is open for somebody else, otherwise as a job; then it is measured.
@@ -117,19 +98,19 @@ class Session:
 
     def adopt(self, model: OpenModel, recipe: Recipe | None = None) -> None:
         """Work on an open model from now on; a remembered recipe that does not fit it is left out, and said so."""
-        history, problem = History.start(model.recipe()), ""
+        editor, problem = Editor(model), ""
         if recipe is not None:
             try:
-                model.resolve(recipe)
-                history = history.add(_own(model, recipe))
+                editor.take(recipe)
             except RecipeError as error:
                 problem = f"The recipe kept in this browser was left out: {error}"
         with self._lock:
-            self._model, self._dense = model, dense(model.architecture)
-            self._choices, self._pending, self._last = {}, None, None
+            self._model, self._editor, self._dense = model, editor, dense(model.architecture)
+            self._pending, self._last = None, None
             self._analysed = self._known_analysis(model)
-            self._take(model, history)
+            self._fresh()
             self.error = problem
+        self.measure()
 
     def attach(self, identity: str | None) -> bool:
         """Follow a job that was started before the page was reloaded; whether it is still under way."""
@@ -156,10 +137,12 @@ class Session:
             if model is not None:
                 self.adopt(model)
         elif isinstance(job.result, Analysed):
-            self._finish_analysis(job.result)
+            try:
+                self._finish_analysis(job.result)
+            except InputError as error:
+                self.error = str(error)
+        self._pending = None
         self._changed()
-
-    # ------------------------------------------------------------ analysis
 
     def analyse(self) -> Job:
         """Run the analysis of the calibration text (as a job)."""
@@ -172,24 +155,24 @@ class Session:
             try:
                 windows = model.windows(calibration)
                 model.statistics(windows, job.report)
-            finally:
                 with self._lock:
-                    wanted, self._pending = self._pending, None
-            result = Analysed(model.loaded.fingerprint, windows, wanted)
-            self._finish_analysis(result)
-            return result
+                    result = Analysed(model.loaded.fingerprint, windows, self._pending)
+                    self._finish_analysis(result)
+                return result
+            finally:
+                self._pending = None
 
         return self._start(title, work)
 
     def _finish_analysis(self, result: Analysed) -> None:
         with self._lock:
-            model = self._need_model()
+            model, wanted = self._need_model(), self._pending or result.narrowing
             if model.loaded.fingerprint != result.fingerprint or model.known_statistics(result.windows) is None:
                 return
-            self._analysed = result.windows
+            self._analysed, self._pending = result.windows, None
             self._changed()
-            if result.narrowing is not None:
-                self._narrow(model, result.narrowing)
+            if wanted is not None:
+                self._narrow(model, wanted)
 
     def _known_analysis(self, model: OpenModel) -> Windows | None:
         """The calibration windows, if somebody has had them analysed already."""
@@ -199,11 +182,9 @@ class Session:
             return None
         return windows if model.known_statistics(windows) is not None else None
 
-    # ------------------------------------------------------------ edits
-
     def switch(self, blocks: list[int], attention: list[int], mlp: list[int]) -> None:
         """Switch exactly these parts off."""
-        self._choose(lambda choices: choices.switched(blocks, attention, mlp))
+        self._edit(lambda editor: editor.change(lambda choices: choices.switched(blocks, attention, mlp)))
 
     def narrow(self, method_name: str, expansion_ratio: float, divisor: int = 1) -> Job | None:
         """Narrow every MLP to an expansion ratio (1.0 is the hidden size) by a method.
@@ -217,50 +198,21 @@ class Session:
         )
         with self._lock:
             self._pending = None
-            if all(wanted.budget.width(block.mlp) == block.mlp.width for block in model.architecture.blocks if block.mlp):
-                self._choose(lambda choices: choices.narrowed(None), "narrow")
+            if wanted.nothing(model):
+                self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(None), "narrow"))
                 return None
-            known = self._analysed is not None and model.known_statistics(self._analysed) is not None
-            if known or not wanted.method.needs_text:
+            if wanted.possible(model, self._analysed):
                 self._narrow(model, wanted)
                 return None
-            if self._job is None or self._job.over or not self._job.title.startswith("Analysing"):
+            if self._job is None or self._job.over:
                 self._start_analysis(f"Analysing for {wanted.method.title}")
             self._pending = wanted
             self._changed()
             return self._job
 
     def _narrow(self, model: OpenModel, wanted: Narrowing) -> None:
-        windows, text = self._analysed, None
-        statistics = model.known_statistics(windows) if windows else None
-        scores = model.neuron_scores(wanted.method, statistics, windows.fingerprint if windows else "")
-        if wanted.method.needs_text and windows is not None:
-            text = {"source": _shown(windows.source), "fingerprint": windows.text_fingerprint,
-                    "window": windows.length, "windows": windows.count}  # fmt: skip
-        origin = ChosenBy.model_validate(
-            {"method": wanted.method.name, "budget": wanted.budget.document(), "text": text}
-        )
-        edit = prune_neurons(model.architecture, scores, wanted.budget, origin)
-        self._choose(lambda choices: choices.narrowed(edit), "narrow")
-
-    def _choose(self, change: Callable[[Choices], Choices], stroke: str = "") -> None:
-        """Apply a change of choices as a new recipe; an invalid one leaves everything as it was.
-
-        Args:
-            change: from the choices in force to others.
-            stroke: changes of one name in quick succession (a slider that is dragged) are one step of the history.
-        """
-        with self._lock:
-            model, history = self._need_model(), self._need_history()
-            choices = change(self._choices.get(history.current.key) or Choices.of(history.current))
-            recipe = history.current.with_edits(*choices.edits())
-            model.resolve(recipe)
-            name, moment = self._stroke
-            if stroke and name == stroke + history.current.key and time.monotonic() - moment < ONE_STROKE:
-                history = history.undo()
-            self._choices[recipe.key] = choices
-            self._take(model, history.add(recipe))
-            self._stroke = (stroke + recipe.key, time.monotonic())
+        edit = wanted.edit(model, self._analysed)
+        self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(edit), "narrow"))
 
     def take(self, recipe: Recipe) -> None:
         """Make a recipe the current one (import).
@@ -268,48 +220,41 @@ class Session:
         Raises:
             RecipeError: it does not fit this model.
         """
-        with self._lock:
-            model = self._need_model()
-            model.resolve(recipe)
-            own = _own(model, recipe)
-            self._choices.pop(own.key, None)
-            self._take(model, self._need_history().add(own))
+        self._decide(lambda editor: editor.take(recipe))
 
     def undo(self) -> None:
         """One step back."""
-        with self._lock:
-            self._take(self._need_model(), self._need_history().undo())
+        self._decide(Editor.undo)
 
     def redo(self) -> None:
         """One step forward."""
-        with self._lock:
-            self._take(self._need_model(), self._need_history().redo())
+        self._decide(Editor.redo)
 
     def reset(self) -> None:
         """Back to the dense model, as a step that can be undone."""
-        with self._lock:
-            model = self._need_model()
-            self._take(model, self._need_history().add(model.recipe()))
+        self._decide(Editor.reset)
 
-    def _take(self, model: OpenModel, history: History) -> None:
-        """Make a history's current recipe the one in force."""
-        self._structure, self._history = model.resolve(history.current), history
-        self._choices = {recipe.key: self._choices[recipe.key] for recipe in history.recipes
-                         if recipe.key in self._choices}  # fmt: skip
-        self._stroke = ("", 0.0)
-        self._fresh()
-        self.measure()
+    def _decide(self, change: Callable[[Editor], None]) -> None:
+        """A change that also settles how wide the MLPs are: a narrowing that waits for an analysis is dropped."""
+        with self._lock:
+            self._edit(change)
+            self._pending = None
+
+    def _edit(self, change: Callable[[Editor], None]) -> None:
+        """Change the recipe and measure it."""
+        with self._lock:
+            change(self._need_editor())
+            self._fresh()
+            self.measure()
 
     def exported(self) -> str:
         """The recipe file's text, with its measured results when they are complete."""
         view = self.view()
-        recipe = self._need_history().current
+        recipe = self._need_editor().history.current
         if view.measured and view.estimate is not None and view.estimate.complete and not view.measuring:
-            results = view.estimate.document() | {"text": _shown(view.text.source), "window": view.text.window}
+            results = view.estimate.document() | {"text": shown_source(view.text.source), "window": view.text.window}
             recipe = recipe.model_copy(update={"results": results})
         return recipe.to_json()
-
-    # ------------------------------------------------------------ text and device
 
     def set_text(self, text: TextChoice) -> None:
         """Measure on another text, and analyse its calibration half from now on.
@@ -341,13 +286,10 @@ class Session:
             self.target, self._device = target, device
             self._fresh()
 
-    # ------------------------------------------------------------ jobs
-
     def measure(self) -> None:
         """Measure the current recipe; a measurement that is under way for an older one stops."""
         with self._lock:
-            model, structure, text = self._need_model(), self._structure, self.text
-            assert structure is not None  # there is one as soon as there is a model
+            model, structure, text = self._need_model(), self._need_editor().structure, self.text
             if self._live is not None:
                 self._live.stop.set()
 
@@ -355,7 +297,7 @@ class Session:
                 for estimate in model.evaluator.evaluate(structure, model.windows(text), job.stop):
                     job.partial(estimate)
                     job.report(estimate.windows / estimate.of_windows, "Measuring")
-                    self._keep(estimate)
+                    self._keep(job.job, estimate)
 
             self._live = self.bench.jobs.submit("Measuring", work, "live")
 
@@ -398,17 +340,18 @@ class Session:
         """What there is to show."""
         with self._lock:
             self._settle()
-            model, live, job, target = self._model, self._live, self._job, self.target
+            model, editor, live, job, target = self._model, self._editor, self._live, self._job, self.target
+            structure = editor.structure if editor else None
             fits = [
                 fit(shape, self._device, target.context, target.type) if shape else None
-                for shape in (self._structure, self._dense)
+                for shape in (structure, self._dense)
             ]
             measuring = live is not None and not live.over
             return View(
                 version=self.version,
                 model=model,
-                history=self._history,
-                structure=self._structure,
+                history=editor.history if editor else None,
+                structure=structure,
                 dense=self._dense,
                 device=self._device,
                 fit=fits[0],
@@ -445,15 +388,16 @@ class Session:
             raise InputError("No model is open yet: wait for it to load, or open one.")
         return self._model
 
-    def _need_history(self) -> History:
-        if self._history is None:
+    def _need_editor(self) -> Editor:
+        if self._editor is None:
             raise InputError("No model is open yet: wait for it to load, or open one.")
-        return self._history
+        return self._editor
 
-    def _keep(self, estimate: Estimate) -> None:
+    def _keep(self, job: Job, estimate: Estimate) -> None:
         with self._lock:
-            self._last = estimate
-            self._changed()
+            if job is self._live:
+                self._last = estimate
+                self._changed()
 
     def _fresh(self) -> None:
         """Something was done: what went wrong before is no longer of interest."""
@@ -464,13 +408,3 @@ class Session:
 
     def _changed(self) -> None:
         self.version += 1
-
-
-def _own(model: OpenModel, recipe: Recipe) -> Recipe:
-    """The recipe as one of this session's: it names this model and carries no results."""
-    return recipe.model_copy(update={"model": model.reference, "results": None})
-
-
-def _shown(source: str) -> str:
-    """A text's name without the folders of this computer."""
-    return source if source.startswith("hub:") else Path(source).name

@@ -46,7 +46,8 @@ class BlockSpec:
     @cached_property
     def key(self) -> str:
         """Identity of the block's content, for caches."""
-        text = f"{self.source}|{format_ranges(self.query_heads)}|{format_ranges(self.kv_heads)}|{format_ranges(self.neurons)}"
+        kept = (format_ranges(units) for units in (self.query_heads, self.kv_heads, self.neurons))
+        text = "|".join([str(self.source), *kept])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:
@@ -197,8 +198,8 @@ class _Draft:
         if len({counts[group] for group in groups}) > 1:
             shown = ", ".join(f"group {group} keeps {count}" for group, count in counts.items())
             raise RecipeError(
-                f"prune_heads: no checkpoint can express block {index}, because each KV group must keep the same number "
-                f"of query heads or go as a whole ({shown})."
+                f"prune_heads: no checkpoint can express block {index}, because each KV group must keep the same "
+                f"number of query heads or go as a whole ({shown})."
             )
         return tuple(kept), groups
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from analysis.statistics import Statistics, collect
 from analysis.text import Purpose, Text, Windows, load_text, make_windows
 from surgery.cache import ByteCache
 from surgery.devices import Devices
-from surgery.errors import Cancelled, InputError, RecipeError
+from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
@@ -174,7 +175,7 @@ class Workbench:
             known = self.opened(source, revision)
             if known is None:
                 self._make_room()
-                known = OpenModel(load(source, revision, report, trust_remote_code))
+                known = OpenModel(self._load(source, revision, report, trust_remote_code))
                 with self._lock:
                     self._open[(source, revision)] = known
         return known
@@ -187,11 +188,31 @@ class Workbench:
                 self._open.move_to_end((source, revision))
             return known
 
+    def _load(self, source: str, revision: str | None, report: Report | None, trust_remote_code: bool) -> Loaded:
+        """Load; where memory is short, after the least recently used models have left one by one."""
+        while True:
+            try:
+                return load(source, revision, report, trust_remote_code)
+            except DoesNotFit:
+                if not self._let_go():
+                    raise
+
     def _make_room(self) -> None:
-        """Let the least recently used models go when there are too many or memory is short."""
+        """Let models go while there are too many or memory is short."""
+        while len(self._open) >= self.most_models or _short_of_memory():
+            if not self._let_go():
+                return
+
+    def _let_go(self) -> bool:
+        """Close the least recently used model; False when none is open. A session that still uses it keeps it alive."""
         with self._lock:
-            memory = psutil.virtual_memory()
-            short = memory.available < SHORT_OF_MEMORY * memory.total
-            while self._open and (short or len(self._open) >= self.most_models):
-                self._open.popitem(last=False)
-                short = False if not self._open else psutil.virtual_memory().available < SHORT_OF_MEMORY * memory.total
+            if not self._open:
+                return False
+            self._open.popitem(last=False)
+        gc.collect()
+        return True
+
+
+def _short_of_memory() -> bool:
+    memory = psutil.virtual_memory()
+    return bool(memory.available < SHORT_OF_MEMORY * memory.total)

@@ -5,15 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 from analysis import figures, registry, similarity
-from surgery.session import View
+from surgery.view import View
 from ui import presenters
+
+NAMES = {
+    "blocks": "Block influence",
+    "sublayers": "Attention and MLP",
+    "runs": "Runs of blocks",
+    "neurons": "Neurons",
+    "heads": "Heads",
+}
+
+
+def needs_analysis(name: str, neuron_method: str) -> bool:
+    """Whether a chart can only be drawn from an analysis: neuron scores of the weights alone need none."""
+    return name != "neurons" or registry.method(neuron_method, "neurons").needs_text
+
+
+def key(name: str, view: View, neuron_method: str, head_statistic: str) -> tuple[object, ...]:
+    """What a drawn chart depends on; the first entry is its name."""
+    choice = {"neurons": neuron_method, "heads": head_statistic}.get(name)
+    removed = tuple(presenters.decisions(view)["blocks"]) if name == "blocks" else ()
+    analysed = view.analysed.fingerprint if view.analysed is not None and view.statistics is not None else None
+    return name, view.model.loaded.fingerprint if view.model else None, analysed, choice, removed
 
 
 def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> Any:
     """The figure of a chart; None before the analysis that it needs."""
-    statistics = view.statistics
-    if view.model is None or statistics is None or view.analysed is None:
+    statistics, model = view.statistics, view.model
+    if model is None or (statistics is None and needs_analysis(name, neuron_method)):
         return None
+    if name == "neurons":
+        method = registry.method(neuron_method, "neurons")
+        scores = model.neuron_scores(method, statistics, view.analysed.fingerprint if view.analysed else "")
+        return figures.neuron_importance(scores, method.title) if scores else None
+    assert statistics is not None  # checked above
     similarities = statistics.similarities
     if name == "blocks":
         return figures.block_influence(similarity.block_influence(similarities), presenters.decisions(view)["blocks"])
@@ -23,10 +49,6 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
         )
     if name == "runs":
         return figures.angular_triangle(similarity.angular_triangle(similarities))
-    if name == "neurons":
-        method = registry.method(neuron_method, "neurons")
-        scores = view.model.neuron_scores(method, statistics, view.analysed.fingerprint)
-        return figures.neuron_importance(scores, method.title)
     rows = [
         block.heads.means()[head_statistic] if block.heads else similarities.tokens[None][:0]
         for block in statistics.blocks

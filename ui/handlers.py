@@ -1,7 +1,8 @@
-"""Thin handlers: find the tab's session, call one of its methods, show what there is. Errors show as one sentence."""
+"""Thin handlers: find the tab's session, call one of its methods, send what has changed; errors are one sentence."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ import gradio as gr
 from surgery.devices import read_device
 from surgery.errors import InputError
 from surgery.recipe import Recipe
-from surgery.session import Target, View
-from surgery.workbench import TextChoice
-from ui import charts, presenters
+from surgery.view import Target, View
+from ui import charts, inputs, presenters
 from ui.sessions import Sessions, Tab
 from ui.widgets.block_map import BlockMap
 
-LONGEST_PASTE = 2**20
-"""Characters of pasted text."""
-MOST_TOKENS = 2**17
-"""Tokens that a measurement from the page may take."""
+BUSY_TICK, IDLE_TICK = 0.25, 5.0
+"""Seconds between two looks at the session: while something is under way, and otherwise."""
+ENDED = "This page's session has ended: reload the page, its recipe is kept in this browser."
+log = logging.getLogger(__name__)
+
+Update = dict[Any, Any]
+"""What a handler sends: new values by component."""
 
 
 class Handlers:
-    """The page's handlers.
+    """The page's handlers. `parts` are the components by the names used here; the page fills it in.
 
     Args:
         sessions: the open tabs.
@@ -32,80 +35,97 @@ class Handlers:
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
-        self.plots: list[str] = []
+        self.parts: dict[str, Any] = {}
 
-    def load(self, kept: Any, *picks: str) -> list[Any]:
+    def load(self, kept: Any, *picks: str) -> Update:
         """A tab opens: a new session, what the browser remembered, and the running job if there is one."""
         identity = self.sessions.new()
         tab = self._tab(identity)
-        source, revision, recipe, job = _remembered(kept)
-        running = self.sessions.bench.jobs.get(job)
+        source, revision, recipe, job = inputs.remembered(kept)
 
         def begin() -> None:
-            if running is not None and not running.over and self.sessions.bench.opened(source, revision):
-                # The model is open already, so the session adopts it at once and follows the running job.
-                tab.session.adopt(self.sessions.bench.open(source, revision), recipe)
-                tab.session.attach(job)
-            else:
+            tab.session.attach(job)
+            known = self.sessions.bench.opened(source, revision)
+            if known is not None:
+                tab.session.adopt(known, recipe)
+            elif not tab.session.view().working:
                 tab.session.open(source, revision, recipe)
 
-        self._do(tab, begin)
-        return [identity, source, *self._all(tab, picks)]
+        update = self._answer(identity, lambda _: begin(), picks)
+        return {self.parts["tab"]: identity, self.parts["source"]: source, **update}
 
-    def tick(self, identity: str, *picks: str) -> list[Any]:
-        """Look at running jobs; nothing is sent when nothing has changed."""
-        tab = self._tab(identity)
-        view = tab.session.view()
-        if view.version == tab.shown and tab.session.busy:
-            skipped = [gr.skip()] * (15 + len(self.plots))
-            skipped[0] = presenters.status(view)
-            return skipped
-        return self._all(tab, picks)
+    def tick(self, identity: str, *picks: str) -> Update:
+        """Look at running jobs."""
+        tab = self.sessions.get(identity)
+        if tab is None:
+            return {self.parts["status"]: presenters.ended(ENDED), self.parts["timer"]: gr.Timer(active=False)}
+        return self._answer(identity, lambda _: None, picks)
 
-    def switch(self, identity: str, value: dict[str, list[int]], *picks: str) -> list[Any]:
+    def switch(self, identity: str, value: dict[str, list[int]], *picks: str) -> Update:
         """A click on the map."""
-        tab = self._tab(identity)
-        self._do(tab, lambda: tab.session.switch(value["blocks"], value["attention"], value["mlp"]))
-        return [*self._always(tab), *self._figures(tab, picks)]
 
-    def narrow(self, identity: str, ratio: float, method: str, divisor: int, *picks: str) -> list[Any]:
-        """The expansion-ratio slider, its method or its divisor."""
-        tab = self._tab(identity)
-        self._do(tab, lambda: tab.session.narrow(method, float(ratio or 0) / 100, int(divisor)))
-        view = tab.session.view()
-        return [*self._always(tab), _map(view), *self._figures(tab, picks)]
+        def act(tab: Tab) -> None:
+            tab.sent["map_value"] = value  # the browser shows it already
+            tab.session.switch(value["blocks"], value["attention"], value["mlp"])
 
-    def undo(self, identity: str, *picks: str) -> list[Any]:
+        return self._answer(identity, act, picks)
+
+    def narrow(self, identity: str, ratio: float | None, method: str, divisor: int, *picks: str) -> Update:
+        """The expansion-ratio slider."""
+
+        def act(tab: Tab) -> None:
+            most = tab.sent.get("slider", (0, 0))[1]
+            tab.sent["slider"] = (ratio, most)
+            tab.session.narrow(method, inputs.ratio(ratio, most), int(divisor))
+
+        return self._answer(identity, act, picks)
+
+    def narrow_otherwise(self, identity: str, method: str, divisor: int, *picks: str) -> Update:
+        """Another method or divisor: applied at once if the MLPs are narrowed."""
+
+        def act(tab: Tab) -> None:
+            found = presenters.ratios(tab.session.view())
+            if found is not None and found[0] < found[1]:
+                tab.session.narrow(method, found[0] / 100, int(divisor))
+
+        return self._answer(identity, act, picks)
+
+    def undo(self, identity: str, *picks: str) -> Update:
         """One step back."""
         return self._answer(identity, lambda tab: tab.session.undo(), picks)
 
-    def redo(self, identity: str, *picks: str) -> list[Any]:
+    def redo(self, identity: str, *picks: str) -> Update:
         """One step forward."""
         return self._answer(identity, lambda tab: tab.session.redo(), picks)
 
-    def reset(self, identity: str, *picks: str) -> list[Any]:
+    def reset(self, identity: str, *picks: str) -> Update:
         """Back to the dense model."""
         return self._answer(identity, lambda tab: tab.session.reset(), picks)
 
-    def analyse(self, identity: str, *picks: str) -> list[Any]:
+    def analyse(self, identity: str, *picks: str) -> Update:
         """Start the analysis."""
         return self._answer(identity, lambda tab: tab.session.analyse(), picks)
 
-    def cancel(self, identity: str, *picks: str) -> list[Any]:
+    def cancel(self, identity: str, *picks: str) -> Update:
         """Stop the running job."""
         return self._answer(identity, lambda tab: tab.session.cancel(), picks)
 
-    def open(self, identity: str, source: str, revision: str, *picks: str) -> list[Any]:
+    def open(self, identity: str, source: str, revision: str, *picks: str) -> Update:
         """Open a model."""
-        return self._answer(identity, lambda tab: tab.session.open(source.strip(), revision.strip() or None), picks)
+        return self._answer(identity, lambda tab: tab.session.open(source, revision.strip() or None), picks)
 
     def export(self, identity: str) -> str:
         """The recipe's JSON, with the last measurement of exactly this recipe."""
         return self._tab(identity).session.exported()
 
-    def take(self, identity: str, path: str | None, *picks: str) -> list[Any]:
+    def take(self, identity: str, path: str | None, *picks: str) -> Update:
         """Import an uploaded recipe."""
-        return self._answer(identity, lambda tab: path and tab.session.take(Recipe.load(Path(path))), picks)
+
+        def act(tab: Tab) -> None:
+            if path:
+                tab.session.take(Recipe.load(Path(path)))
+
+        return self._answer(identity, act, picks)
 
     def use_text(
         self,
@@ -116,168 +136,108 @@ class Handlers:
         window: float | None,
         windows: float | None,
         *picks: str,
-    ) -> list[Any]:
+    ) -> Update:
         """Measure on another text."""
         return self._answer(
             identity,
-            lambda tab: tab.session.set_text(_text_choice(source, pasted, upload, window, windows)),
+            lambda tab: tab.session.set_text(inputs.text_choice(source, pasted, upload, window, windows)),
             picks,
         )
 
-    def aim(self, identity: str, device: str, context: float | None, kind: str, *picks: str) -> list[Any]:
+    def aim(self, identity: str, device: str, context: float | None, kind: str, *picks: str) -> Update:
         """Another device, context or weight type."""
-        return self._answer(identity, lambda tab: tab.session.set_target(_target(device, context, kind)), picks)
+        return self._answer(identity, lambda tab: tab.session.set_target(inputs.target(device, context, kind)), picks)
 
-    def own_device(self, identity: str, path: str | None, context: float | None, kind: str, *picks: str) -> list[Any]:
+    def own_device(self, identity: str, path: str | None, context: float | None, kind: str, *picks: str) -> Update:
         """A person's own device file."""
-        chosen: list[Any] = [gr.skip()]
+        chosen: Update = {}
 
-        def use(tab: Tab) -> None:
+        def act(tab: Tab) -> None:
             if path:
                 device = read_device(Path(path))
-                tab.session.set_target(_target(path, context, kind))
+                tab.session.set_target(Target(path, inputs.target(path, context, kind).context, kind))
                 names = [(name, key) for key, name in self.sessions.bench.devices.names().items()]
-                chosen[0] = gr.Dropdown(choices=[*names, (device.name, path)], value=path)
+                chosen[self.parts["device"]] = gr.Dropdown(choices=[*names, (device.name, path)], value=path)
 
-        answer = self._answer(identity, use, picks)
-        return [*chosen, *answer]
+        return self._answer(identity, act, picks) | chosen
 
-    def draw(self, identity: str, name: str, *picks: str) -> Any:
-        """Draw one chart, when its tab is opened or its choice changes."""
-        tab = self._tab(identity)
-        tab.chart = name
-        view = tab.session.view()
-        tab.drawn = _drawing(view, name, picks)
-        return charts.figure(name, view, *picks)
+    def draw(self, identity: str, name: str, *picks: str) -> Update:
+        """Show one chart: its tab is opened, or its choice has changed."""
+
+        def act(tab: Tab) -> None:
+            tab.chart = name
+
+        if not identity:  # Gradio selects the first tab of a page that has not been loaded yet
+            return {self.parts["chart_note"]: gr.skip()}
+        return self._answer(identity, act, picks)
 
     def _tab(self, identity: str) -> Tab:
         tab = self.sessions.get(identity)
         if tab is None:
-            raise gr.Error("This page's session has ended: reload the page, your recipe is kept in the browser.")
+            raise gr.Error(ENDED)
         return tab
 
-    def _do(self, tab: Tab, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except InputError as error:
-            tab.session.fail(str(error))
-
-    def _answer(self, identity: str, action: Callable[[Tab], Any], picks: tuple[str, ...]) -> list[Any]:
+    def _answer(self, identity: str, action: Callable[[Tab], Any], picks: tuple[str, ...]) -> Update:
+        """Do something with a tab's session; then send what the browser does not show yet."""
         tab = self._tab(identity)
-        self._do(tab, lambda: action(tab))
-        return self._all(tab, picks)
+        with tab.lock:
+            try:
+                action(tab)
+            except InputError as error:
+                tab.session.fail(str(error))
+            except Exception as error:
+                log.exception("A handler failed")
+                tab.session.fail(f"Something unforeseen went wrong ({type(error).__name__}); the recipe is unchanged.")
+            return self._changes(tab, picks)
 
-    def _all(self, tab: Tab, picks: tuple[str, ...]) -> list[Any]:
+    def _changes(self, tab: Tab, picks: tuple[str, ...]) -> Update:
         view = tab.session.view()
-        return [*self._always(tab), _map(view), _slider(view), *self._figures(tab, picks)]
+        update: Update = {}
 
-    def _always(self, tab: Tab) -> list[Any]:
-        """Everything but the inputs that a person may be moving right now."""
-        view = tab.session.view()
-        tab.shown = view.version
-        idle = view.model is not None and (view.job is None or view.job.over)
-        return [
-            presenters.status(view),
-            presenters.tiles(view),
-            presenters.removed_text(view),
-            presenters.fit_table(view),
-            gr.Button(interactive=bool(view.history and view.history.can_undo)),
-            gr.Button(interactive=bool(view.history and view.history.can_redo)),
-            gr.Button(interactive=bool(view.history and view.history.current.edits)),
-            gr.Button(interactive=view.model is not None),
-            gr.UploadButton(interactive=view.model is not None),
-            gr.Button(interactive=idle),
-            gr.Button(interactive=bool(view.job and not view.job.over)),
-            _to_keep(view),
-            gr.Timer(active=tab.session.busy),
-        ]
+        def send(name: str, value: Any, make: Callable[[Any], Any] = lambda value: value) -> None:
+            if name not in tab.sent or tab.sent[name] != value:
+                tab.sent[name] = value
+                update[self.parts[name]] = make(value)
 
-    def _figures(self, tab: Tab, picks: tuple[str, ...]) -> list[Any]:
+        send("timer", BUSY_TICK if tab.session.busy else IDLE_TICK, lambda seconds: gr.Timer(seconds, active=True))
+        send("status", presenters.status(view))
+        send("tiles", presenters.tiles(view))
+        send("removed", presenters.removed_text(view))
+        send("fit_table", presenters.fit_table(view))
+        for name, able in presenters.buttons(view).items():
+            send(name, able, lambda able: gr.update(interactive=able))
+        if view.history is not None:
+            send("kept", inputs.to_keep(view))
+            send("slider", presenters.ratios(view), _slider)
+        update |= self._map(tab, view)
+        update |= self._chart(tab, view, picks)
+        return update or {self.parts["status"]: gr.skip()}
+
+    def _map(self, tab: Tab, view: View) -> Update:
+        """The map's decisions only if they are not those that the browser has: a click may be under way there."""
+        now = {"map_value": presenters.decisions(view), "map_model": presenters.block_map_model(view)}
+        changed = {name: value for name, value in now.items() if tab.sent.get(name) != value}
+        tab.sent |= changed
+        if not changed:
+            return {}
+        arguments: dict[str, Any] = {name.removeprefix("map_"): value for name, value in changed.items()}
+        return {self.parts["map"]: BlockMap(**arguments)}
+
+    def _chart(self, tab: Tab, view: View, picks: tuple[str, ...]) -> Update:
         """The open chart if it is out of date; the others are drawn when their tab is opened."""
-        view = tab.session.view()
-        wanted = _drawing(view, tab.chart, picks)
-        if wanted == tab.drawn:
-            return [gr.skip()] * len(self.plots)
-        tab.drawn = wanted
-        return [charts.figure(name, view, *picks) if name == tab.chart else gr.skip() for name in self.plots]
+        update: Update = {}
+        wanted = charts.key(tab.chart, view, *picks)
+        if tab.drawn.get(tab.chart) != wanted:
+            tab.drawn[tab.chart] = wanted
+            figure = charts.figure(tab.chart, view, *picks)
+            tab.sent[f"has_{tab.chart}"] = figure is not None
+            update[self.parts[f"chart_{tab.chart}"]] = figure
+        note = presenters.chart_note(view, bool(tab.sent.get(f"has_{tab.chart}")))
+        if tab.sent.get("chart_note") != note:
+            tab.sent["chart_note"] = note
+            update[self.parts["chart_note"]] = note
+        return update
 
 
-def _drawing(view: View, name: str, picks: tuple[str, ...]) -> tuple[object, ...]:
-    """What a drawn chart depends on."""
-    analysed = view.analysed.fingerprint if view.analysed else None
-    removed = tuple(presenters.decisions(view)["blocks"]) if name == "blocks" else ()
-    return name, analysed, removed, view.model.loaded.fingerprint if view.model else None, *picks
-
-
-def _map(view: View) -> Any:
-    return BlockMap(value=presenters.decisions(view), model=presenters.block_map_model(view))
-
-
-def _slider(view: View) -> Any:
-    ratios = presenters.ratios(view)
-    if ratios is None:
-        return gr.skip()
-    now, most = ratios
-    return gr.Slider(value=now, maximum=most, interactive=True)
-
-
-def _remembered(kept: Any) -> tuple[str, str | None, Recipe | None, str | None]:
-    """What the browser kept, as far as it is valid; a browser's storage is not trusted."""
-    if not isinstance(kept, dict):
-        return "default", None, None, None
-    source, revision, job = kept.get("source"), kept.get("revision"), kept.get("job")
-    try:
-        recipe = Recipe.read(kept["recipe"]) if kept.get("recipe") else None
-    except InputError:
-        recipe = None
-    return (
-        source if isinstance(source, str) and 0 < len(source) < 500 else "default",
-        revision if isinstance(revision, str) else None,
-        recipe,
-        job if isinstance(job, str) else None,
-    )
-
-
-def _to_keep(view: View) -> Any:
-    if view.model is None or view.history is None:
-        return gr.skip()
-    return {
-        "source": view.model.loaded.id,
-        "revision": view.model.loaded.revision,
-        "recipe": view.history.current.document(),
-        "job": view.job.id if view.job and not view.job.over else None,
-    }
-
-
-def _text_choice(
-    source: str, pasted: str, upload: str | None, window: float | None, windows: float | None
-) -> TextChoice:
-    """The text that the page's fields name; a path is taken from an upload only.
-
-    Raises:
-        InputError: nothing was given, or the numbers are out of range.
-    """
-    length, count = int(window or 0), int(windows or 0)
-    if length < 2 or count < 1 or length * count > MOST_TOKENS:
-        raise InputError(
-            f"Give at least 2 tokens a window, at least 1 window, and at most {MOST_TOKENS:,} tokens in all."
-        )
-    if source == "pasted":
-        if not (pasted or "").strip():
-            raise InputError("Paste some text first.")
-        if len(pasted) > LONGEST_PASTE:
-            raise InputError(f"The pasted text is longer than {LONGEST_PASTE:,} characters: upload it as a file.")
-        return TextChoice("pasted", length, count, content=pasted)
-    if source == "file":
-        if not upload:
-            raise InputError("Upload a text file first.")
-        return TextChoice(upload, length, count)
-    if source not in ("embedded", "wikitext-2") and not source.startswith("hub:"):
-        raise InputError("Choose a text from the list, or write hub:owner/name for a data set of the Hub.")
-    return TextChoice(source, length, count)
-
-
-def _target(device: str, context: float | None, kind: str) -> Target:
-    if not context or context < 1 or context > 2**24:
-        raise InputError("The context must be between 1 and 16,777,216 tokens.")
-    return Target(device, int(context), kind)
+def _slider(found: tuple[int, int]) -> Any:
+    return gr.Slider(value=found[0], maximum=found[1], interactive=True)

@@ -6,12 +6,15 @@ import html
 import math
 from typing import Any
 
+from analysis import registry
 from analysis.similarity import attention_influence, block_influence, mlp_influence
 from surgery.editing import Choices
 from surgery.jobs import Job
 from surgery.memory import Fit
-from surgery.session import View
+from surgery.selection import WidthBudget
+from surgery.view import View
 
+CLASSES = {"mlp": "MLP", "norms": "norms and biases"}
 UNSAFE = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
 
@@ -38,9 +41,9 @@ def count_text(count: int) -> str:
 
 
 def number_text(value: float) -> str:
-    """A perplexity with three decimals; very large ones shortened."""
-    if math.isinf(value):
-        return "inf"
+    """A perplexity with three decimals; very large ones shortened, an overflow as `inf`."""
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:,.3f}" if value < 1e6 else f"{value:.2e}"
 
 
@@ -94,10 +97,15 @@ def _tile(name: str, title: str, value: str, detail: str, kind: str, state: str 
 def tiles(view: View) -> str:
     """The row of tiles: parameters, weights, perplexity, fit."""
     if view.structure is None or view.dense is None or view.fit is None or view.dense_fit is None:
-        empty = ("parameters", "Parameters"), ("memory", "Weights"), ("perplexity", "Perplexity"), ("fit", "Fit")
-        return _row(_tile(name, title, "–", "waiting for the model", "", "stale") for name, title in empty)
+        empty = (
+            ("parameters", "Parameters"),
+            ("memory", f"Weights in {view.target.type}"),
+            ("perplexity", "Perplexity"),
+            ("fit", view.device.name),
+        )
+        return _row(_tile(name, title, "–", "no model is open yet", "", "stale") for name, title in empty)
     parameters, whole = view.structure.parameters, view.dense.parameters
-    fit, dense_fit = view.fit, view.dense_fit
+    now, before = view.fit.weights_bytes, view.dense_fit.weights_bytes
     return _row(
         (
             _tile(
@@ -109,19 +117,19 @@ def tiles(view: View) -> str:
             ),
             _tile(
                 "memory",
-                f"Weights in {fit.type}",
-                bytes_text(fit.weights_bytes),
-                f"{_change(fit.weights_bytes, dense_fit.weights_bytes)} of {bytes_text(dense_fit.weights_bytes)}",
+                f"Weights in {view.fit.type}",
+                bytes_text(now),
+                f"{_change(now, before)} of {bytes_text(before)}",
                 "arithmetic",
             ),
             _perplexity_tile(view),
-            _fit_tile(fit),
+            _fit_tile(view.fit, view.device.name),
         )
     )
 
 
 def _row(items: Any) -> str:
-    return f'<div class="ms-tiles" aria-live="polite">{"".join(items)}</div>'
+    return f'<div class="ms-tiles">{"".join(items)}</div>'
 
 
 def _change(now: float, before: float) -> str:
@@ -133,29 +141,30 @@ def _perplexity_tile(view: View) -> str:
     if view.measure_error:
         return _tile("perplexity", "Perplexity", "–", view.measure_error, "not measured", "failed")
     if estimate is None:
-        return _tile("perplexity", "Perplexity", "…", "measuring", "measuring", "stale")
-    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:,.2f}"
-    against = "dense model"
+        return _tile("perplexity", "Perplexity", "…", "the dense model first", "measuring", "stale")
+    value = number_text(estimate.perplexity)
+    if estimate.standard_error is not None and math.isfinite(estimate.standard_error):
+        value += f" ± {estimate.standard_error:,.2f}"
+    against = "the dense model"
     if estimate.difference != 0:
         spread = estimate.difference_standard_error
-        paired = "" if spread is None else f" ± {spread:.3f}"
-        against = (
-            f"dense {number_text(estimate.dense_perplexity)}; loss {estimate.difference:+.3f}{paired} nats, paired"
-        )
-    kind = f"measured on {estimate.tokens:,} tokens"
-    state = ""
+        paired = "" if spread is None or not math.isfinite(spread) else f" ± {spread:.3f}"
+        against = f"dense {number_text(estimate.dense_perplexity)}; loss {estimate.difference:+.3f}{paired} nats"
+    kind, state = f"measured on {estimate.tokens:,} tokens", ""
     if not view.measured:
         kind, state = ("out of date, measuring" if view.measuring else "out of date"), "stale"
     elif view.measuring and not estimate.complete:
         kind, state = f"measuring: window {estimate.windows} of {estimate.of_windows}", "stale"
-    return _tile("perplexity", "Perplexity", number_text(estimate.perplexity) + error, against, kind, state)
+    elif not estimate.complete:
+        kind = f"stopped: measured on {estimate.windows} of {estimate.of_windows} windows, {estimate.tokens:,} tokens"
+    return _tile("perplexity", "Perplexity", value, against, kind, state)
 
 
-def _fit_tile(fit: Fit) -> str:
+def _fit_tile(fit: Fit, device: str) -> str:
     word = "Fits" if fit.fits else "Does not fit"
     detail = f"{bytes_text(fit.spare_bytes)} to spare" if fit.fits else f"{bytes_text(-fit.spare_bytes)} missing"
     speed = f"at most {fit.decode_tokens_per_second:,.1f} tokens/s"
-    return _tile("fit", "On the device", word, f"{detail}; {speed}", "estimated", "good" if fit.fits else "bad")
+    return _tile("fit", device, word, f"{detail}; {speed}", "estimated", "good" if fit.fits else "bad")
 
 
 def fit_table(view: View) -> str:
@@ -163,7 +172,7 @@ def fit_table(view: View) -> str:
     fit = view.fit
     if fit is None or view.model is None:
         return ""
-    items = [(f"Weights: {name}", size, "arithmetic") for name, size in fit.weights.items()]
+    items = [(f"Weights: {CLASSES.get(name, name)}", size, "arithmetic") for name, size in fit.weights.items()]
     items += [
         (f"KV cache, {fit.context:,} tokens in F16", fit.kv_cache_bytes, "arithmetic"),
         ("Activations, at their peak", fit.activation_bytes, "estimated"),
@@ -178,9 +187,10 @@ def fit_table(view: View) -> str:
     )
     total = (
         f'<tr class="ms-total"><td>Needed</td><td class="ms-number">{bytes_text(fit.needed_bytes)}</td>'
-        f"<td></td><td></td></tr>"
-        f'<tr><td>Capacity, less what the system keeps</td><td class="ms-number">{bytes_text(fit.capacity_bytes)}</td>'
-        f"<td></td><td></td></tr>"
+        '<td></td><td class="ms-kind">estimated</td></tr>'
+        f'<tr><td>Capacity of {escape(view.device.name)}, less what its system keeps</td>'
+        f'<td class="ms-number">{bytes_text(fit.capacity_bytes)}</td>'
+        '<td></td><td class="ms-kind">from the device file</td></tr>'
     )
     speeds = (
         f"Decoding at most {fit.decode_tokens_per_second:,.1f} tokens/s (bandwidth and compute), "
@@ -190,17 +200,50 @@ def fit_table(view: View) -> str:
 
 
 def status(view: View) -> str:
-    """The status line: an error, the running job, or what the model is."""
-    if view.error:
-        return f'<div class="ms-status ms-error" role="alert">{escape(view.error)}</div>'
+    """What the model is, and below it an error, the running job, or what can be done next."""
+    state, message = _message(view)
+    model = f'<p class="ms-model">{escape(summary(view))}</p>' if view.model is not None else ""
+    return f'<div class="ms-status" data-state="{state}">{model}{message}</div>'
+
+
+def _message(view: View) -> tuple[str, str]:
     job = view.job
+    if view.error:
+        return "error", _alert(view.error)
     if job is not None and job.state in ("queued", "running"):
-        return _progress(job, view.queue)
-    if job is not None and job.state in ("failed", "cancelled"):
-        return f'<div class="ms-status ms-error" role="alert">{escape(job.error)}</div>'
+        return "busy", _progress(job, view.queue)
+    if job is not None and job.state == "failed":
+        return "error", _alert(job.error)
+    if job is not None and job.state == "cancelled":
+        return "cancelled", f'<p class="ms-message" role="status">{escape(job.title)} was cancelled; start again.</p>'
+    return "ready", f'<p class="ms-message" role="status">{escape(next_step(view))}</p>'
+
+
+def _alert(sentence: str) -> str:
+    return f'<p class="ms-message ms-error" role="alert">{escape(sentence)}</p>'
+
+
+def next_step(view: View) -> str:
+    """What a person can do now, in one sentence."""
+    if view.model is None or view.history is None:
+        return "No model is open: name one under “Model, text and device” and press Open model."
+    if view.statistics is None:
+        return "Press Analyse to see which parts matter, or click parts of the map away and watch the numbers."
+    if not view.history.current.edits:
+        return "Click away the tiles with the least influence, or lower the expansion ratio, and watch the numbers."
+    return "Go on, or export the recipe to keep it; Undo takes the last step back."
+
+
+def chart_note(view: View, drawn: bool) -> str:
+    """What stands where a chart would be, when there is none."""
+    if drawn:
+        return ""
+    words = "This chart shows what the analysis finds: press Analyse."
     if view.model is None:
-        return '<div class="ms-status" role="status">No model is open.</div>'
-    return f'<div class="ms-status" role="status">{escape(summary(view))}</div>'
+        words = "There is nothing to draw before a model is open."
+    elif view.working:
+        words = "This chart is drawn when the analysis is done."
+    return f'<p class="ms-empty">{escape(words)}</p>'
 
 
 def summary(view: View) -> str:
@@ -208,8 +251,9 @@ def summary(view: View) -> str:
     if view.model is None:
         return ""
     source, loaded = view.model.architecture, view.model.loaded
+    name = loaded.id if loaded.revision is None else f"{loaded.id} at {loaded.revision}"
     text = (
-        f"{loaded.id}: {source.family}, {len(source.blocks)} blocks, hidden size {source.hidden_size}, "
+        f"{name}: {source.family}, {len(source.blocks)} blocks, hidden size {source.hidden_size}, "
         f"{count_text(source.parameters)} parameters."
     )
     if view.statistics is not None:
@@ -220,31 +264,67 @@ def summary(view: View) -> str:
 def _progress(job: Job, queue: int) -> str:
     percent = round(100 * job.progress)
     left = job.seconds_left
-    words = job.message or job.title
+    words = job.title if job.message in ("", job.title) else f"{job.title}: {job.message}"
     if job.state == "queued":
         words = f"{job.title}: waiting, {queue} before it" if queue else f"{job.title}: starting"
     time_left = "" if left is None else f", about {math.ceil(left)} s left"
     return (
-        f'<div class="ms-status" role="status"><span>{escape(words)} ({percent}%{time_left})</span>'
+        f'<p class="ms-message" role="status">{escape(words)} ({percent}%{time_left})</p>'
         f'<div class="ms-progress" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-label="{escape(job.title)}"><i style="width:{percent}%"></i></div></div>'
+        f'aria-label="{escape(job.title)}"><i style="width:{percent}%"></i></div>'
     )
 
 
+def ended(sentence: str) -> str:
+    """The status of a page whose session is gone."""
+    return f'<div class="ms-status" data-state="error">{_alert(sentence)}</div>'
+
+
+def buttons(view: View) -> dict[str, bool]:
+    """Which buttons can be pressed."""
+    history = view.history
+    return {
+        "undo": bool(history and history.can_undo),
+        "redo": bool(history and history.can_redo),
+        "reset": bool(history and history.current.edits),
+        "export": view.model is not None,
+        "import": view.model is not None,
+        "analyse": view.model is not None and not view.working,
+        "cancel": view.can_cancel,
+    }
+
+
 def removed_text(view: View) -> str:
-    """What the recipe removes, in words."""
-    if view.structure is None or view.dense is None:
+    """What the recipe leaves, in words."""
+    if view.structure is None or view.dense is None or view.history is None:
         return ""
-    gone = len(view.dense.blocks) - len(view.structure.blocks)
-    ratios = {f"{100 * ratio:.1f}%" for ratio in view.structure.expansion_ratios if ratio}
-    widths = next(iter(ratios)) if len(ratios) == 1 else f"{len(ratios)} different"
-    return f"{len(view.structure.blocks)} blocks kept, {gone} removed; expansion ratio {widths or 'none'}."
+    kept, gone = len(view.structure.blocks), len(view.dense.blocks) - len(view.structure.blocks)
+    found = {f"{100 * ratio:.1f}%" for ratio in view.structure.expansion_ratios if ratio}
+    widths = next(iter(found), "none") if len(found) < 2 else f"{len(found)} different ones"
+    origin = Choices.of(view.history.current).origins.get("prune_neurons")
+    known = {entry.name: entry.title for entry in registry.METHODS}
+    by = f", neurons chosen by {known.get(origin.method, origin.method)}" if origin else ""
+    return f'<p class="ms-removed">{escape(f"{kept} blocks kept, {gone} removed; expansion ratio {widths}{by}.")}</p>'
 
 
 def ratios(view: View) -> tuple[int, int] | None:
-    """The slider's value and maximum, in percent: the widest kept MLP's expansion ratio, and the source's widest."""
-    if view.structure is None or view.dense is None:
+    """The slider's value and maximum, in percent: the ratio that was asked for, and the source's widest."""
+    if view.structure is None or view.dense is None or view.history is None:
         return None
     most = math.ceil(100 * max(view.dense.expansion_ratios, default=0))
-    now = round(100 * max(view.structure.expansion_ratios, default=0)) or most
-    return min(now, most), most
+    if view.pending_ratio is not None:
+        return min(round(100 * view.pending_ratio), most), most
+    widest = max(view.structure.blocks, key=lambda spec: len(spec.neurons))
+    source = view.structure.architecture.blocks[widest.source].mlp
+    if source is None or len(widest.neurons) == source.width:
+        return most, most
+    now = 100 * len(widest.neurons) / view.structure.architecture.hidden_size
+    origin = Choices.of(view.history.current).origins.get("prune_neurons")
+    budget = origin.budget if origin else {}
+    asked, divisor = budget.get("expansion_ratio"), budget.get("divisor", 1)
+    # Notes in a recipe are not what counts: the ratio that was asked for is shown only if it gives this very width.
+    sensible = isinstance(asked, int | float) and isinstance(divisor, int) and 0 < asked < 100
+    if sensible and 0 < divisor <= source.width:  # type: ignore[operator]
+        width = WidthBudget("expansion_ratio", asked, divisor).width(source)  # type: ignore[arg-type]
+        now = 100 * asked if width == len(widest.neurons) else now  # type: ignore[operator]
+    return max(1, min(round(now), most)), most

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from threading import Lock
+from dataclasses import dataclass, field
+from threading import Lock, RLock, Timer
+from typing import Any
 
+from surgery.jobs import Job
 from surgery.session import Session
 from surgery.workbench import Workbench
+
+GRACE = 30.0
+"""Seconds that a job outlives its tab: a page that is reloaded follows it again."""
 
 
 @dataclass
 class Tab:
-    """A tab's session and what the tab was last shown."""
+    """A tab's session and what the browser has been shown. `lock` is held while one of its events is answered."""
 
     session: Session
-    shown: int = -1
     chart: str = "blocks"
-    drawn: tuple[object, ...] = ()
+    sent: dict[str, Any] = field(default_factory=dict)
+    """The last value of every part of the page that the browser has, its own inputs included."""
+    drawn: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    """What each chart was last drawn from."""
+    lock: RLock = field(default_factory=RLock)
 
 
 class Sessions:
@@ -25,10 +33,12 @@ class Sessions:
 
     Args:
         bench: the workbench they share.
+        grace: see `GRACE`.
     """
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, grace: float = GRACE) -> None:
         self.bench = bench
+        self.grace = grace
         self._tabs: dict[str, Tab] = {}
         self._lock = Lock()
 
@@ -45,11 +55,23 @@ class Sessions:
             return self._tabs.get(identity)
 
     def free(self, identity: str) -> None:
-        """Forget a tab and stop what it still runs; an unknown id is ignored."""
+        """Forget a tab and stop what it still runs, unless another tab follows it; an unknown id is ignored."""
         with self._lock:
             tab = self._tabs.pop(identity, None)
-        if tab is not None:
-            tab.session.close()
+        if tab is None:
+            return
+        tab.session.close(stop_job=False)
+        job = tab.session.view().job
+        if job is not None and not job.over:
+            later = Timer(self.grace, self._stop_if_alone, [job])
+            later.daemon = True
+            later.start()
+
+    def _stop_if_alone(self, job: Job) -> None:
+        with self._lock:
+            followed = any(tab.session.follows(job) for tab in self._tabs.values())
+        if not followed:
+            job.stop.set()
 
     def __len__(self) -> int:
         with self._lock:

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     OPTConfig,
@@ -240,6 +244,13 @@ def _opt(**overrides: Any) -> nn.Module:
     return OPTForCausalLM(OPTConfig(**{**SMALL, "ffn_dim": 16, **overrides}))
 
 
+def _bart() -> nn.Module:
+    sizes = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    return BartForConditionalGeneration(
+        BartConfig(vocab_size=64, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)
+    )
+
+
 class _Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -252,6 +263,11 @@ REFUSED = {
     "bert": (lambda: BertForMaskedLM(BertConfig(**SMALL, intermediate_size=16)), "BertForMaskedLM"),
     "opt_projected": (lambda: _opt(word_embed_proj_dim=8), r"model\.decoder\.project_in"),
     "opt_norms_after": (lambda: _opt(do_layer_norm_before=False), r"model\.decoder\.layers\.0"),
+    "bart": (_bart, r"model\.encoder\.layers"),
+    "bloom": (
+        lambda: BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2)),
+        r"transformer\.h\.0\.self_attention",
+    ),
     "plain_module": (_Bare, "_Bare"),
 }
 

@@ -120,11 +120,11 @@ class BlockMap(gr.HTML):
         """How many blocks the model on the map has."""
         return int(self.props["model"].get("blocks", 0))
 
-    def preprocess(self, payload: object) -> Decisions:
+    def preprocess(self, payload: object) -> Decisions:  # type: ignore[override]
         """The decisions that the browser posted, checked; a cleared map posts nothing."""
         return nothing_removed() if payload is None else clean(payload, self.block_count)
 
-    def postprocess(self, value: object) -> Decisions:
+    def postprocess(self, value: object) -> Decisions:  # type: ignore[override]
         """The decisions on their way to the browser, checked in the same way; None removes nothing."""
         return nothing_removed() if value is None else clean(value, self.block_count)
 

@@ -1,0 +1,54 @@
+"""A method and how wide it should leave every MLP, and the edit that this makes of an open model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.registry import Method
+from analysis.text import Windows
+from surgery.recipe import ChosenBy, PruneNeurons
+from surgery.selection import WidthBudget, prune_neurons
+from surgery.workbench import OpenModel
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What a person asked for."""
+
+    method: Method
+    budget: WidthBudget
+
+    def nothing(self, model: OpenModel) -> bool:
+        """Whether every MLP is left as wide as it is."""
+        mlps = [block.mlp for block in model.architecture.blocks if block.mlp is not None]
+        return all(self.budget.width(mlp) == mlp.width for mlp in mlps)
+
+    def possible(self, model: OpenModel, windows: Windows | None) -> bool:
+        """Whether the scores can be had without a new analysis."""
+        analysed = windows is not None and model.known_statistics(windows) is not None
+        return analysed or not self.method.needs_text
+
+    def edit(self, model: OpenModel, windows: Windows | None) -> PruneNeurons | None:
+        """The edit, with its origin; None when nothing would go.
+
+        Args:
+            model: what is narrowed.
+            windows: analysed windows, for a method that needs text.
+
+        Raises:
+            InputError: the budget makes no sense for this model, or an analysis is missing.
+        """
+        statistics = model.known_statistics(windows) if windows is not None else None
+        scores = model.neuron_scores(self.method, statistics, windows.fingerprint if windows is not None else "")
+        text = None
+        if self.method.needs_text and windows is not None:
+            text = {"source": shown_source(windows.source), "fingerprint": windows.text_fingerprint,
+                    "window": windows.length, "windows": windows.count}  # fmt: skip
+        origin = {"method": self.method.name, "budget": self.budget.document(), "text": text}
+        return prune_neurons(model.architecture, scores, self.budget, ChosenBy.model_validate(origin))
+
+
+def shown_source(source: str) -> str:
+    """A text's name without the folders of this computer."""
+    return source if source.startswith("hub:") else Path(source).name

@@ -1,0 +1,336 @@
+"""What the page shows of a session's view: every number labelled, nothing unescaped, nothing out of date unmarked."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from analysis.text import TextError
+from surgery.history import History
+from surgery.jobs import Job
+from surgery.live import Estimate
+from surgery.memory import fit
+from surgery.recipe import ChosenBy, PruneNeurons, Recipe, RemoveAttention, RemoveBlocks
+from surgery.structure import dense
+from surgery.view import Target, View
+from surgery.workbench import OpenModel, TextChoice, Workbench
+from tests.tiny_workbench import open_model
+from ui import charts, inputs, presenters
+
+ESTIMATE = Estimate(
+    perplexity=41.2934,
+    nll=3.72,
+    standard_error=6.94,
+    nll_standard_error=0.1,
+    dense_perplexity=33.193,
+    difference=0.218,
+    difference_standard_error=0.022,
+    windows=4,
+    of_windows=4,
+    tokens=1020,
+    seconds=1.0,
+)
+
+
+@cache
+def _model() -> OpenModel:
+    return open_model()
+
+
+@cache
+def _bench() -> Workbench:
+    return Workbench()
+
+
+def view(*edits: object, **changes: object) -> View:
+    """A view of the tiny model with some edits; anything can be changed."""
+    model, device, target = _model(), _bench().devices.get(Target().device), Target()
+    recipe = model.recipe(*edits)
+    structure, whole = model.resolve(recipe), dense(model.architecture)
+    history = History.start(model.recipe())
+    made = View(
+        version=1,
+        model=model,
+        history=history.add(recipe),
+        structure=structure,
+        dense=whole,
+        device=device,
+        fit=fit(structure, device, target.context, target.type),
+        dense_fit=fit(whole, device, target.context, target.type),
+        estimate=ESTIMATE,
+        measured=True,
+        measuring=False,
+        measure_error="",
+        statistics=None,
+        analysed=None,
+        pending_ratio=None,
+        job=None,
+        queue=0,
+        can_cancel=False,
+        error="",
+        text=TextChoice(),
+        target=target,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def nothing() -> View:
+    """Before a model is open."""
+    empty = dict.fromkeys(("model", "history", "structure", "dense", "fit", "dense_fit", "estimate"))
+    return view(**empty, measured=False)
+
+
+def tile(shown: View, name: str) -> str:
+    found = re.search(rf'<div class="ms-tile [^"]*" data-tile="{name}".*?</div></div>', presenters.tiles(shown))
+    assert found is not None
+    return found[0]
+
+
+def job(state: str = "running", **changes: object) -> Job:
+    made = Job("1", "Analysing", "heavy", state)  # type: ignore[arg-type]
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (269_030_016, "269.0 MB"), (7.4e9, "7.4 GB"), (3e12, "3000.0 GB"),
+     (-2_500_000, "-2.5 MB")],
+)  # fmt: skip
+def test_sizes(count: float, text: str) -> None:
+    assert presenters.bytes_text(count) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(950, "950"), (134_515_008, "134.5 M"), (7_241_732_096, "7.24 B")])
+def test_counts(count: int, text: str) -> None:
+    assert presenters.count_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(33.1931, "33.193"), (1234.5, "1,234.500"), (2.5e7, "2.50e+07"), (math.inf, "inf")]
+)
+def test_perplexities(value: float, text: str) -> None:
+    assert presenters.number_text(value) == text
+
+
+def test_text_is_escaped_for_html_and_for_templates() -> None:
+    assert presenters.escape("<b>${x} {{y}} `z`</b>") == (
+        "&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125; &#96;z&#96;&lt;/b&gt;"
+    )
+    hostile = "<img src=x onerror=alert(1)> ${alert(1)} {{alert}}"
+    for shown in (
+        presenters.status(view(error=hostile)),
+        presenters.status(view(job=job("failed", error=hostile))),
+        presenters.status(view(job=job(message=hostile, progress=0.5))),
+        presenters.tiles(view(measure_error=hostile)),
+        presenters.removed_text(
+            view(PruneNeurons(removed={0: (1,)}, chosen_by=ChosenBy(method=hostile[:100])))
+        ),
+    ):
+        assert "<img" not in shown and "${" not in shown and "{{" not in shown and "&lt;img" in shown
+
+
+def test_every_tile_says_what_its_number_is() -> None:
+    shown = view(RemoveBlocks(blocks=(1,)))
+    assert "arithmetic" in tile(shown, "parameters") and "arithmetic" in tile(shown, "memory")
+    assert "measured on 1,020 tokens" in tile(shown, "perplexity")
+    assert "estimated" in tile(shown, "fit") and shown.device.name in tile(shown, "fit")
+    assert "41.293 ± 6.94" in tile(shown, "perplexity")
+    assert "dense 33.193; loss +0.218 ± 0.022 nats" in tile(shown, "perplexity")
+
+
+def test_a_number_that_is_out_of_date_is_marked() -> None:
+    old = view(measured=False, measuring=True)
+    assert 'data-state="stale"' in tile(old, "perplexity") and "out of date, measuring" in tile(old, "perplexity")
+    assert "out of date" in tile(view(measured=False), "perplexity")
+    part = replace(ESTIMATE, windows=1, tokens=255)
+    running = tile(view(measuring=True, estimate=part), "perplexity")
+    assert 'data-state="stale"' in running and "window 1 of 4" in running
+    assert "stopped: measured on 1 of 4 windows" in tile(view(estimate=part), "perplexity")
+    assert 'data-state="current"' in tile(view(), "perplexity")
+    assert "measuring" in tile(view(estimate=None, measured=False, measuring=True), "perplexity")
+
+
+def test_an_overflowing_perplexity_is_shown_as_such() -> None:
+    wild = replace(ESTIMATE, perplexity=math.inf, nll=900.0, standard_error=math.inf, difference=896.0)
+    shown = tile(view(estimate=wild), "perplexity")
+    assert ">inf<" in shown and "± inf" not in shown
+
+
+def test_a_failed_measurement_says_why() -> None:
+    shown = tile(view(measure_error="There is not enough memory."), "perplexity")
+    assert "There is not enough memory." in shown and "not measured" in shown and 'data-state="failed"' in shown
+
+
+def test_what_does_not_fit_says_how_much_is_missing() -> None:
+    small = _bench().devices.get("esp32-s3-n16r8")
+    structure = dense(_model().architecture)
+    whole = fit(structure, small, 2**20, "F32")
+    shown = tile(view(device=small, fit=whole), "fit")
+    assert not whole.fits and "Does not fit" in shown and "missing" in shown and 'data-state="bad"' in shown
+
+
+def test_before_a_model_is_open_everything_can_be_drawn() -> None:
+    empty = nothing()
+    assert presenters.tiles(empty).count('data-state="stale"') == 4
+    assert "No model is open" in presenters.status(empty)
+    assert presenters.fit_table(empty) == presenters.removed_text(empty) == ""
+    assert presenters.block_map_model(empty)["blocks"] == 0
+    assert presenters.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
+    assert presenters.ratios(empty) is None and not any(presenters.buttons(empty).values())
+    assert "before a model is open" in presenters.chart_note(empty, False)
+
+
+def test_the_fit_table_adds_up_and_labels_every_row() -> None:
+    shown = view()
+    table = presenters.fit_table(shown)
+    assert shown.fit is not None
+    for words in (presenters.bytes_text(shown.fit.needed_bytes), presenters.bytes_text(shown.fit.capacity_bytes)):
+        assert words in table
+    rows = re.findall(r"<tr.*?</tr>", table)
+    assert len(rows) == len(shown.fit.weights) + 5
+    assert all(re.search(r'class="ms-kind">(arithmetic|estimated|from the device file)<', row) for row in rows)
+    assert "upper bounds, estimated" in table
+
+
+def test_errors_are_alerts_and_progress_is_a_progress_bar() -> None:
+    assert 'role="alert">Paste some text first.' in presenters.status(view(error="Paste some text first."))
+    running = presenters.status(view(job=job(progress=0.42, message="Block 3", started=0.0)))
+    assert 'role="progressbar" aria-valuenow="42"' in running and "Block 3" in running and "alert" not in running
+    assert "waiting, 2 before it" in presenters.status(view(job=job("queued"), queue=2))
+    assert "starting" in presenters.status(view(job=job("queued")))
+    assert 'role="alert"' in presenters.status(view(job=job("failed", error="No.")))
+    cancelled = presenters.status(view(job=job("cancelled", error="Cancelled.")))
+    assert "Analysing was cancelled" in cancelled and "alert" not in cancelled
+
+
+def test_the_status_names_the_next_step() -> None:
+    assert "Press Analyse" in presenters.status(view())
+    assert "tiny: llama, 4 blocks" in presenters.status(view())
+    assert presenters.next_step(view()) != presenters.next_step(nothing())
+
+
+def test_buttons_follow_what_can_be_done() -> None:
+    fresh, edited = presenters.buttons(view()), presenters.buttons(view(RemoveBlocks(blocks=(1,))))
+    assert not fresh["undo"] and not fresh["reset"] and fresh["analyse"] and fresh["export"] and not fresh["cancel"]
+    assert edited["undo"] and edited["reset"] and not edited["redo"]
+    assert not presenters.buttons(view(job=job()))["analyse"]
+    assert presenters.buttons(view(can_cancel=True))["cancel"]
+
+
+def test_the_map_shows_decisions_and_kept_shares() -> None:
+    shown = view(
+        RemoveBlocks(blocks=(3,)), RemoveAttention(blocks=(1,)), PruneNeurons(removed={0: tuple(range(40))})
+    )
+    assert presenters.decisions(shown) == {"blocks": [3], "attention": [1], "mlp": []}
+    model = presenters.block_map_model(shown)
+    assert model["width"] == [0.5, 1.0, 1.0, 1.0] and model["heads"] == [1.0] * 4
+    assert model["analysed"] is False and model["block"] == [None] * 4
+
+
+def test_the_words_below_the_map_count_what_is_left() -> None:
+    assert "4 blocks kept, 0 removed; expansion ratio 111.1%." in presenters.removed_text(view())
+    origin = ChosenBy(method="cfsp_fine")
+    narrow = view(PruneNeurons(removed=dict.fromkeys(range(4), tuple(range(40))), chosen_by=origin))
+    assert "expansion ratio 55.6%, neurons chosen by CFSP fine-grained." in presenters.removed_text(narrow)
+    assert "2 different ones" in presenters.removed_text(view(PruneNeurons(removed={0: (1,)})))
+
+
+def test_the_slider_shows_the_ratio_that_was_asked_for_if_it_is_the_one_in_force() -> None:
+    def narrowed(removed: int, **budget: float) -> View:
+        origin = ChosenBy(method="maw", budget=budget)  # type: ignore[arg-type]
+        return view(PruneNeurons(removed=dict.fromkeys(range(4), tuple(range(removed))), chosen_by=origin))
+
+    assert presenters.ratios(view()) == (112, 112)
+    assert presenters.ratios(view(pending_ratio=0.6)) == (60, 112)
+    assert presenters.ratios(narrowed(40)) == (56, 112)
+    assert presenters.ratios(narrowed(40, expansion_ratio=0.5, divisor=8)) == (56, 112), "that would be another width"
+    assert presenters.ratios(narrowed(48, expansion_ratio=0.5, divisor=16)) == (44, 112)
+    assert presenters.ratios(narrowed(48, expansion_ratio=0.46, divisor=32)) == (46, 112), "rounded to the divisor"
+    assert presenters.ratios(narrowed(40, expansion_ratio=0.5, divisor=0)) == (56, 112)
+    assert presenters.ratios(narrowed(40, expansion_ratio="x" * 50)) == (56, 112)  # type: ignore[arg-type]
+
+
+def test_charts_before_the_analysis_are_a_sentence() -> None:
+    for name in charts.NAMES:
+        figure = charts.figure(name, view(), "cfsp_fine", "entropy")
+        assert figure is None
+    assert "press Analyse" in presenters.chart_note(view(), False)
+    assert "when the analysis is done" in presenters.chart_note(view(job=job()), False)
+    assert presenters.chart_note(view(), True) == ""
+
+
+def test_scores_of_the_weights_alone_can_be_drawn_at_once() -> None:
+    assert charts.figure("neurons", view(), "maw", "entropy") is not None
+    assert charts.key("neurons", view(), "maw", "entropy") != charts.key("neurons", view(), "l2", "entropy")
+    assert charts.key("neurons", view(), "maw", "entropy") == charts.key("neurons", view(), "maw", "distance")
+
+
+def test_a_drawn_chart_of_blocks_follows_the_decisions() -> None:
+    removed = view(RemoveBlocks(blocks=(1,)))
+    assert charts.key("blocks", view(), "maw", "x") != charts.key("blocks", removed, "maw", "x")
+    assert charts.key("heads", view(), "maw", "x") == charts.key("heads", removed, "maw", "x")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [None, 7, [], "x", {}, {"source": 3, "recipe": 5, "job": []}, {"source": "", "recipe": {"schema": "other"}},
+     {"source": "x" * 999, "recipe": {"edits": [[[[]]]]}}],
+)  # fmt: skip
+def test_a_browser_that_remembers_nonsense_opens_the_default_model(kept: object) -> None:
+    assert inputs.remembered(kept) == ("default", None, None, None)
+
+
+def test_what_is_kept_can_be_remembered() -> None:
+    shown = view(RemoveBlocks(blocks=(1,)), job=job())
+    source, revision, recipe, running = inputs.remembered(inputs.to_keep(shown))
+    assert (source, revision, running) == ("tiny", None, "1")
+    assert shown.history is not None and recipe == shown.history.current
+    assert inputs.to_keep(view(job=job("done")))["job"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("pasted", "", None, 256, 4), "Paste some text"),
+        (("pasted", " \n", None, 256, 4), "Paste some text"),
+        (("pasted", "x" * (2**20 + 1), None, 256, 4), "upload it"),
+        (("file", "", None, 256, 4), "Upload a text file"),
+        (("/etc/passwd", "", None, 256, 4), "Choose a text"),
+        ((None, "", None, 256, 4), "Choose a text"),
+        (("embedded", "", None, 1, 4), "at least 2 tokens"),
+        (("embedded", "", None, None, 4), "at least 2 tokens"),
+        (("embedded", "", None, 256, 0), "at least 1 window"),
+        (("embedded", "", None, 2**16, 3), "at most"),
+    ],
+)
+def test_texts_that_make_no_sense_are_refused(fields: tuple, said: str) -> None:
+    with pytest.raises((TextError, ValueError), match=said):
+        inputs.text_choice(*fields)
+
+
+def test_texts_and_targets_that_make_sense() -> None:
+    assert inputs.text_choice("embedded", "", None, 256, 4) == TextChoice("embedded", 256, 4)
+    assert inputs.text_choice("pasted", "words", None, 64, 1) == TextChoice("pasted", 64, 1, content="words")
+    assert inputs.text_choice("file", "", "/tmp/a.txt", 64, 1) == TextChoice("/tmp/a.txt", 64, 1)
+    assert inputs.text_choice("hub:a/b", "", None, 64, 1).source == "hub:a/b"
+    assert inputs.target("x", 512, "F16") == Target("x", 512, "F16")
+    for context in (None, 0, -1, 2**30):
+        with pytest.raises(ValueError, match="context"):
+            inputs.target("x", context, "F16")
+
+
+def test_the_slider_at_its_maximum_asks_for_everything() -> None:
+    assert inputs.ratio(200, 267) == 2.0 and inputs.ratio(267, 267) > 1000 and inputs.ratio(300, 267) > 1000
+    for wrong in (None, 0, -5, math.inf, math.nan):
+        with pytest.raises(ValueError, match="expansion ratio"):
+            inputs.ratio(wrong, 267)
+
+
+def test_a_recipe_of_this_model_names_it() -> None:
+    assert isinstance(_model().recipe(), Recipe) and _model().recipe().model.fingerprint

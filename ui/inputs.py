@@ -1,0 +1,93 @@
+"""What comes from a browser, checked: remembered state, texts, numbers. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from surgery.errors import InputError
+from surgery.recipe import Recipe
+from surgery.view import Target, View
+from surgery.workbench import TextChoice
+
+LONGEST_PASTE = 2**20
+"""Characters of pasted text."""
+MOST_TOKENS = 2**17
+"""Tokens that a measurement from the page may take."""
+
+
+def remembered(kept: Any) -> tuple[str, str | None, Recipe | None, str | None]:
+    """Model, revision, recipe and running job that the browser kept, as far as they are valid."""
+    if not isinstance(kept, dict):
+        return "default", None, None, None
+    source, revision, job = kept.get("source"), kept.get("revision"), kept.get("job")
+    try:
+        recipe = Recipe.read(kept["recipe"]) if kept.get("recipe") else None
+    except InputError:
+        recipe = None
+    return (
+        source if isinstance(source, str) and 0 < len(source) < 500 else "default",
+        revision if isinstance(revision, str) else None,
+        recipe,
+        job if isinstance(job, str) else None,
+    )
+
+
+def to_keep(view: View) -> dict[str, Any]:
+    """What the browser is to keep of a session with an open model."""
+    assert view.model is not None and view.history is not None  # the caller has checked
+    return {
+        "source": view.model.loaded.id,
+        "revision": view.model.loaded.revision,
+        "recipe": view.history.current.document(),
+        "job": view.job.id if view.job is not None and view.working else None,
+    }
+
+
+def ratio(percent: float | None, most: float) -> float:
+    """The slider's expansion ratio; at its maximum, the source's own.
+
+    Raises:
+        InputError: no number, or not a positive one.
+    """
+    if percent is None or not 0 < percent < float("inf"):
+        raise InputError("The expansion ratio must be a percentage above 0.")
+    return float("1e9") if most and percent >= most else percent / 100
+
+
+def text_choice(
+    source: str, pasted: str, upload: str | None, window: float | None, windows: float | None
+) -> TextChoice:
+    """The text that the page's fields name; a path is taken from an upload only.
+
+    Raises:
+        InputError: nothing was given, or the numbers are out of range.
+    """
+    length, count = int(window or 0), int(windows or 0)
+    if length < 2 or count < 1 or length * count > MOST_TOKENS:
+        raise InputError(
+            f"Give at least 2 tokens a window, at least 1 window, and at most {MOST_TOKENS:,} tokens in all."
+        )
+    if source == "pasted":
+        if not (pasted or "").strip():
+            raise InputError("Paste some text first.")
+        if len(pasted) > LONGEST_PASTE:
+            raise InputError(f"The pasted text is longer than {LONGEST_PASTE:,} characters: upload it as a file.")
+        return TextChoice("pasted", length, count, content=pasted)
+    if source == "file":
+        if not upload:
+            raise InputError("Upload a text file first.")
+        return TextChoice(upload, length, count)
+    if source not in ("embedded", "wikitext-2") and not str(source or "").startswith("hub:"):
+        raise InputError("Choose a text from the list, or write hub:owner/name for a data set of the Hub.")
+    return TextChoice(source, length, count)
+
+
+def target(device: str, context: float | None, kind: str) -> Target:
+    """Device, context and weight type.
+
+    Raises:
+        InputError: the context is out of range.
+    """
+    if not context or context < 1 or context > 2**24:
+        raise InputError("The context must be between 1 and 16,777,216 tokens.")
+    return Target(device, int(context), kind)
