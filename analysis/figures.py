@@ -171,7 +171,7 @@ def _logarithmic(figure: go.Figure, values: Iterable[float]) -> None:
 
 
 def _log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Labels at the decades between two positive numbers, at finer steps if those are few; `tickvals` are logarithms."""
+    """Labels at the decades between two positive numbers, finer ones if those are few; `tickvals` are logarithms."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)):
         marks = [factor * 10.0**decade for decade in decades for factor in factors]

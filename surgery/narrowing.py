@@ -19,6 +19,11 @@ class Narrowing:
     method: Method
     budget: WidthBudget
 
+    @property
+    def stroke(self) -> str:
+        """The same for two positions of one slider."""
+        return f"{self.method.name} {self.budget.divisor}"
+
     def nothing(self, model: OpenModel) -> bool:
         """Whether every MLP is left as wide as it is."""
         mlps = [block.mlp for block in model.architecture.blocks if block.mlp is not None]

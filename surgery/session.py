@@ -199,7 +199,7 @@ class Session:
         with self._lock:
             self._pending = None
             if wanted.nothing(model):
-                self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(None), "narrow"))
+                self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(None), wanted.stroke))
                 return None
             if wanted.possible(model, self._analysed):
                 self._narrow(model, wanted)
@@ -212,7 +212,7 @@ class Session:
 
     def _narrow(self, model: OpenModel, wanted: Narrowing) -> None:
         edit = wanted.edit(model, self._analysed)
-        self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(edit), "narrow"))
+        self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(edit), wanted.stroke))
 
     def take(self, recipe: Recipe) -> None:
         """Make a recipe the current one (import).

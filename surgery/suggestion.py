@@ -170,7 +170,7 @@ def _shallower(
     order = [candidates[index] for index in torch.argsort(scores[candidates].double(), stable=True).tolist()]
     if budget.params is not None:
         sizes = [
-            blocks[i].parameters if method.kind == "blocks" else blocks[i].sublayer_parameters(method.kind)  # type: ignore[arg-type]
+            blocks[i].parameters if method.kind == "blocks" else blocks[i].sublayer_parameters(method.kind)
             for i in order
         ]
         count = count_for(sizes, _excess(model, budget.params))

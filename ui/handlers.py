@@ -16,6 +16,7 @@ from surgery.view import Target, View
 from ui import charts, inputs, presenters
 from ui.sessions import Sessions, Tab
 from ui.widgets.block_map import BlockMap
+from ui.widgets.ratio import Ratio
 
 BUSY_TICK, IDLE_TICK = 0.25, 5.0
 """Seconds between two looks at the session: while something is under way, and otherwise."""
@@ -54,12 +55,19 @@ class Handlers:
         update = self._answer(identity, lambda _: begin(), picks)
         return {self.parts["tab"]: identity, self.parts["source"]: source, **update}
 
-    def tick(self, identity: str, *picks: str) -> Update:
-        """Look at running jobs."""
-        tab = self.sessions.get(identity)
-        if tab is None:
+    def tick(self, identity: str, answer: str, *picks: str) -> Update:
+        """Look at running jobs. `answer` is the number of the last answer that the browser shows."""
+        if self.sessions.get(identity) is None:
             return {self.parts["status"]: presenters.ended(ENDED), self.parts["timer"]: gr.Timer(active=False)}
-        return self._answer(identity, lambda _: None, picks)
+
+        def act(tab: Tab) -> None:
+            # Gradio does not keep answers in order: a small one may overtake a large one, which then shows old values.
+            if answer != tab.answer and answer == tab.last_seen:
+                tab.sent.clear()
+                tab.drawn.clear()
+            tab.last_seen = answer
+
+        return self._answer(identity, act, picks)
 
     def switch(self, identity: str, value: dict[str, list[int]], *picks: str) -> Update:
         """A click on the map."""
@@ -71,9 +79,12 @@ class Handlers:
         return self._answer(identity, act, picks)
 
     def narrow(self, identity: str, ratio: float | None, method: str, divisor: int, *picks: str) -> Update:
-        """The expansion-ratio slider."""
+        """The expansion-ratio slider; None while its box is empty."""
 
         def act(tab: Tab) -> None:
+            if ratio is None:
+                return
+            tab.narrowing = (method, divisor)
             most = tab.sent.get("slider", (0, 0))[1]
             tab.sent["slider"] = (ratio, most)
             tab.session.narrow(method, inputs.ratio(ratio, most), int(divisor))
@@ -84,6 +95,9 @@ class Handlers:
         """Another method or divisor: applied at once if the MLPs are narrowed."""
 
         def act(tab: Tab) -> None:
+            if tab.narrowing == (method, divisor):  # Gradio also reports a list that merely loses the focus
+                return
+            tab.narrowing = (method, divisor)
             found = presenters.ratios(tab.session.view())
             if found is not None and found[0] < found[1]:
                 tab.session.narrow(method, found[0] / 100, int(divisor))
@@ -211,7 +225,10 @@ class Handlers:
             send("slider", presenters.ratios(view), _slider)
         update |= self._map(tab, view)
         update |= self._chart(tab, view, picks)
-        return update or {self.parts["status"]: gr.skip()}
+        if not update:
+            return {self.parts["status"]: gr.skip()}
+        tab.answer = str(int(tab.answer) + 1)
+        return update | {self.parts["answer"]: tab.answer}
 
     def _map(self, tab: Tab, view: View) -> Update:
         """The map's decisions only if they are not those that the browser has: a click may be under way there."""
@@ -240,4 +257,4 @@ class Handlers:
 
 
 def _slider(found: tuple[int, int]) -> Any:
-    return gr.Slider(value=found[0], maximum=found[1], interactive=True)
+    return Ratio(value=found[0], maximum=found[1], interactive=True)

@@ -43,13 +43,13 @@ def to_keep(view: View) -> dict[str, Any]:
     }
 
 
-def ratio(percent: float | None, most: float) -> float:
+def ratio(percent: float, most: float) -> float:
     """The slider's expansion ratio; at its maximum, the source's own.
 
     Raises:
-        InputError: no number, or not a positive one.
+        InputError: not a positive number.
     """
-    if percent is None or not 0 < percent < float("inf"):
+    if not 0 < percent < float("inf"):
         raise InputError("The expansion ratio must be a percentage above 0.")
     return float("1e9") if most and percent >= most else percent / 100
 

@@ -16,6 +16,7 @@ from ui import charts
 from ui.handlers import IDLE_TICK, Handlers
 from ui.sessions import Sessions
 from ui.widgets.block_map import BlockMap
+from ui.widgets.ratio import Ratio
 
 TITLE = "Model Surgery"
 UPLOAD_LIMIT = "16mb"
@@ -35,12 +36,17 @@ DOWNLOAD = """(text) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
-# The browser's storage is shared by its tabs: what a tab itself has written comes first, so that two tabs do not mix.
-REMEMBER = "(kept) => { try { sessionStorage.setItem('model-surgery', JSON.stringify(kept)); } catch (error) {} }"
+# The browser's storage is shared by its tabs: what a tab itself has kept comes first, so that two tabs do not mix.
+# The first change that Gradio reports is what it read from there itself, before the page has asked for its own.
 RECALL = """(kept, ...rest) => {
   let own = null;
   try { own = JSON.parse(sessionStorage.getItem('model-surgery')); } catch (error) {}
+  window.modelSurgeryLoaded = true;
   return [own || (kept ? {...kept, job: null} : null), ...rest];
+}"""
+REMEMBER = """(kept) => {
+  if (!window.modelSurgeryLoaded) return;
+  try { sessionStorage.setItem('model-surgery', JSON.stringify(kept)); } catch (error) {}
 }"""
 PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -136,10 +142,8 @@ def _text_fields(parts: dict[str, Any]) -> None:
             elem_id="upload",
         )
         with gr.Row(elem_classes="ms-pair"):
-            parts["window"] = gr.Number(
-                256, label="Tokens a window", precision=0, minimum=2, elem_id="window", min_width=100
-            )
-            parts["windows"] = gr.Number(4, label="Windows", precision=0, minimum=1, elem_id="windows", min_width=100)
+            parts["window"] = gr.Number(256, label="Tokens a window", precision=0, elem_id="window", min_width=100)
+            parts["windows"] = gr.Number(4, label="Windows", precision=0, elem_id="windows", min_width=100)
         parts["use_text"] = gr.Button("Measure on this text", elem_id="use-text", size="md")
 
 
@@ -154,7 +158,7 @@ def _device_fields(parts: dict[str, Any], bench: Workbench) -> None:
         )
         with gr.Row(elem_classes="ms-pair"):
             parts["context"] = gr.Number(
-                Target().context, label="Context (tokens)", precision=0, minimum=1, elem_id="context", min_width=100
+                Target().context, label="Context (tokens)", precision=0, elem_id="context", min_width=100
             )
             parts["type"] = gr.Dropdown(
                 list(TYPES), value=Target().type, label="Weights as", elem_id="type", min_width=100
@@ -179,11 +183,12 @@ def _toolbar(parts: dict[str, Any]) -> None:
             "Import recipe", file_types=[".json"], elem_id="import", interactive=False, size="md", scale=0, min_width=0
         )
     parts["exported"] = gr.Textbox(visible="hidden", elem_id="exported")
+    parts["answer"] = gr.Textbox("", visible="hidden", elem_id="answer")
 
 
 def _narrowing_fields(parts: dict[str, Any]) -> None:
     with gr.Row(elem_id="narrowing"):
-        parts["slider"] = gr.Slider(
+        parts["slider"] = Ratio(
             10,
             400,
             value=267,
@@ -241,7 +246,7 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
 
     page.load(handlers.load, [parts["kept"], *picks], [tab, *shown], js=RECALL, **QUIET)
     parts["kept"].change(None, parts["kept"], None, js=REMEMBER, **QUIET)
-    parts["timer"].tick(handlers.tick, inputs(), shown, **QUIET)
+    parts["timer"].tick(handlers.tick, inputs("answer"), shown, **QUIET)
     parts["map"].input(handlers.switch, inputs("map"), shown, **LAST)
     parts["slider"].input(handlers.narrow, inputs("slider", "method", "divisor"), shown, **LAST)
     gr.on(

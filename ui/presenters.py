@@ -7,10 +7,12 @@ import math
 from typing import Any
 
 from analysis import registry
+from analysis.architecture import Mlp
 from analysis.similarity import attention_influence, block_influence, mlp_influence
 from surgery.editing import Choices
 from surgery.jobs import Job
 from surgery.memory import Fit
+from surgery.recipe import Recipe
 from surgery.selection import WidthBudget
 from surgery.view import View
 
@@ -188,7 +190,7 @@ def fit_table(view: View) -> str:
     total = (
         f'<tr class="ms-total"><td>Needed</td><td class="ms-number">{bytes_text(fit.needed_bytes)}</td>'
         '<td></td><td class="ms-kind">estimated</td></tr>'
-        f'<tr><td>Capacity of {escape(view.device.name)}, less what its system keeps</td>'
+        f"<tr><td>Capacity of {escape(view.device.name)}, less what its system keeps</td>"
         f'<td class="ms-number">{bytes_text(fit.capacity_bytes)}</td>'
         '<td></td><td class="ms-kind">from the device file</td></tr>'
     )
@@ -298,13 +300,19 @@ def removed_text(view: View) -> str:
     """What the recipe leaves, in words."""
     if view.structure is None or view.dense is None or view.history is None:
         return ""
-    kept, gone = len(view.structure.blocks), len(view.dense.blocks) - len(view.structure.blocks)
+    choices = Choices.of(view.history.current)
+    words = [f"{len(view.structure.blocks)} blocks kept, {len(choices.blocks)} removed"]
+    words += [
+        f"{len(gone)} {one if len(gone) == 1 else many} removed"
+        for gone, one, many in ((choices.attention, "attention part", "attention parts"), (choices.mlp, "MLP", "MLPs"))
+        if gone
+    ]
     found = {f"{100 * ratio:.1f}%" for ratio in view.structure.expansion_ratios if ratio}
-    widths = next(iter(found), "none") if len(found) < 2 else f"{len(found)} different ones"
-    origin = Choices.of(view.history.current).origins.get("prune_neurons")
+    words.append(f"expansion ratio {next(iter(found), 'none') if len(found) < 2 else f'{len(found)} different ones'}")
+    origin = choices.origins.get("prune_neurons")
     known = {entry.name: entry.title for entry in registry.METHODS}
     by = f", neurons chosen by {known.get(origin.method, origin.method)}" if origin else ""
-    return f'<p class="ms-removed">{escape(f"{kept} blocks kept, {gone} removed; expansion ratio {widths}{by}.")}</p>'
+    return f'<p class="ms-removed">{escape("; ".join(words) + by)}.</p>'
 
 
 def ratios(view: View) -> tuple[int, int] | None:
@@ -318,13 +326,18 @@ def ratios(view: View) -> tuple[int, int] | None:
     source = view.structure.architecture.blocks[widest.source].mlp
     if source is None or len(widest.neurons) == source.width:
         return most, most
-    now = 100 * len(widest.neurons) / view.structure.architecture.hidden_size
-    origin = Choices.of(view.history.current).origins.get("prune_neurons")
+    now = len(widest.neurons) / view.structure.architecture.hidden_size
+    asked = _asked_ratio(view.history.current, source, len(widest.neurons))
+    return max(1, min(round(100 * (now if asked is None else asked)), most)), most
+
+
+def _asked_ratio(recipe: Recipe, mlp: Mlp, width: int) -> float | None:
+    """The expansion ratio that was asked for; notes are not what counts, so it must give this very width."""
+    origin = Choices.of(recipe).origins.get("prune_neurons")
     budget = origin.budget if origin else {}
     asked, divisor = budget.get("expansion_ratio"), budget.get("divisor", 1)
-    # Notes in a recipe are not what counts: the ratio that was asked for is shown only if it gives this very width.
-    sensible = isinstance(asked, int | float) and isinstance(divisor, int) and 0 < asked < 100
-    if sensible and 0 < divisor <= source.width:  # type: ignore[operator]
-        width = WidthBudget("expansion_ratio", asked, divisor).width(source)  # type: ignore[arg-type]
-        now = 100 * asked if width == len(widest.neurons) else now  # type: ignore[operator]
-    return max(1, min(round(now), most)), most
+    if not isinstance(asked, int | float) or not isinstance(divisor, int):
+        return None
+    if not 0 < asked < 100 or not 0 < divisor <= mlp.width:
+        return None
+    return asked if WidthBudget("expansion_ratio", asked, divisor).width(mlp) == width else None

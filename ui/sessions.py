@@ -21,10 +21,16 @@ class Tab:
 
     session: Session
     chart: str = "blocks"
+    narrowing: tuple[str, int] | None = None
+    """Method and divisor that were last asked for."""
     sent: dict[str, Any] = field(default_factory=dict)
     """The last value of every part of the page that the browser has, its own inputs included."""
     drawn: dict[str, tuple[object, ...]] = field(default_factory=dict)
     """What each chart was last drawn from."""
+    answer: str = "0"
+    """Number of the last answer that was sent."""
+    last_seen: str = ""
+    """Number of the answer that the browser showed when it last asked."""
     lock: RLock = field(default_factory=RLock)
 
 

@@ -56,7 +56,9 @@ def test_as_a_program(folder):
     """Run as people and scripts do: JSON alone on standard output, one sentence on standard error, exit codes."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     program = [sys.executable, "-m", "surgery"]
-    good = subprocess.run([*program, "inspect", folder, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    good = subprocess.run(
+        [*program, "inspect", folder, "--json"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert good.returncode == 0 and json.loads(good.stdout)["blocks"] == 4
     bad = subprocess.run([*program, "inspect", "/no/such"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stdout == "" and len(bad.stderr.splitlines()) == 1
@@ -91,7 +93,9 @@ def test_analyze_writes_everything(folder, tmp_path):
 def test_suggest_evaluate_and_fit_share_a_recipe(folder, tmp_path):
     out = tmp_path / "recipe.json"
     text = ("--text", folder / "text.txt", *TEXT)
-    printed = json.loads(run("suggest", folder, "--method", "block_influence", "--blocks", 1, *text, "--out", out, "--json"))
+    printed = json.loads(
+        run("suggest", folder, "--method", "block_influence", "--blocks", 1, *text, "--out", out, "--json")
+    )
     assert printed == json.loads(out.read_text())
     assert printed["edits"][0]["op"] == "remove_blocks"
     plain = json.loads(run("evaluate", folder, *text, "--json"))
@@ -103,7 +107,9 @@ def test_suggest_evaluate_and_fit_share_a_recipe(folder, tmp_path):
     assert edited["parameters"] < plain["parameters"]
     assert edited["dense_perplexity"] == plain["perplexity"] != edited["perplexity"]
     assert json.loads(run("evaluate", folder, "--recipe", out, *text, "--json"))["perplexity"] == edited["perplexity"]
-    fitted = json.loads(run("fit", folder, "--recipe", out, "--device", "raspberry-pi-5-8gb", "--context", 64, "--json"))
+    fitted = json.loads(
+        run("fit", folder, "--recipe", out, "--device", "raspberry-pi-5-8gb", "--context", 64, "--json")
+    )
     for key in ("fits", "weights_bytes", "kv_cache_bytes", "activation_bytes", "overhead_bytes", "capacity_bytes",
                 "spare_bytes", "decode_tokens_per_second"):  # fmt: skip
         assert key in fitted
@@ -136,7 +142,10 @@ def test_people_get_tables(folder):
         (("evaluate", "FOLDER", "--window", "1"), "window"),
         (("evaluate", "FOLDER", "--unknown"), "--unknown"),
         (("nonsense",), "nonsense"),
-        (("analyze", "FOLDER", "--text", "TEXT", "--window", "16", "--windows", "1", "--out", "/no/dir/x.json"), "/no/dir"),
+        (
+            ("analyze", "FOLDER", "--text", "TEXT", "--window", "16", "--windows", "1", "--out", "/no/dir/x.json"),
+            "/no/dir",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(folder, arguments, word):

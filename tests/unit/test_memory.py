@@ -1,4 +1,4 @@
-"""The memory and speed model against counted tensors and hand-made arithmetic; the device files against their schema."""
+"""The memory and speed model against counted tensors and hand-made arithmetic; device files against their schema."""
 
 import json
 
@@ -35,9 +35,10 @@ def test_float32_weights_are_the_tensors_of_the_edited_model(family):
         ),
     )
     assert sum(weights_by_class(dense(architecture), TYPES["F32"]).values()) == 4 * architecture.parameters
+    sources = [architecture.blocks[spec.source] for spec in structure.blocks]
     blocks = [
-        build_block(model.get_submodule(architecture.blocks[spec.source].module), architecture.blocks[spec.source], spec)
-        for spec in structure.blocks
+        build_block(model.get_submodule(source.module), source, spec)
+        for source, spec in zip(sources, structure.blocks, strict=True)
     ]
     kept = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     outside = architecture.parameters - sum(block.parameters for block in architecture.blocks)

@@ -130,7 +130,11 @@ def test_neuron_suggestions_meet_their_budget(method):
 
 @pytest.mark.parametrize(
     ("method", "op"),
-    [("block_influence", "remove_blocks"), ("attention_influence", "remove_attention"), ("mlp_influence", "remove_mlp")],
+    [
+        ("block_influence", "remove_blocks"),
+        ("attention_influence", "remove_attention"),
+        ("mlp_influence", "remove_mlp"),
+    ],
 )
 def test_depth_suggestions_take_the_lowest(method, op):
     from analysis import registry
