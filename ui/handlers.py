@@ -55,24 +55,29 @@ class Handlers:
         update = self._answer(identity, lambda _: begin(), picks)
         return {self.parts["tab"]: identity, self.parts["source"]: source, **update}
 
-    def tick(self, identity: str, answer: str, *picks: str) -> Update:
-        """Look at running jobs. `answer` is the number of the last answer that the browser shows."""
+    def tick(
+        self, identity: str, answer: str, decisions: dict[str, list[int]], ratio: float | None, *picks: str
+    ) -> Update:
+        """Look at running jobs, and put right what the browser shows by mistake.
+
+        Gradio does not keep answers in order: a small one may overtake a large one, which then shows old values.
+
+        Args:
+            identity: the tab's.
+            answer: number of the last answer that the browser shows.
+            decisions: what its map shows.
+            ratio: what its slider shows.
+            picks: the charts' choices.
+        """
         if self.sessions.get(identity) is None:
             return {self.parts["status"]: presenters.ended(ENDED), self.parts["timer"]: gr.Timer(active=False)}
-
-        def act(tab: Tab) -> None:
-            # Gradio does not keep answers in order: a small one may overtake a large one, which then shows old values.
-            if answer != tab.answer and answer == tab.last_seen:
-                tab.sent.clear()
-                tab.drawn.clear()
-            tab.last_seen = answer
-
-        return self._answer(identity, act, picks)
+        return self._answer(identity, lambda tab: tab.compare(answer, decisions, ratio), picks)
 
     def switch(self, identity: str, value: dict[str, list[int]], *picks: str) -> Update:
         """A click on the map."""
 
         def act(tab: Tab) -> None:
+            tab.touched()
             tab.sent["map_value"] = value  # the browser shows it already
             tab.session.switch(value["blocks"], value["attention"], value["mlp"])
 
@@ -84,6 +89,7 @@ class Handlers:
         def act(tab: Tab) -> None:
             if ratio is None:
                 return
+            tab.touched()
             tab.narrowing = (method, divisor)
             most = tab.sent.get("slider", (0, 0))[1]
             tab.sent["slider"] = (ratio, most)
@@ -237,8 +243,9 @@ class Handlers:
         tab.sent |= changed
         if not changed:
             return {}
-        arguments: dict[str, Any] = {name.removeprefix("map_"): value for name, value in changed.items()}
-        return {self.parts["map"]: BlockMap(**arguments)}
+        model: Any = now["map_model"]
+        value: Any = now["map_value"]
+        return {self.parts["map"]: BlockMap(value, model=model) if "map_value" in changed else BlockMap(model=model)}
 
     def _chart(self, tab: Tab, view: View, picks: tuple[str, ...]) -> Update:
         """The open chart if it is out of date; the others are drawn when their tab is opened."""

@@ -246,7 +246,7 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
 
     page.load(handlers.load, [parts["kept"], *picks], [tab, *shown], js=RECALL, **QUIET)
     parts["kept"].change(None, parts["kept"], None, js=REMEMBER, **QUIET)
-    parts["timer"].tick(handlers.tick, inputs("answer"), shown, **QUIET)
+    parts["timer"].tick(handlers.tick, inputs("answer", "map", "slider"), shown, **QUIET)
     parts["map"].input(handlers.switch, inputs("map"), shown, **LAST)
     parts["slider"].input(handlers.narrow, inputs("slider", "method", "divisor"), shown, **LAST)
     gr.on(

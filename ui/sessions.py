@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass, field
 from threading import Lock, RLock, Timer
@@ -13,6 +14,11 @@ from surgery.workbench import Workbench
 
 GRACE = 30.0
 """Seconds that a job outlives its tab: a page that is reloaded follows it again."""
+
+
+QUIET = 1.5
+"""Seconds after which no hand is on the map or the slider."""
+INPUTS = ("map_value", "slider")
 
 
 @dataclass
@@ -29,9 +35,31 @@ class Tab:
     """What each chart was last drawn from."""
     answer: str = "0"
     """Number of the last answer that was sent."""
-    last_seen: str = ""
-    """Number of the answer that the browser showed when it last asked."""
+    seen: tuple[Any, ...] = ()
+    """What the browser showed when it last asked: the answer's number, the map's decisions, the slider's ratio."""
+    moved: float = 0.0
+    """When the map or the slider was last moved by hand."""
     lock: RLock = field(default_factory=RLock)
+
+    def touched(self) -> None:
+        """A hand has moved the map or the slider, and may be about to do it again."""
+        self.moved = time.monotonic()
+
+    def compare(self, answer: str, decisions: dict[str, list[int]], ratio: float | None) -> None:
+        """Forget what was sent but is not shown, so that it is sent again.
+
+        What the browser shows twice running is not merely under way. Inputs are left alone while a hand may be on them.
+        """
+        before, self.seen = self.seen or (None, None, None), (answer, decisions, ratio)
+        if answer == before[0] != self.answer:
+            self.sent = {name: value for name, value in self.sent.items() if name in INPUTS}
+            self.drawn.clear()
+        if time.monotonic() - self.moved < QUIET:
+            return
+        if decisions == before[1] != self.sent.get("map_value"):
+            self.sent.pop("map_value", None)
+        if ratio is not None and ratio == before[2] != self.sent.get("slider", (None,))[0]:
+            self.sent.pop("slider", None)
 
 
 class Sessions:

@@ -56,9 +56,14 @@ def opened(handlers: Handlers, kept: Any = None) -> tuple[str, Tab]:
 
 def tick(handlers: Handlers, identity: str) -> dict[str, Any]:
     """A tick of a browser that shows the last answer."""
+    return handlers.tick(identity, *shown(handlers, identity), *PICKS)
+
+
+def shown(handlers: Handlers, identity: str) -> tuple[str, Any, Any]:
+    """What such a browser shows."""
     tab = handlers.sessions.get(identity)
     assert tab is not None
-    return handlers.tick(identity, tab.answer, *PICKS)
+    return tab.answer, tab.sent.get("map_value"), tab.sent.get("slider", (None,))[0]
 
 
 def settle(handlers: Handlers, identity: str) -> dict[str, Any]:
@@ -94,9 +99,24 @@ def test_answers_that_overtook_each_other_are_sent_again(handlers: Handlers) -> 
     settle(handlers, identity)
     until(lambda: not tab.session.busy)
     tick(handlers, identity)
-    assert "removed" not in handlers.tick(identity, before, *PICKS), "an answer may still be under way"
-    again = handlers.tick(identity, before, *PICKS)
-    assert {"status", "tiles", "removed", "map", "slider", "undo", "timer"} <= set(again)
+    _, *inputs = shown(handlers, identity)
+    assert "removed" not in handlers.tick(identity, before, *inputs, *PICKS), "an answer may still be under way"
+    again = handlers.tick(identity, before, *inputs, *PICKS)
+    assert {"status", "tiles", "removed", "undo", "timer"} <= set(again) and "slider" not in again
+    assert set(tick(handlers, identity)) == {"status"}
+
+
+def test_a_map_or_slider_that_shows_something_else_is_put_right_when_no_hand_is_on_it(handlers: Handlers) -> None:
+    identity, tab = opened(handlers)
+    handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)
+    settle(handlers, identity)
+    wrong = {"blocks": [], "attention": [], "mlp": []}
+    for _ in range(2):
+        update = handlers.tick(identity, tab.answer, wrong, 50, *PICKS)
+        assert "map" not in update and "slider" not in update, "more clicks may be under way"
+    tab.moved = 0.0
+    update = handlers.tick(identity, tab.answer, wrong, 50, *PICKS)
+    assert update["map"].value["blocks"] == [1] and update["slider"].value == 112
     assert set(tick(handlers, identity)) == {"status"}
 
 
@@ -150,7 +170,7 @@ def test_charts_are_drawn_when_the_analysis_ends_and_when_their_tab_opens(handle
 
 def test_a_page_that_is_not_loaded_yet_or_no_longer_known_is_told_so(handlers: Handlers) -> None:
     assert set(handlers.draw("", "blocks", *PICKS)) == {"chart_note"}
-    update = handlers.tick("nobody", "", *PICKS)
+    update = handlers.tick("nobody", "", {}, None, *PICKS)
     assert "reload the page" in update["status"] and update["timer"].active is False
     with pytest.raises(Exception, match="reload the page"):
         handlers.undo("nobody", *PICKS)
