@@ -211,7 +211,7 @@ def _narrowing_fields(parts: dict[str, Any]) -> None:
             min_width=200,
         )
         parts["divisor"] = gr.Dropdown(
-            DIVISORS, value=1, label="Divisor", info="Widths are multiples of it.", elem_id="divisor", min_width=120
+            DIVISORS, value=1, label="Divisor", info="Widths are its multiples.", elem_id="divisor", min_width=120
         )
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import TimeoutError
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CURRENT = "[data-tile=perplexity][data-state=current]"
 
@@ -41,15 +43,22 @@ def removed(page: Any) -> list[tuple[int, str]]:
 
 def wait_for_words(page: Any, words: str) -> None:
     """Until the line below the map says this."""
-    page.wait_for_function("words => document.querySelector('#removed')?.innerText.includes(words)", arg=words)
+    _wait_for_text(page, "#removed .ms-removed", words)
 
 
 def wait_for_message(page: Any, words: str) -> str:
     """Until the status says this; the whole message."""
-    page.wait_for_function(
-        "words => document.querySelector('#status .ms-message')?.innerText.includes(words)", arg=words
-    )
+    _wait_for_text(page, "#status .ms-message", words)
     return page.locator("#status .ms-message").inner_text()
+
+
+def _wait_for_text(page: Any, selector: str, words: str) -> None:
+    script = "([selector, words]) => document.querySelector(selector)?.innerText.includes(words)"
+    try:
+        page.wait_for_function(script, arg=[selector, words])
+    except TimeoutError as error:
+        shown = " | ".join(page.locator(f"#status, {selector}").all_inner_texts())
+        raise AssertionError(f"{words!r} was expected, and the page says: {shown}") from error
 
 
 def wait_measured(page: Any, words: str = "") -> str:

@@ -36,7 +36,7 @@ from tests.interface.driving import (
 
 pytestmark = pytest.mark.slow
 LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2
-WINDOWS = 14
+WINDOWS = 10
 """Of 256 tokens: enough that their analysis takes some seconds."""
 DENSE = "30 blocks kept, 0 removed; expansion ratio 266.7%."
 
@@ -475,7 +475,7 @@ def test_every_control_changes_something(page: Any, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.environ.get("MODEL_SURGERY_SCREENSHOTS") != "1", reason="MODEL_SURGERY_SCREENSHOTS is not 1")
 def test_the_screenshot_of_the_readme(profile: Callable[..., Any]) -> None:
-    page = opened(profile(viewport={"width": 1200, "height": 1080}), "/?__theme=light")
+    page = opened(profile(viewport={"width": 1280, "height": 1080}), "/?__theme=light")
     analyse(page)
     for block, kind in ((13, "block"), (14, "block"), (5, "attention"), (7, "attention")):
         part(page, block, kind).click()
