@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -223,9 +224,22 @@ def _attention(config: Any, path: str, name: str, module: nn.Module, index: int)
         parameters=_count(module.parameters()),
         fixed_parameters=0,
         hidden_size=hidden,
+        groupable=hasattr(module, "num_key_value_groups"),
+        free_head_size=_takes_a_head_size(config, module, index, head_size),
     )
     movable = query_heads * partial.per_query_head + kv_heads * partial.per_kv_head
     return Attention(**{**partial.__dict__, "fixed_parameters": partial.parameters - movable})
+
+
+def _takes_a_head_size(config: Any, module: nn.Module, index: int, head_size: int) -> bool:
+    """Whether this attention class follows a configuration's `head_dim`, tried out without allocating anything."""
+    trial = copy.copy(config)
+    try:
+        trial.head_dim = 2 * head_size
+        with torch.device("meta"):
+            return getattr(type(module)(trial, index), "head_dim", None) == 2 * head_size
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # a class with another constructor or rule
+        return False
 
 
 def _prefixed(prefix: str, projection: Projection) -> Projection:

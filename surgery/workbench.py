@@ -24,7 +24,8 @@ from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
 from surgery.recipe import ModelReference, Recipe
-from surgery.structure import Structure, resolve
+from surgery.resolving import resolve
+from surgery.structure import Structure
 
 Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
