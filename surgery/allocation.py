@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -20,8 +19,8 @@ from surgery.errors import InputError
 class Layer:
     """What one block can lose.
 
-    `cost`: what each unit counts in the budget (parameters, or heads). `scores`: (units,), ascending, the score of the
-    unit that goes first, second and so on.
+    `cost`: what each unit counts in the budget (parameters, or heads). `scores`: (units,), ascending, of the unit that
+    goes first, second and so on, so scaled that they can be compared with another block's.
     """
 
     block: int
@@ -32,13 +31,6 @@ class Layer:
     def count(self) -> int:
         """Units in the block."""
         return len(self.scores)
-
-    @cached_property
-    def standardised(self) -> torch.Tensor:
-        """Scores less their mean, over their standard deviation; zeros where all are equal."""
-        values = self.scores.double()
-        deviation = values.std(correction=0)
-        return (values - values.mean()) / deviation if deviation > 0 else torch.zeros_like(values)
 
     def smallest(self, divisor: int) -> int:
         """Units that stay at least: one multiple of the divisor."""
@@ -69,12 +61,18 @@ def allocate(
     elif rules.allocation == "uniform":
         wanted = _spread(layers, kept, divisor, [1.0] * len(layers))
     else:
-        ranked = [layer.standardised if rules.allocation == "global" else layer.scores.double() for layer in layers]
-        wanted = by_ranking(layers, kept, divisor, ranked)
+        wanted = by_ranking(layers, kept, divisor)
     widths = [nearest(layer.count, value, divisor) for layer, value in zip(layers, wanted, strict=True)]
     if not rules.same_width:
         widths = _corrected(layers, widths, wanted, kept, divisor)
     return {layer.block: width for layer, width in zip(layers, widths, strict=True)}
+
+
+def standardised(scores: torch.Tensor) -> torch.Tensor:
+    """Scores less their mean, over their standard deviation, float64; zeros where all are equal."""
+    values = scores.double()
+    deviation = values.std(correction=0)
+    return (values - values.mean()) / deviation if deviation > 0 else torch.zeros_like(values)
 
 
 def nearest(count: int, wanted: float, divisor: int) -> int:
@@ -120,16 +118,15 @@ def _spread(layers: Sequence[Layer], kept: float, divisor: int, weights: Sequenc
     return units(high)
 
 
-def by_ranking(layers: Sequence[Layer], kept: float, divisor: int, ranked: Sequence[torch.Tensor]) -> list[float]:
+def by_ranking(layers: Sequence[Layer], kept: float, divisor: int) -> list[float]:
     """One ranking over all layers: the lowest go, however many of them are in one block, but one multiple stays.
 
     Args:
         layers: the blocks.
         kept: what should stay together, in the layers' costs.
         divisor: units that stay in a block at least.
-        ranked: the scores that are compared, ascending in each layer.
     """
-    movable = [values[: layer.count - layer.smallest(divisor)] for layer, values in zip(layers, ranked, strict=True)]
+    movable = [layer.scores[: layer.count - layer.smallest(divisor)].double() for layer in layers]
     order = torch.argsort(torch.cat(movable), stable=True)
     owner = torch.cat([torch.full((len(values),), index) for index, values in enumerate(movable)])[order]
     costs = torch.tensor([layer.cost for layer in layers])[owner].cumsum(0)
@@ -144,7 +141,7 @@ def _corrected(
 ) -> list[int]:
     """Widths whose costs come nearest to `kept`: step by step in the block that was rounded most the wrong way.
 
-    Of blocks rounded alike the one goes first that loses the lowest (or regains the highest) standardised score.
+    Of blocks rounded alike the one goes first that loses the lowest (or regains the highest) score.
     """
     found = list(widths)
     error = sum(layer.cost * width for layer, width in zip(layers, found, strict=True)) - kept
@@ -171,9 +168,9 @@ def _improves(layer: Layer, width: int, error: float, divisor: int, move: Callab
 
 
 def _marginal(layer: Layer, width: int, sign: int) -> float:
-    """Standardised score of the unit that would go next, or of the one that went last."""
+    """Score of the unit that would go next, or of the one that went last."""
     gone = layer.count - width
-    return float(layer.standardised[gone if sign > 0 else gone - 1])
+    return float(layer.scores[gone if sign > 0 else gone - 1])
 
 
 def _down(count: int, width: int, divisor: int) -> int:

@@ -93,6 +93,10 @@ class Rules:
         for rule in fields(self):
             if getattr(self, rule.name) != rule.default and rule.name not in applicable:
                 raise InputError(f"The option --{rule.name.replace('_', '-')} does not go with the method {method!r}.")
+        if self.sharpness != CFSP_SHARPNESS and self.allocation != "cfsp":
+            raise InputError("The option --sharpness is of the allocation cfsp: add --allocation cfsp.")
+        if self.same_width and self.allocation != "uniform":
+            raise InputError("The option --same-width is of the allocation uniform: leave one of the two out.")
         if self.protect_first < 0 or self.protect_last < 0:
             raise InputError("The number of protected blocks cannot be negative.")
         if self.keep_candidates is not None and self.keep_candidates < 1:

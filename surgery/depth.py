@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -12,7 +12,7 @@ import torch
 from analysis.architecture import Architecture
 from surgery.budget import Rules
 from surgery.errors import InputError
-from surgery.structure import BlockSpec, whole
+from surgery.structure import BlockSpec, Structure, whole
 
 PartKind = Literal["blocks", "attention", "mlp"]
 NAMES: dict[str, str] = {
@@ -21,6 +21,14 @@ NAMES: dict[str, str] = {
     "mlp": "MLP sublayers",
     "sublayers": "sublayers",
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block, or one of its sublayers, that can be removed."""
+
+    kind: PartKind
+    block: int
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,16 @@ def sizes(architecture: Architecture, kind: PartKind) -> dict[int, int]:
     return found
 
 
+def without(structure: Structure, part: Part) -> tuple[Structure, int]:
+    """The structure without that part of a block it keeps, and the position of what changed."""
+    position = next(index for index, spec in enumerate(structure.blocks) if spec.source == part.block)
+    spec = structure.blocks[position]
+    new = () if part.kind == "blocks" else (without_sublayer(spec, part.kind),)
+    return replace(structure, blocks=(*structure.blocks[:position], *new, *structure.blocks[position + 1 :])), position
+
+
 def without_sublayer(spec: BlockSpec, kind: Literal["attention", "mlp"]) -> BlockSpec:
     """The block without that sublayer."""
-    from dataclasses import replace
-
     return replace(spec, query_heads=(), kv_heads=()) if kind == "attention" else replace(spec, neurons=())
 
 
@@ -72,9 +86,7 @@ def lowest_parts(
     return pick(sets[: _most(kind, sizes) + 1], sizes, goal, NAMES[kind])
 
 
-def least_distant_run(
-    distances: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules
-) -> tuple[int, ...]:
+def least_distant_run(distances: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules) -> tuple[int, ...]:
     """The run of consecutive blocks with the smallest distance across it; for a parameter goal of the nearest length.
 
     Args:
