@@ -145,6 +145,9 @@ def analyze(
     text: TextOption = "embedded",
     windows: WindowsOption = 16,
     window: WindowOption = 256,
+    gradients: Annotated[
+        bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
+    ] = False,
     out: OutOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -155,10 +158,13 @@ def analyze(
     opened = _opened(bench, model, revision, trust)
     cut = opened.windows(TextChoice(text, window, windows, "calibration"))
     begun = time.perf_counter()
-    statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report), True)
-    document = documents.analysis(opened, cut, statistics, time.perf_counter() - begun)
+    run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report), True)
+    if gradients:
+        run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report), True)
+    evidence = opened.evidence(cut)
+    document = documents.analysis(opened, cut, evidence, time.perf_counter() - begun)
     if out is not None:
-        whole = document | {"neurons": documents.neuron_document(opened, cut, statistics)}
+        whole = document | documents.score_document(opened, cut, evidence)
         documents.write(out, json.dumps(whole, allow_nan=False) + "\n")
         document["out"] = str(out)
     if as_json:
@@ -216,7 +222,10 @@ def suggest(
     cut = statistics = None
     if chosen.needs_text:
         cut = opened.windows(TextChoice(text, window, windows, "calibration"))
-        statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report), True)
+        if chosen.needs_statistics:
+            statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report), True)
+        if chosen.needs_gradients:
+            run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report), True)
     recipe = suggest_recipe(opened, method, budget, cut, statistics)
     opened.resolve(recipe)
     if out is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
 from analysis import registry, similarity
-from analysis.registry import Method
+from analysis.registry import Evidence, Method
 from analysis.statistics import Statistics
 from analysis.text import Windows
 from surgery.errors import InputError
@@ -90,12 +91,15 @@ def suggest(
     asked = {unit: getattr(budget, unit)} | ({"divisor": budget.divisor} if method.kind == "neurons" else {})
     chosen_by = ChosenBy.model_validate({"method": name, "budget": asked, "text": text})
     if method.kind == "neurons":
-        return _narrowed(model, method, budget, unit, windows, statistics, chosen_by)
+        return _narrowed(model, method, budget, unit, windows, chosen_by)
+    evidence = dataclasses.replace(model.evidence(windows), statistics=statistics)
     if method.kind == "heads":
-        return _fewer_heads(model, method, budget, unit, statistics, chosen_by)
+        return _fewer_heads(model, method, budget, unit, evidence, chosen_by)
+    if method.kind == "hidden":
+        raise InputError(f"The method {name!r} ranks channels of the hidden state, and no budget here is for them.")
     if unit not in ("blocks", "params"):
         raise InputError(f"The method {name!r} removes {_what(method)}: its budget is --blocks N or --params -20%.")
-    return _shallower(model, method, budget, statistics, chosen_by)
+    return _shallower(model, method, budget, evidence, chosen_by)
 
 
 def _what(method: Method) -> str:
@@ -114,7 +118,6 @@ def _narrowed(
     budget: Budget,
     unit: str,
     windows: Windows | None,
-    statistics: Statistics | None,
     chosen_by: ChosenBy,
 ) -> Recipe:
     if unit == "blocks":
@@ -130,13 +133,13 @@ def _narrowed(
     else:
         assert budget.expansion_ratio is not None  # Budget.given has checked
         width = WidthBudget("expansion_ratio", budget.expansion_ratio, budget.divisor)
-    scores = model.neuron_scores(method, statistics, windows.fingerprint if windows else "")
+    scores = model.neuron_scores(method, windows)
     edit = prune_neurons(model.architecture, scores, width, chosen_by)
     return model.recipe(*([edit] if edit else []))
 
 
 def _fewer_heads(
-    model: OpenModel, method: Method, budget: Budget, unit: str, statistics: Statistics | None, chosen_by: ChosenBy
+    model: OpenModel, method: Method, budget: Budget, unit: str, evidence: Evidence, chosen_by: ChosenBy
 ) -> Recipe:
     if budget.params is None:
         raise InputError(f"The method {method.name!r} removes query heads: its budget is --params -5%, not --{unit}.")
@@ -153,7 +156,7 @@ def _fewer_heads(
         )
     count = round(_excess(model, budget.params) / one_each)
     scores = {
-        block.index: registry.score_heads(method, statistics, block.index)
+        block.index: registry.score_heads(method, evidence, block.index)
         for block in model.architecture.blocks
         if block.attention is not None
     }
@@ -161,10 +164,8 @@ def _fewer_heads(
     return model.recipe(*([edit] if edit else []))
 
 
-def _shallower(
-    model: OpenModel, method: Method, budget: Budget, statistics: Statistics | None, chosen_by: ChosenBy
-) -> Recipe:
-    scores = registry.score_blocks(method, statistics)
+def _shallower(model: OpenModel, method: Method, budget: Budget, evidence: Evidence, chosen_by: ChosenBy) -> Recipe:
+    scores = registry.score_blocks(method, evidence)
     blocks = model.architecture.blocks
     candidates = [block.index for block in blocks if method.kind == "blocks" or getattr(block, method.kind) is not None]
     order = [candidates[index] for index in torch.argsort(scores[candidates].double(), stable=True).tolist()]
@@ -183,8 +184,8 @@ def _shallower(
     if count == 0:
         return model.recipe()
     if method.name == "angular_distance":
-        assert statistics is not None  # score_blocks has checked
-        going = similarity.least_distant_run(statistics.similarities, count)
+        assert evidence.statistics is not None  # score_blocks has checked
+        going = similarity.least_distant_run(evidence.statistics.similarities, count)
     else:
         going = [candidates[index] for index in lowest(scores[candidates], count)]
     kinds = {"blocks": RemoveBlocks, "attention": RemoveAttention, "mlp": RemoveMlp}
