@@ -42,6 +42,15 @@ def angular_distance(similarities: Similarities) -> torch.Tensor:
     return angular_triangle(similarities)[:, 0]
 
 
+def coarse_importance(similarities: Similarities) -> torch.Tensor:
+    """How much each block changes the state, float32 (blocks,), for budgets over blocks.
+
+    Mean over tokens of the angular distance between the states before and after the block, so that it does not depend
+    on the number of tokens. Source: CFSP (2409.13199), coarse-grained importance.
+    """
+    return angular_distance(similarities)
+
+
 def least_distant_run(similarities: Similarities, blocks: int) -> list[int]:
     """The run of consecutive blocks with the smallest angular distance across it, ascending.
 

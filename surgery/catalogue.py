@@ -91,22 +91,26 @@ DOES = {
 }
 
 
+def everything() -> tuple[Method | Procedure, ...]:
+    """The registry's methods and the procedures."""
+    return (*registry.METHODS, *PROCEDURES)
+
+
 def entry(name: str) -> Method | Procedure:
     """The method or procedure of that name.
 
     Raises:
         InputError: unknown; the message lists the names.
     """
-    known = (*registry.METHODS, *PROCEDURES)
-    for item in known:
+    for item in everything():
         if item.name == name:
             return item
-    raise InputError(f"There is no method {name!r}: use one of {', '.join(item.name for item in known)}.")
+    raise InputError(f"There is no method {name!r}: use one of {', '.join(item.name for item in everything())}.")
 
 
 def listed() -> list[dict[str, Any]]:
     """Everything that `methods` prints."""
-    return [item.listed() for item in (*registry.METHODS, *PROCEDURES)]
+    return [item.listed() for item in everything()]
 
 
 def rules_of(item: Method | Procedure) -> tuple[str, ...]:

@@ -84,6 +84,9 @@ def analyze(
     text: TextOption = "embedded",
     windows: WindowsOption = 16,
     window: WindowOption = 256,
+    gradients: Annotated[
+        bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
+    ] = False,
     out: OutOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -94,10 +97,13 @@ def analyze(
     opened = open_model(bench, model, revision, trust)
     cut = opened.windows(TextChoice(text, window, windows, "calibration"))
     begun = time.perf_counter()
-    statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
-    document = documents.analysis(opened, cut, statistics, time.perf_counter() - begun)
+    run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
+    if gradients:
+        run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report))
+    evidence = opened.evidence(cut)
+    document = documents.analysis(opened, cut, evidence, time.perf_counter() - begun)
     if out is not None:
-        whole = document | {"neurons": documents.neuron_document(opened, cut, statistics)}
+        whole = document | documents.score_document(opened, cut, evidence)
         documents.write(out, json.dumps(whole, allow_nan=False) + "\n")
         document["out"] = str(out)
     if as_json:

@@ -141,7 +141,7 @@ def test_depth_suggestions_take_the_lowest(method, op):
 
     model = opened()
     windows, statistics = analysed(model)
-    scores = registry.score_blocks(registry.method(method), statistics)
+    scores = registry.score_blocks(registry.method(method), model.evidence(windows))
     recipe = suggest(model, method, Budget(blocks=2), windows, statistics)
     assert recipe.edits[0].op == op
     assert set(recipe.edits[0].blocks) == set(scores.argsort()[:2].tolist())
