@@ -10,23 +10,8 @@ from torch import nn
 
 from analysis.architecture import Attention, Block, HeadNorm, Mlp, Projection
 from analysis.modules import is_transposed, replace, shallow_copy, submodule, weight_of
+from surgery.checkpoint_model import NoAttention, Zeros
 from surgery.structure import BlockSpec, Refit, narrowed, output_of
-
-
-class NoAttention(nn.Module):
-    """In place of a removed attention: contributes nothing to the residual stream."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        """Zeros of the input's shape, and no attention weights."""
-        return torch.zeros_like(hidden_states), None
-
-
-class Zeros(nn.Module):
-    """In place of a removed MLP or its last linear: zeros of the input's shape."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Zeros like the input."""
-        return torch.zeros_like(hidden_states)
 
 
 def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module:
