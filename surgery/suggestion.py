@@ -65,6 +65,8 @@ def suggest(
         raise InputError(f"The method {name!r} needs text here: name a calibration text.")
     text = _text_note(windows) if needs_text and windows is not None else None
     origin = ChosenBy.model_validate({"method": name, "budget": note, "text": text})
+    if item.kind == "hidden":  # a model that cannot lose a single channel is refused before the work
+        model.resolve(model.recipe(PruneHidden(removed=(0,))))
     request = _Request(model, item, budget, rules, windows, origin, stop, report)
     request.gather()
     recipe = model.recipe(*CHOICES[item.kind](request))
