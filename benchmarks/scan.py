@@ -21,7 +21,7 @@ import torch
 
 from analysis.text import Windows, load_text, make_windows
 from benchmarks import measuring
-from surgery.depth import Part, PartKind, without
+from surgery.depth import Removal, RemovalKind, without
 from surgery.live import Evaluator, chunks
 from surgery.loading import load
 from surgery.scan import KINDS, single_removals
@@ -36,7 +36,7 @@ GOAL = 0.65
 class Timing:
     """One removal, all chunks of the text: seconds from the cache and from scratch, and its mean loss."""
 
-    part: Part
+    part: Removal
     live: float = 0.0
     scratch: float = 0.0
     losses: float = 0.0
@@ -54,7 +54,7 @@ class Timing:
         }
 
 
-def compare(model: OpenModel, windows: Windows, kinds: Sequence[PartKind]) -> tuple[float, list[Timing]]:
+def compare(model: OpenModel, windows: Windows, kinds: Sequence[RemovalKind]) -> tuple[float, list[Timing]]:
     """Seconds of the dense evaluation, and every removal both ways, in the order of `surgery.scan.measured`.
 
     Raises:
@@ -107,7 +107,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     windows = make_windows(loaded.tokenizer, load_text("embedded"), options.window, options.windows)
     warm = OpenModel(loaded)
     warm.evaluator.token_losses(warm.evaluator.dense, windows.ids[:1])
-    kinds = cast(list[PartKind], options.edits.split(","))
+    kinds = cast(list[RemovalKind], options.edits.split(","))
     base, timings = compare(OpenModel(loaded), windows, kinds)
     rows = [_summary(kind, [timing for timing in timings if timing.part.kind == kind]) for kind in kinds]
     whole = _summary("whole scan", timings, base)

@@ -14,7 +14,7 @@ from surgery.budget import Rules
 from surgery.errors import InputError
 from surgery.structure import BlockSpec, Structure, whole
 
-PartKind = Literal["blocks", "attention", "mlp"]
+RemovalKind = Literal["blocks", "attention", "mlp"]
 NAMES: dict[str, str] = {
     "blocks": "blocks",
     "attention": "attention sublayers",
@@ -24,10 +24,10 @@ NAMES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Removal:
     """A block, or one of its sublayers, that can be removed."""
 
-    kind: PartKind
+    kind: RemovalKind
     block: int
 
 
@@ -39,7 +39,7 @@ class Goal:
     excess: int | None = None
 
 
-def sizes(architecture: Architecture, kind: PartKind) -> dict[int, int]:
+def sizes(architecture: Architecture, kind: RemovalKind) -> dict[int, int]:
     """Parameters that leave with each block, or with each one's sublayer, by block; blocks without it are left out."""
     found: dict[int, int] = {}
     for block in architecture.blocks:
@@ -51,7 +51,7 @@ def sizes(architecture: Architecture, kind: PartKind) -> dict[int, int]:
     return found
 
 
-def without(structure: Structure, part: Part) -> tuple[Structure, int]:
+def without(structure: Structure, part: Removal) -> tuple[Structure, int]:
     """The structure without that part of a block it keeps, and the position of what changed."""
     position = next(index for index, spec in enumerate(structure.blocks) if spec.source == part.block)
     spec = structure.blocks[position]
@@ -65,7 +65,7 @@ def without_sublayer(spec: BlockSpec, kind: Literal["attention", "mlp"]) -> Bloc
 
 
 def lowest_parts(
-    scores: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules, kind: PartKind
+    scores: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules, kind: RemovalKind
 ) -> tuple[int, ...]:
     """The parts with the least sum of scores, ascending; of equal scores the lower index goes first.
 
@@ -132,7 +132,7 @@ def pick(sets: Sequence[tuple[int, ...]], sizes: Mapping[int, int], goal: Goal, 
     return min(zip(sets, totals, strict=True), key=lambda pair: abs(pair[1] - goal.excess))[0]  # type: ignore[operator]
 
 
-def _most(kind: PartKind, sizes: Mapping[int, int]) -> int:
+def _most(kind: RemovalKind, sizes: Mapping[int, int]) -> int:
     """One block must stay; sublayers of one kind can all go."""
     return len(sizes) - (kind == "blocks")
 

@@ -11,7 +11,7 @@ import torch
 
 from analysis.text import Windows
 from surgery.budget import Rules
-from surgery.depth import NAMES, Goal, Part, PartKind, lowest_parts, sizes, without
+from surgery.depth import NAMES, Goal, Removal, RemovalKind, lowest_parts, sizes, without
 from surgery.errors import InputError
 from surgery.scan import measured, single_removals
 from surgery.structure import Structure
@@ -22,7 +22,7 @@ Report = Callable[[float, str], None]
 
 def one_shot(
     model: OpenModel, windows: Windows, goal: Goal, rules: Rules, stop: Event | None, report: Report
-) -> list[Part]:
+) -> list[Removal]:
     """The blocks whose single removal costs least. Source: Shortened LLaMA (2402.02834), perplexity criterion.
 
     Raises:
@@ -36,18 +36,18 @@ def one_shot(
     scores = torch.zeros(len(model.architecture.blocks), dtype=torch.float64)
     for part, found in zip(parts, losses, strict=True):
         scores[part.block] = found.double().mean()
-    return [Part("blocks", block) for block in lowest_parts(scores, size, goal, rules, "blocks")]
+    return [Removal("blocks", block) for block in lowest_parts(scores, size, goal, rules, "blocks")]
 
 
 def step_by_step(
     model: OpenModel,
     windows: Windows,
-    kinds: Sequence[PartKind],
+    kinds: Sequence[RemovalKind],
     goal: Goal,
     rules: Rules,
     stop: Event | None,
     report: Report,
-) -> list[Part]:
+) -> list[Removal]:
     """Remove the part whose absence costs least, measure again, and so on until the goal is met.
 
     With `rules.keep_candidates` = K a step measures the K parts that cost least when they were last measured (in the
@@ -63,9 +63,9 @@ def step_by_step(
     """
     search = _Search(model, kinds, goal, rules)
     search.refuse_impossible()
-    rises: dict[Part, float] = {}
+    rises: dict[Removal, float] = {}
     base = model.evaluator.dense
-    chosen: list[Part] = []
+    chosen: list[Removal] = []
     while candidates := search.candidates(base, chosen):
         if rises and rules.keep_candidates is not None:
             ranked = sorted(candidates, key=lambda part: (rises.get(part, 0.0), part.block, part.kind))
@@ -87,18 +87,21 @@ class _Search:
     """What may be removed next."""
 
     model: OpenModel
-    kinds: Sequence[PartKind]
+    kinds: Sequence[RemovalKind]
     goal: Goal
     rules: Rules
 
     @cached_property
-    def sizes(self) -> dict[Part, int]:
+    def sizes(self) -> dict[Removal, int]:
         """Parameters of everything that may go, by block."""
         by_kind = {kind: sizes(self.model.architecture, kind) for kind in self.kinds}
         blocks = len(self.model.architecture.blocks)
         free = [block for block in range(blocks) if not self.rules.protects(block, blocks)]
         return {
-            Part(kind, block): by_kind[kind][block] for block in free for kind in self.kinds if block in by_kind[kind]
+            Removal(kind, block): by_kind[kind][block]
+            for block in free
+            for kind in self.kinds
+            if block in by_kind[kind]
         }
 
     def refuse_impossible(self) -> None:
@@ -111,18 +114,18 @@ class _Search:
         most = len(self._room(()))
         raise InputError(f"Between 0 and {most} {name} can go under these rules, and {self.goal.count} were asked for.")
 
-    def size(self, base: Structure, part: Part) -> int:
+    def size(self, base: Structure, part: Removal) -> int:
         """Parameters that leave with the part now: the last sublayer of a block takes the rest of it along."""
         return base.parameters - without(base, part)[0].parameters
 
-    def progress(self, base: Structure, chosen: Sequence[Part]) -> tuple[float, float]:
+    def progress(self, base: Structure, chosen: Sequence[Removal]) -> tuple[float, float]:
         """Share of the goal that is reached, and that will be after one more small step."""
         if self.goal.count is not None:
             return len(chosen) / self.goal.count, (len(chosen) + 1) / self.goal.count
         gone, excess = self._gone(base), max(self.goal.excess or 0, 1)
         return gone / excess, min(1.0, (gone + min(self.sizes.values())) / excess)
 
-    def candidates(self, base: Structure, chosen: Sequence[Part]) -> list[Part]:
+    def candidates(self, base: Structure, chosen: Sequence[Removal]) -> list[Removal]:
         """Parts that may go now, by block: none when the goal is met as closely as it can be."""
         if self.goal.count is not None and len(chosen) >= self.goal.count:
             return []
@@ -137,23 +140,23 @@ class _Search:
     def _gone(self, base: Structure) -> int:
         return self.model.architecture.parameters - base.parameters
 
-    def _allowed(self, chosen: Sequence[Part]) -> list[Part]:
+    def _allowed(self, chosen: Sequence[Removal]) -> list[Removal]:
         taken = set(chosen)
         if len(taken) >= self._total - 1:
             return []
         return [part for part in self.sizes if part not in taken and not (self._neighbours(part) & taken)]
 
-    def _neighbours(self, part: Part) -> set[Part]:
+    def _neighbours(self, part: Removal) -> set[Removal]:
         """Parts that may not go together with this one."""
         near = (part.block - 1, part.block + 1) if self.rules.no_neighbours else ()
-        return {Part(part.kind, block) for block in near}
+        return {Removal(part.kind, block) for block in near}
 
     @cached_property
     def _total(self) -> int:
         """Parts of these kinds in the model: one of them stays."""
         return sum(len(sizes(self.model.architecture, kind)) for kind in self.kinds)
 
-    def _room(self, chosen: Sequence[Part]) -> list[Part]:
+    def _room(self, chosen: Sequence[Removal]) -> list[Removal]:
         """The most parts that can still go. First come is best here: rows of neighbours lose every other one."""
         more = list(chosen)
         for part in self._allowed(chosen):
@@ -161,7 +164,7 @@ class _Search:
                 more.append(part)
         return more[len(chosen) :]
 
-    def _reachable(self, chosen: Sequence[Part]) -> bool:
+    def _reachable(self, chosen: Sequence[Removal]) -> bool:
         room = self._room(chosen)
         if self.goal.count is not None:
             return len(chosen) + len(room) >= self.goal.count

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from analysis.text import Windows
-from surgery.depth import Part, PartKind, sizes, without
+from surgery.depth import Removal, RemovalKind, sizes, without
 from surgery.errors import InputError
 from surgery.live import Estimate, Evaluator, checker_of, chunks, estimate_of
 from surgery.structure import Structure
 from surgery.workbench import OpenModel
 
-KINDS: tuple[PartKind, ...] = ("blocks", "attention", "mlp")
+KINDS: tuple[RemovalKind, ...] = ("blocks", "attention", "mlp")
 Report = Callable[[float, str], None]
 
 
@@ -29,7 +29,7 @@ class Scan:
     """
 
     baseline: Estimate
-    removals: dict[PartKind, list[Estimate | None]]
+    removals: dict[RemovalKind, list[Estimate | None]]
     seconds: float
 
     def document(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Scan:
 def scan(
     model: OpenModel,
     windows: Windows,
-    kinds: Sequence[PartKind] = KINDS,
+    kinds: Sequence[RemovalKind] = KINDS,
     stop: Event | None = None,
     report: Report = lambda fraction, message: None,
 ) -> Scan:
@@ -83,18 +83,20 @@ def scan(
     losses = measured(evaluator, evaluator.dense, parts, windows, stop, report)
     seconds = time.perf_counter() - begun
     baseline = dense_losses(evaluator, windows, stop)
-    removals: dict[PartKind, list[Estimate | None]] = {kind: [None] * len(model.architecture.blocks) for kind in kinds}
+    removals: dict[RemovalKind, list[Estimate | None]] = {
+        kind: [None] * len(model.architecture.blocks) for kind in kinds
+    }
     for part, found in zip(parts, losses, strict=True):
         removals[part.kind][part.block] = estimate_of(found, baseline, windows.count, seconds)
     return Scan(estimate_of(baseline, baseline, windows.count, seconds), removals, seconds)
 
 
-def single_removals(model: OpenModel, kinds: Sequence[PartKind]) -> list[Part]:
+def single_removals(model: OpenModel, kinds: Sequence[RemovalKind]) -> list[Removal]:
     """Everything that can go alone, by block, so that the state a removal starts from is never far."""
     by_kind = {kind: sizes(model.architecture, kind) for kind in kinds}
     blocks = len(model.architecture.blocks)
     return [
-        Part(kind, block)
+        Removal(kind, block)
         for block in range(blocks)
         for kind in kinds
         if block in by_kind[kind] and (kind != "blocks" or blocks > 1)
@@ -104,7 +106,7 @@ def single_removals(model: OpenModel, kinds: Sequence[PartKind]) -> list[Part]:
 def measured(
     evaluator: Evaluator,
     base: Structure,
-    parts: Sequence[Part],
+    parts: Sequence[Removal],
     windows: Windows,
     stop: Event | None = None,
     report: Report = lambda fraction, message: None,

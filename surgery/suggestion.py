@@ -16,7 +16,7 @@ from surgery import catalogue, greedy, head_selection
 from surgery.allocation import Layer, allocate, nearest, standardised
 from surgery.budget import AMOUNTS, Budget, Rules, parameter_target
 from surgery.catalogue import Procedure
-from surgery.depth import Goal, Part, PartKind, least_distant_run, lowest_parts, sizes
+from surgery.depth import Goal, Removal, RemovalKind, least_distant_run, lowest_parts, sizes
 from surgery.errors import InputError
 from surgery.narrowing import shown_source
 from surgery.recipe import ChosenBy, MergeKvHeads, PruneHidden, Recipe, RemoveAttention, RemoveBlocks, RemoveMlp
@@ -139,7 +139,7 @@ def _depth(request: _Request) -> list[Any]:
     """Blocks, attentions or MLPs by their scores; whole blocks also by measuring."""
     if isinstance(request.item, Procedure):
         return _measured(request)
-    kind: PartKind = request.method.kind  # type: ignore[assignment]
+    kind: RemovalKind = request.method.kind  # type: ignore[assignment]
     parts = sizes(request.model.architecture, kind)
     if request.method.name == "angular_distance":
         statistics = request.evidence.statistics
@@ -149,7 +149,7 @@ def _depth(request: _Request) -> list[Any]:
     else:
         scores = registry.score_blocks(request.method, request.evidence)
         going = lowest_parts(scores, parts, request.goal, request.rules, kind)
-    return _removals([Part(kind, block) for block in going], request.origin)
+    return _removals([Removal(kind, block) for block in going], request.origin)
 
 
 def _measured(request: _Request) -> list[Any]:
@@ -159,12 +159,12 @@ def _measured(request: _Request) -> list[Any]:
     if request.item.name == "perplexity_scan":
         parts = greedy.one_shot(request.model, request.windows, *task)
     else:
-        kinds: tuple[PartKind, ...] = ("blocks",) if request.item.kind == "blocks" else ("attention", "mlp")
+        kinds: tuple[RemovalKind, ...] = ("blocks",) if request.item.kind == "blocks" else ("attention", "mlp")
         parts = greedy.step_by_step(request.model, request.windows, kinds, *task)
     return _removals(parts, request.origin)
 
 
-def _removals(parts: Sequence[Part], origin: ChosenBy) -> list[Any]:
+def _removals(parts: Sequence[Removal], origin: ChosenBy) -> list[Any]:
     """Edits that remove the parts; a block that loses both sublayers goes as a whole."""
     gone = {kind: {part.block for part in parts if part.kind == kind} for kind in ("blocks", "attention", "mlp")}
     both = gone["attention"] & gone["mlp"]

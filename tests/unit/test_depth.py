@@ -8,7 +8,7 @@ import torch
 
 from analysis.describe import describe
 from surgery.budget import Rules
-from surgery.depth import Goal, Part, least_distant_run, lowest_parts, sizes, without
+from surgery.depth import Goal, Removal, least_distant_run, lowest_parts, sizes, without
 from surgery.errors import InputError
 from surgery.resolving import resolve
 from surgery.structure import dense
@@ -102,7 +102,7 @@ def test_sizes_and_structures_are_those_of_the_recipes(family):
     for kind, op in OPS.items():
         for block, size in sizes(architecture, kind).items():
             edited = resolve(architecture, recipe_of({op: [block]}))
-            assert without(dense(architecture), Part(kind, block)) == (edited, block)
+            assert without(dense(architecture), Removal(kind, block)) == (edited, block)
             assert architecture.parameters - edited.parameters == size
 
 

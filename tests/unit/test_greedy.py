@@ -9,7 +9,7 @@ import pytest
 
 from surgery import greedy
 from surgery.budget import Budget, Rules
-from surgery.depth import Goal, Part, sizes
+from surgery.depth import Goal, Removal, sizes
 from surgery.errors import Cancelled, InputError
 from surgery.suggestion import suggest
 from tests.reference import edited, random_windows, token_nll
@@ -38,7 +38,7 @@ def brute_force(family, kinds, count, weigh=lambda part: 1.0):
     """Step by step, everything tried in each step."""
     chosen = ()
     for _ in range(count):
-        left = [Part(kind, block) for block in range(4) for kind in kinds if Part(kind, block) not in chosen]
+        left = [Removal(kind, block) for block in range(4) for kind in kinds if Removal(kind, block) not in chosen]
         before = loss_of(family, frozenset(chosen))
         chosen += (min(left, key=lambda part: (loss_of(family, frozenset((*chosen, part))) - before) / weigh(part)),)
     return list(chosen)
@@ -59,7 +59,9 @@ def test_each_step_is_the_best_of_all(family, kinds):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_may_weigh_by_parameters(family):
     size = {
-        Part(kind, b): n for kind in ("attention", "mlp") for b, n in sizes(model_of(family).architecture, kind).items()
+        Removal(kind, b): n
+        for kind in ("attention", "mlp")
+        for b, n in sizes(model_of(family).architecture, kind).items()
     }
     expected = brute_force(family, ("attention", "mlp"), 3, weigh=lambda part: size[part])
     assert search(family, ("attention", "mlp"), Goal(count=3), Rules(per_parameter=True)) == expected
@@ -67,7 +69,7 @@ def test_steps_may_weigh_by_parameters(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_shot_takes_the_cheapest_single_removals(family):
-    single = sorted(range(4), key=lambda block: loss_of(family, frozenset([Part("blocks", block)])))
+    single = sorted(range(4), key=lambda block: loss_of(family, frozenset([Removal("blocks", block)])))
     for count in range(4):
         found = greedy.one_shot(
             model_of(family), WINDOWS, Goal(count=count), Rules(), None, lambda share, message: None
