@@ -112,14 +112,14 @@ class Evaluator:
             Cancelled: `stop` was set.
         """
         begun = time.perf_counter()
-        check = _checker(stop)
+        check = checker_of(stop)
         edited: list[torch.Tensor] = []
         reference: list[torch.Tensor] = []
         for start, end in chunks(windows.count, windows.length):
             ids = windows.ids[start:end]
             reference.append(self.token_losses(self.dense, ids, check))
             edited.append(self.token_losses(structure, ids, check))
-            yield _estimate(torch.cat(edited), torch.cat(reference), windows.count, time.perf_counter() - begun)
+            yield estimate_of(torch.cat(edited), torch.cat(reference), windows.count, time.perf_counter() - begun)
 
     def measure(self, structure: Structure, windows: Windows, stop: Event | None = None) -> Estimate:
         """The last estimate: all windows."""
@@ -127,9 +127,20 @@ class Evaluator:
         return last
 
     def token_losses(
-        self, structure: Structure, ids: torch.Tensor, check: Callable[[], None] = lambda: None
+        self,
+        structure: Structure,
+        ids: torch.Tensor,
+        check: Callable[[], None] = lambda: None,
+        keep: int | None = None,
     ) -> torch.Tensor:
-        """Negative log likelihood of each predicted token, (windows, tokens - 1), float32, of one chunk."""
+        """Negative log likelihood of each predicted token, (windows, tokens - 1), float32, of one chunk.
+
+        Args:
+            structure: what to measure.
+            ids: token ids, (windows, tokens).
+            check: called between steps; may raise.
+            keep: cache only the states that leave the first `keep` blocks: a scan's further states serve nobody else.
+        """
         links = self._chain(structure, ids)
         end = links[-1]
         known = self.losses.get(end)
@@ -138,7 +149,7 @@ class Evaluator:
         if structure.compensations:
             raise ValueError("the structure's compensations have not been computed")
         runner = self.runner_of(structure)
-        state = self._final_state(runner, structure, ids, links, check)
+        state = self._final_state(runner, structure, ids, links, check, keep)
         with self._my_turn():
             known = self.losses.get(end)
             if known is None:
@@ -179,7 +190,13 @@ class Evaluator:
         return links
 
     def _final_state(
-        self, runner: Runner, structure: Structure, ids: torch.Tensor, links: list[str], check: Callable[[], None]
+        self,
+        runner: Runner,
+        structure: Structure,
+        ids: torch.Tensor,
+        links: list[str],
+        check: Callable[[], None],
+        keep: int | None,
     ) -> torch.Tensor:
         """The state leaving the last block, from the deepest cached one on."""
         prepared = self._prepare(runner, ids, links[0])
@@ -193,16 +210,20 @@ class Evaluator:
             spec = structure.blocks[position]
             if not spec.empty:
                 module = self.module(runner, spec, structure.hidden_key)
-                state = self._step(runner, module, state, prepared.calls[spec.source], links[position + 1])
+                key = links[position + 1] if keep is None or position < keep else None
+                state = self._step(runner, module, state, prepared.calls[spec.source], key)
         return state
 
     @torch.inference_mode()
-    def _step(self, runner: Runner, module: nn.Module, state: torch.Tensor, call: BlockCall, key: str) -> torch.Tensor:
+    def _step(
+        self, runner: Runner, module: nn.Module, state: torch.Tensor, call: BlockCall, key: str | None
+    ) -> torch.Tensor:
         with self._my_turn():
-            known = self.states.get(key)
+            known = self.states.get(key) if key else None
             if known is None:
                 known = runner.run(module, state, call)
-                self.states.put(key, known, _size(known))
+                if key:
+                    self.states.put(key, known, _size(known))
         return known
 
     def _prepare(self, runner: Runner, ids: torch.Tensor, key: str) -> Prepared:
@@ -253,7 +274,9 @@ def _prepared_size(prepared: Prepared) -> int:
     return sum(found.values())
 
 
-def _checker(stop: Event | None) -> Callable[[], None]:
+def checker_of(stop: Event | None) -> Callable[[], None]:
+    """A function that raises `Cancelled` once `stop` is set."""
+
     def check() -> None:
         if stop is not None and stop.is_set():
             raise Cancelled("A newer request has taken its place.")
@@ -261,7 +284,7 @@ def _checker(stop: Event | None) -> Callable[[], None]:
     return check
 
 
-def _estimate(edited: torch.Tensor, reference: torch.Tensor, of_windows: int, seconds: float) -> Estimate:
+def estimate_of(edited: torch.Tensor, reference: torch.Tensor, of_windows: int, seconds: float) -> Estimate:
     """Statistics over windows: losses (windows, tokens - 1) of the edited and of the dense model."""
     means, dense_means = edited.double().mean(dim=1), reference.double().mean(dim=1)
     nll, dense_nll = float(means.mean()), float(dense_means.mean())

@@ -14,7 +14,8 @@ import torch
 
 from analysis import registry
 from analysis.execution import Runner
-from analysis.registry import Method
+from analysis.gradients import Gradients, collect_gradients
+from analysis.registry import Evidence, Method
 from analysis.statistics import Statistics, collect
 from analysis.text import Purpose, Text, Windows, load_text, make_windows
 from surgery.cache import ByteCache
@@ -30,6 +31,7 @@ from surgery.structure import Structure
 Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
 STATISTICS_CACHE = 256 * 2**20
+GRADIENTS_CACHE = 256 * 2**20
 SHORT_OF_MEMORY = 0.15
 """Share of the machine's memory under which models that are not in use leave."""
 
@@ -59,6 +61,7 @@ class OpenModel:
         self.evaluator = Evaluator(self.runner)
         self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
         self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
+        self._gradients: ByteCache[Gradients] = ByteCache(GRADIENTS_CACHE)
         self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
 
     @property
@@ -116,26 +119,60 @@ class OpenModel:
         """The analysis of some windows if it has been done."""
         return self._statistics.get(windows.fingerprint)
 
+    def gradients(self, windows: Windows, report: Report = lambda fraction, message: None) -> Gradients:
+        """The gradients on some windows; gathered once, then remembered."""
+        known = self.known_gradients(windows)
+        if known is None:
+            known = collect_gradients(self.runner, windows, report)
+            self._gradients.put(windows.fingerprint, known, known.bytes)
+        return known
+
+    def known_gradients(self, windows: Windows) -> Gradients | None:
+        """The gradients on some windows if they have been gathered."""
+        return self._gradients.get(windows.fingerprint)
+
+    def evidence(self, windows: Windows | None, seed: int = 0) -> Evidence:
+        """What importance methods can use: the model and what is known of those windows.
+
+        Args:
+            windows: analysed windows; None for methods that need no text.
+            seed: of random scores.
+        """
+        if windows is None:
+            return Evidence(self.runner, seed=seed)
+        return Evidence(self.runner, self.known_statistics(windows), self.known_gradients(windows), seed)
+
+    def knows(self, method: Method, windows: Windows | None) -> bool:
+        """Whether a method's scores can be had without another pass over the windows."""
+        evidence = self.evidence(windows)
+        return (not method.needs_statistics or evidence.statistics is not None) and (
+            not method.needs_gradients or evidence.gradients is not None
+        )
+
     def neuron_scores(
-        self, method: Method, statistics: Statistics | None, identity: str, stop: Event | None = None
+        self, method: Method, windows: Windows | None, seed: int = 0, stop: Event | None = None
     ) -> dict[int, torch.Tensor]:
         """Scores of every block's neurons, by block.
 
         Args:
             method: a neuron method.
-            statistics: an analysis, for methods that need text.
-            identity: the analysed windows' fingerprint.
+            windows: analysed windows; may be None for methods that need no text.
+            seed: of random scores.
             stop: ends the work between blocks.
+
+        Raises:
+            InputError: the windows have not been analysed, or their gradients not gathered, and the method needs it.
         """
-        key = f"{method.name}|{identity if method.needs_text else ''}"
+        identity = windows.fingerprint if windows is not None and method.needs_text else ""
+        key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}"
         known = self._scores.get(key)
         if known is None:
-            known = {}
+            known, evidence = {}, self.evidence(windows, seed)
             for block in self.architecture.blocks:
                 if stop is not None and stop.is_set():
                     raise Cancelled("Cancelled.")
                 if block.mlp is not None:
-                    known[block.index] = registry.score_neurons(method, self.runner, statistics, block.index)
+                    known[block.index] = registry.score_neurons(method, evidence, block.index)
             self._scores.put(key, known, sum(scores.numel() * 4 for scores in known.values()))
         return known
 
