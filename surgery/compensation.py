@@ -55,6 +55,11 @@ class Compensated:
     structure: Structure
     entries: tuple[Entry, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Of the refitted weights, for a cache."""
+        return sum(_bytes(spec.refit) for spec in self.structure.blocks)
+
     def document(self) -> list[dict[str, Any]]:
         """Plain JSON values."""
         return [asdict(entry) for entry in self.entries]
