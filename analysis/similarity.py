@@ -49,15 +49,3 @@ def coarse_importance(similarities: Similarities) -> torch.Tensor:
     on the number of tokens. Source: CFSP (2409.13199), coarse-grained importance.
     """
     return angular_distance(similarities)
-
-
-def least_distant_run(similarities: Similarities, blocks: int) -> list[int]:
-    """The run of consecutive blocks with the smallest angular distance across it, ascending.
-
-    Args:
-        similarities: from an analysis.
-        blocks: length of the run, 1 to the number of blocks.
-    """
-    distances = angular_triangle(similarities)[:, blocks - 1]
-    start = int(torch.nan_to_num(distances, nan=float("inf")).argmin())
-    return list(range(start, start + blocks))

@@ -21,6 +21,8 @@ from analysis.gradients import collect_gradients
 from analysis.neurons import MlpWeights
 from analysis.registry import METHODS, Evidence, Method
 from analysis.statistics import Statistics, collect
+from surgery.budget import Rules
+from surgery.depth import Goal, least_distant_run
 from tests.reference import heads_of, layout_of, random_windows, runner_of
 from tests.tiny_models import FAMILIES, GATED
 
@@ -255,12 +257,15 @@ def _random_similarities(blocks: int, seed: int) -> Similarities:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_least_distant_run_is_the_best_of_all_runs(seed: int) -> None:
     blocks = 7
-    found = _random_similarities(blocks, seed)
+    found, size = _random_similarities(blocks, seed), dict.fromkeys(range(blocks), 1)
     for length in range(1, blocks + 1):
         distances = {start: float(found.angular[start, start + length]) for start in range(blocks - length + 1)}
         best = min(distances, key=lambda start: distances[start])
-        assert similarity.least_distant_run(found, length) == list(range(best, best + length))
-    assert similarity.least_distant_run(found, 1) == [int(similarity.angular_distance(found).argmin())]
+        if length < blocks:  # one block must stay
+            run = least_distant_run(similarity.angular_triangle(found), size, Goal(count=length), Rules())
+            assert run == tuple(range(best, best + length))
+    single = least_distant_run(similarity.angular_triangle(found), size, Goal(count=1), Rules())
+    assert single == (int(similarity.angular_distance(found).argmin()),)
 
 
 @pytest.mark.parametrize("seed", range(3))
