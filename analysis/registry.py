@@ -13,6 +13,7 @@ from analysis.control import generator_for, random_scores
 from analysis.errors import InputError
 from analysis.execution import Runner
 from analysis.gradients import Gradients
+from analysis.modules import shallow_copy
 from analysis.statistics import Statistics
 
 Kind = Literal["blocks", "attention", "mlp", "heads", "neurons", "hidden"]
@@ -234,7 +235,7 @@ def score_neurons(entry: Method, evidence: Evidence, block: int) -> torch.Tensor
         evidence,
         block=block,
         count=mlp.width,
-        weights=lambda: neurons.weights_of(module, mlp),
+        weights=lambda: neurons.weights_of(shallow_copy(module), mlp),  # the copy has offloaded weights too
         statistics=lambda statistics: statistics.blocks[block].neurons,
         gradients=lambda gradients: gradients.blocks[block],
     )
@@ -255,7 +256,7 @@ def score_heads(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
         evidence,
         block=block,
         count=attention.query_heads,
-        weights=lambda: heads.weights_of(module, attention),
+        weights=lambda: heads.weights_of(shallow_copy(module), attention),
         statistics=lambda statistics: statistics.blocks[block].heads,
         gradients=lambda gradients: gradients.blocks[block],
     )
