@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from surgery import catalogue, documents, suggestion_commands
+from surgery import build_commands, catalogue, documents, suggestion_commands
 from surgery.console import (
+    CalibrationOption,
     JsonOption,
     ModelArgument,
     OutOption,
@@ -23,6 +25,7 @@ from surgery.console import (
     TrustOption,
     WindowOption,
     WindowsOption,
+    complete,
     emit,
     open_model,
     run_job,
@@ -32,7 +35,7 @@ from surgery.errors import InputError
 from surgery.jobs import Context
 from surgery.memory import fit as fit_structure
 from surgery.recipe import Recipe
-from surgery.structure import dense
+from surgery.structure import Structure, dense
 from surgery.workbench import TextChoice, Workbench
 
 application = typer.Typer(
@@ -40,6 +43,7 @@ application = typer.Typer(
 )
 application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
+application.command()(build_commands.build)
 
 
 def main() -> None:
@@ -141,6 +145,7 @@ def evaluate(
     text: TextOption = "embedded",
     window: WindowOption = 256,
     windows: WindowsOption = 4,
+    calibration: CalibrationOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -151,15 +156,20 @@ def evaluate(
     opened = open_model(bench, model, revision, trust)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
     cut = opened.windows(TextChoice(text, window, windows))
+    completed = complete(bench, opened, structure, calibration)
 
-    def work(job: Context) -> Any:
+    def work(job: Context, measured: Structure) -> Any:
         last = None
-        for last in opened.evaluator.evaluate(structure, cut, job.stop):
+        for last in opened.evaluator.evaluate(measured, cut, job.stop):
             job.report(last.windows / last.of_windows, f"Perplexity {last.perplexity:.3f} after {last.windows} windows")
         return last
 
-    estimate = run_job(bench, "Measuring", work)
-    document = documents.evaluation(opened, structure, cut, estimate, wanted)
+    estimate = run_job(bench, "Measuring", lambda job: work(job, completed.structure))
+    document = documents.evaluation(opened, completed.structure, cut, estimate, wanted)
+    if structure.compensations:
+        plain = replace(structure, compensations=())
+        without = run_job(bench, "Measuring without compensation", lambda job: work(job, plain))
+        document |= {"compensation": completed.document(), "perplexity_without_compensation": without.perplexity}
     emit(document, as_json, {key: value for key, value in document.items() if not isinstance(value, dict)})
 
 

@@ -14,9 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from surgery import documents
+from surgery.compensation import Compensated
 from surgery.errors import InputError
 from surgery.jobs import Context, Job
-from surgery.workbench import OpenModel, Workbench
+from surgery.structure import Structure
+from surgery.workbench import OpenModel, TextChoice, Workbench
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="default, a Hub id, a folder or a .gguf file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")]
@@ -28,6 +30,10 @@ WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Number of 
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file.")]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option("--calibration", help="The text on which the recipe's compensations are computed, if not embedded."),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="A file to write.")]
 
 
@@ -91,3 +97,9 @@ def shown(value: Any) -> str:
 def open_model(bench: Workbench, model: str, revision: str | None, trust: bool) -> OpenModel:
     """Load a model as a job."""
     return run_job(bench, "Loading", lambda job: bench.open(model, revision, job.report, trust))
+
+
+def complete(bench: Workbench, model: OpenModel, structure: Structure, calibration: str | None) -> Compensated:
+    """Compute a structure's compensations as a job."""
+    texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
+    return run_job(bench, "Compensating", lambda job: model.complete(structure, texts, job.report, job.stop))

@@ -215,6 +215,8 @@ class _Draft:
             raise RecipeError(f"{edit.op}: there are two compensations by {edit.how}: keep one.")
         if {edit.how, *(other.how for other in self.compensations)} >= {"bias", "least_squares"}:
             raise RecipeError(f"{edit.op}: bias and least_squares make up for the same loss: keep one.")
+        if any(other.text != edit.text for other in self.compensations):
+            raise RecipeError(f"{edit.op}: the compensations name different texts: compute them from the same one.")
         if self.hidden:
             raise RecipeError(f"{edit.op}: a model with fewer channels cannot be compensated: remove prune_hidden.")
         if edit.how == "linear_patch":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from threading import Event, Lock
 from typing import Any
 
@@ -19,12 +19,13 @@ from analysis.registry import Evidence, Method
 from analysis.statistics import Statistics, collect
 from analysis.text import Purpose, Text, Windows, load_text, make_windows
 from surgery.cache import ByteCache
+from surgery.compensation import Compensated, Compensator
 from surgery.devices import Devices
 from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
-from surgery.recipe import ModelReference, Recipe
+from surgery.recipe import ModelReference, Recipe, TextReference
 from surgery.resolving import resolve
 from surgery.structure import Structure
 
@@ -32,6 +33,7 @@ Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
 STATISTICS_CACHE = 256 * 2**20
 GRADIENTS_CACHE = 256 * 2**20
+COMPENSATED_CACHE = 512 * 2**20
 SHORT_OF_MEMORY = 0.15
 """Share of the machine's memory under which models that are not in use leave."""
 
@@ -59,10 +61,12 @@ class OpenModel:
         self.architecture = loaded.architecture
         self.runner = Runner(loaded.model, loaded.architecture)
         self.evaluator = Evaluator(self.runner)
+        self.compensator = Compensator(self.runner)
         self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
         self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
         self._gradients: ByteCache[Gradients] = ByteCache(GRADIENTS_CACHE)
         self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
+        self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
 
     @property
     def reference(self) -> ModelReference:
@@ -86,6 +90,55 @@ class OpenModel:
                 f"{self.loaded.fingerprint}): open the model it was made for."
             )
         return resolve(self.architecture, recipe)
+
+    def complete(
+        self,
+        structure: Structure,
+        texts: Sequence[TextChoice] = (),
+        report: Report = lambda fraction, message: None,
+        stop: Event | None = None,
+    ) -> Compensated:
+        """A structure with its compensations computed; once, then remembered.
+
+        Args:
+            structure: as `resolve` gives it.
+            texts: calibration texts that may be read besides the embedded one.
+            report: progress; may raise to stop.
+            stop: ends the work.
+
+        Raises:
+            RecipeError: the text that the compensations were chosen on is not among them.
+            TextError: it cannot be cut into such windows.
+        """
+        if not structure.compensations:
+            return Compensated(structure, ())
+        known = self.known_complete(structure)
+        if known is None:
+            windows = self.calibration(structure.compensations[0].text, texts)
+            known = self.compensator.compute(structure, windows, report, stop)
+            self._compensated.put(structure.key, known, known.bytes)
+        return known
+
+    def known_complete(self, structure: Structure) -> Compensated | None:
+        """A structure with its compensations, if they have been computed."""
+        return self._compensated.get(structure.key) if structure.compensations else Compensated(structure, ())
+
+    def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
+        """The windows that a recipe names, from the embedded text or from one that the caller offers.
+
+        A recipe cannot make this read a file or ask the Hub: only what is offered is opened.
+
+        Raises:
+            RecipeError: none of them is the text of that fingerprint.
+        """
+        for text in (TextChoice(purpose="calibration"), *texts):
+            windows = self.windows(replace(text, window=wanted.window, windows=1))
+            if windows.text_fingerprint == wanted.fingerprint:
+                return self.windows(replace(text, window=wanted.window, windows=wanted.windows))
+        raise RecipeError(
+            f"The recipe's compensation was computed on {wanted.source!r} (fingerprint {wanted.fingerprint}), which is "
+            "not the text given here: name that text as the calibration text."
+        )
 
     def windows(self, choice: TextChoice) -> Windows:
         """The token windows of a text.
