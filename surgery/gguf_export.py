@@ -20,7 +20,7 @@ from surgery.gguf_families import needed
 from surgery.gguf_layout import Layout, lay_out
 from surgery.gguf_rope import add_rope
 from surgery.gguf_tensors import PlannedTensor, TypeName, plan, tensor_type
-from surgery.gguf_tokenizer import read_tokenizer
+from surgery.gguf_tokenizer import GgufTokenizer, read_tokenizer
 
 Report = Callable[[float, str], None]
 TypeOf = Callable[[str, tuple[int, ...]], gguf.GGMLQuantizationType]
@@ -73,10 +73,11 @@ def write_gguf(
     files = CheckpointFiles(checkpoint)
     layout = lay_out(files)
     tensors = plan(files, layout)
+    tokenizer = read_tokenizer(files, layout)
     temporary = out.with_name(f".{uuid.uuid4().hex}.part")
     writer = gguf.GGUFWriter(temporary, layout.architecture)
     try:
-        add_metadata(writer, files, layout, type_name)
+        add_metadata(writer, files, layout, tokenizer, type_name)
         write_tensors(writer, files, tensors, lambda name, shape: tensor_type(name, shape, type_name), report, stop)
         os.replace(temporary, out)
         size = out.stat().st_size
@@ -89,17 +90,18 @@ def write_gguf(
             writer.close()
         temporary.unlink(missing_ok=True)
     count = sum(tensor.parameters for tensor in tensors)
-    return Exported(out, size, layout.architecture, len(tensors), count, type_name, layout.notes)
+    return Exported(out, size, layout.architecture, len(tensors), count, type_name, (*layout.notes, *tokenizer.notes))
 
 
-def add_metadata(writer: gguf.GGUFWriter, files: CheckpointFiles, layout: Layout, type_name: str) -> None:
+def add_metadata(
+    writer: gguf.GGUFWriter, files: CheckpointFiles, layout: Layout, tokenizer: GgufTokenizer, type_name: str
+) -> None:
     """Write every key but the tensors: sizes per block, rotary embeddings, the family's own, the tokenizer.
 
     Raises:
         InputError: llama.cpp cannot express something; the message says what.
     """
     family, blocks = layout.family, layout.blocks
-    tokenizer = read_tokenizer(files, layout)
     writer.add_type("model")
     writer.add_name(tokenizer.model_name(files.directory.resolve().name))
     writer.add_file_type(FILE_TYPES[type_name])

@@ -251,7 +251,7 @@ FAMILIES: dict[str, Family] = {
                     wide_norms=True, own_head=True, no_deci=POST_NORMS),
     "granite": Family("granite", biases=EVERY_BIAS, interleaved=True, details=_granite_details,
                       no_deci="its multipliers have no place in the `deci` graph"),
-    "smollm3": Family("smollm3", biases=EVERY_BIAS, interleaved=True, tied=True, conditions=_smollm3_conditions,
+    "smollm3": Family("smollm3", biases=ATTENTION_IN, interleaved=True, tied=True, conditions=_smollm3_conditions,
                       no_deci="its blocks without rotary embeddings have no place in the `deci` graph"),
     "gpt2": Family("gpt2", biases=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}), activation="gelu_new",
                    square=True, fused=True, gated=False, tied=True, transposed=True, rotary=frozenset(),

@@ -16,6 +16,7 @@ from surgery.gguf_families import FAMILIES, REFUSED, Family, needed
 
 FILLER_WIDTH = 32
 """Neurons of an all-zero MLP: one block of every simple GGML type, so that it quantises like the others."""
+DIFFERING = "its blocks differ"
 PER_BLOCK = frozenset({"intermediate_size", "num_attention_heads", "num_key_value_heads", "skip"})
 
 
@@ -144,9 +145,10 @@ def _with_architecture(layout: Layout, files: CheckpointFiles) -> Layout:
         return layout
     reason = layout.family.no_deci or _deci_obstacle(layout, files.config)
     if reason:
+        advice = "give every block the same widths and heads" if obstacle == DIFFERING else "build it without that"
         raise UnsupportedArchitecture(
-            f"llama.cpp cannot run this {layout.family_name} checkpoint, because {obstacle} and {reason}: "
-            "give every block the same widths and heads, or use the checkpoint with transformers."
+            f"llama.cpp cannot run this {layout.family_name} checkpoint, because {obstacle} and {reason}: {advice}, or "
+            "use the checkpoint with transformers."
         )
     return _as_deci(layout)
 
@@ -156,7 +158,7 @@ def _obstacle(layout: Layout, files: CheckpointFiles) -> str | None:
     family = layout.family
     shapes = {(block.query_heads, block.kv_heads, block.width) for block in layout.blocks}
     if len(shapes) > 1 or 0 in next(iter(shapes)):
-        return "its blocks differ"
+        return DIFFERING
     if family.square and layout.blocks[0].query_heads * layout.head_size != layout.hidden_size:
         return "its heads together are not as wide as the hidden size"
     for name in files.names:

@@ -60,6 +60,8 @@ class GgufTokenizer:
 
     strips: bool = False
     """Whether special tokens swallow the spaces after them."""
+    notes: list[str] = field(default_factory=list)
+    """Texts that llama.cpp tokenizes otherwise, one sentence each."""
 
     def model_name(self, name: str) -> str:
         """A name for the file, from which llama.cpp takes how special tokens treat spaces.
@@ -67,11 +69,13 @@ class GgufTokenizer:
         It strips the spaces after them in models with "phi-3" in their name, and only there; and it does not load such
         a model without Phi-3's own tokens.
         """
-        phi3 = all(token in self.tokens for token in PHI3_TOKENS)
-        if phi3 and self.strips:
+        if self.strips and self._is_phi3:
             return f"Phi-3 {name}"
-        plain = re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
-        return plain
+        return re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
+
+    @property
+    def _is_phi3(self) -> bool:
+        return all(token in self.tokens for token in PHI3_TOKENS)
 
     def write(self, writer: gguf.GGUFWriter) -> None:
         """Add the keys."""
@@ -113,6 +117,8 @@ def read_tokenizer(files: CheckpointFiles, layout: Layout) -> GgufTokenizer:
             "file of the original checkpoint."
         ) from None
     made.strips = any(token.get("rstrip") and token["special"] for token in document.get("added_tokens") or [])
+    if made.strips and not made._is_phi3:
+        made.notes.append("llama.cpp keeps the spaces after special tokens, which this tokenizer strips.")
     made.chat_template = _chat_template(files, settings)
     return made
 
@@ -161,7 +167,12 @@ def _byte_level(document: dict[str, Any], tokens: list[str], types: list[gguf.To
             f"llama.cpp has no pre-tokenizer known to be the same as this tokenizer's ({what[:160]}): use the "
             "checkpoint with transformers."
         )
-    return GgufTokenizer("gpt2", pre, tokens, types, merges=[" ".join(pair) for pair in _pairs(model)])
+    made = GgufTokenizer("gpt2", pre, tokens, types, merges=[" ".join(pair) for pair in _pairs(model)])
+    if normaliser == "NFC":
+        made.notes.append(
+            "llama.cpp does not compose characters (NFC) before it tokenizes, this tokenizer does."
+        )
+    return made
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
@@ -221,7 +232,12 @@ def _sentencepiece(document: dict[str, Any], tokens: list[str], types: list[gguf
                     "the checkpoint with transformers."
                 )
     scores = [-float(order.get(token, len(order))) for token in tokens]
-    return GgufTokenizer("llama", "default", tokens, types, scores=scores, add_space_prefix=prefix)
+    made = GgufTokenizer("llama", "default", tokens, types, scores=scores, add_space_prefix=prefix)
+    if prefix and document.get("pre_tokenizer"):
+        made.notes.append(
+            "llama.cpp puts a space before every text, this tokenizer only where there is none."
+        )
+    return made
 
 
 def _space_prefix(document: dict[str, Any]) -> bool | None:
