@@ -19,6 +19,7 @@ lint: $(VENV)/.dev
 
 benchmark: $(VENV)/.rival
 	$(BIN)/python -m benchmarks.analysis
+	$(BIN)/python -m benchmarks.scan
 	PYTHONPATH=$(VENV)/rival $(BIN)/python -m benchmarks.live
 
 # The browser of the interface tests: Debian's, installed where it is missing and allowed.

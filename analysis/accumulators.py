@@ -93,6 +93,26 @@ class NeuronMoments(InputMoments):
 
 
 @dataclass
+class ChannelMoments(Accumulator):
+    """Output of one norm, by channel of the hidden state."""
+
+    sequences: torch.Tensor
+    sequence_squares: torch.Tensor
+    """(hidden,) sum over sequences of (mean over tokens of the absolute value) squared."""
+
+    @classmethod
+    def empty(cls, channels: int) -> ChannelMoments:
+        """Nothing seen yet."""
+        return cls(zeros(), zeros(channels))
+
+    def update(self, outputs: torch.Tensor) -> None:
+        """Add outputs (windows, tokens, hidden)."""
+        means = total(outputs.float().abs(), 1) / outputs.shape[1]
+        self.sequences += outputs.shape[0]
+        self.sequence_squares += means.square().sum(dim=0)
+
+
+@dataclass
 class HeadMoments(Accumulator):
     """Attention statistics of each query head, (query heads,) but for counts; sums over query tokens."""
 

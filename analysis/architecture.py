@@ -5,7 +5,7 @@ Nothing here touches torch; `analysis.describe` fills it from a loaded model. Co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 AttentionKind = Literal["full", "sliding"]
@@ -68,6 +68,10 @@ class Attention:
     fixed_parameters: int
     """Parameters that pruning heads does not touch (output bias, norms of one head's size)."""
     hidden_size: int
+    groupable: bool = True
+    """Whether its code can share one key/value head among several query heads."""
+    free_head_size: bool = True
+    """Whether its code takes a head size that is not the hidden size over the number of heads."""
 
     @property
     def heads_per_group(self) -> int:
@@ -85,6 +89,14 @@ class Attention:
         """Parameters that leave with one key/value head, its query heads aside."""
         norm = self.head_size if self.key_norm and self.key_norm.over_all_heads else 0
         return self._rows(self.key) + self._rows(self.value) + norm
+
+    def with_hidden(self, hidden: int) -> Attention:
+        """The same attention on a residual stream of another width."""
+        lost = (self.hidden_size - hidden) * self.head_size * 2 * (self.query_heads + self.kv_heads)
+        lost += (self.hidden_size - hidden) * int(self.output.bias)
+        new = replace(self, hidden_size=hidden, parameters=self.parameters - lost, fixed_parameters=0)
+        movable = new.query_heads * new.per_query_head + new.kv_heads * new.per_kv_head
+        return replace(new, fixed_parameters=new.parameters - movable)
 
     def _rows(self, projection: Projection) -> int:
         return self.head_size * (self.hidden_size + int(projection.bias))
@@ -126,6 +138,12 @@ class Mlp:
         inputs = [self.up] + ([self.gate] if self.gate else [])
         return sum(self.hidden_size + int(projection.bias) for projection in inputs) + self.hidden_size
 
+    def with_hidden(self, hidden: int) -> Mlp:
+        """The same MLP on a residual stream of another width."""
+        fixed = hidden if self.down.bias else 0
+        new = replace(self, hidden_size=hidden, fixed_parameters=fixed)
+        return replace(new, parameters=new.width * new.per_neuron + fixed)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -159,8 +177,20 @@ class Block:
         sublayer = self.attention if part == "attention" else self.mlp
         if sublayer is None:
             return 0
+        return sublayer.parameters + sum(norm.parameters for norm in self.sublayer_norms(part))
+
+    def sublayer_norms(self, part: Literal["attention", "mlp"]) -> tuple[Norm, ...]:
+        """The norms that serve a sublayer alone."""
         roles = (f"pre_{part}", f"post_{part}")
-        return sublayer.parameters + sum(norm.parameters for norm in self.norms if norm.role in roles)
+        return tuple(norm for norm in self.norms if norm.role in roles)
+
+    def with_hidden(self, hidden: int, before: int) -> Block:
+        """The same block on a residual stream of another width (`before` is the present one)."""
+        attention = self.attention.with_hidden(hidden) if self.attention else None
+        mlp = self.mlp.with_hidden(hidden) if self.mlp else None
+        norms = tuple(replace(norm, parameters=norm.parameters // before * hidden) for norm in self.norms)
+        parts = [part.parameters for part in (attention, mlp, *norms) if part is not None]
+        return replace(self, attention=attention, mlp=mlp, norms=norms, parameters=sum(parts))
 
 
 @dataclass(frozen=True)
@@ -195,3 +225,24 @@ class Architecture:
     def bytes_per_parameter(self) -> float:
         """Mean over the loaded tensors."""
         return sum(self.bytes_by_dtype.values()) / self.parameters
+
+    def with_hidden(self, hidden: int) -> Architecture:
+        """The same model with a residual stream of another width: what a checkpoint with fewer channels holds."""
+        before = self.hidden_size
+        blocks = tuple(block.with_hidden(hidden, before) for block in self.blocks)
+        embeddings = self.embedding_parameters // before * hidden
+        head = self.head_parameters
+        if head >= self.vocabulary_size * before:  # not tied; a bias has one entry a word and stays
+            head -= self.vocabulary_size * (before - hidden)
+        norm = self.final_norm_parameters // before * hidden
+        parameters = embeddings + head + norm + sum(block.parameters for block in blocks)
+        return replace(
+            self,
+            hidden_size=hidden,
+            blocks=blocks,
+            embedding_parameters=embeddings,
+            head_parameters=head,
+            final_norm_parameters=norm,
+            parameters=parameters,
+            bytes_by_dtype={name: size * parameters // self.parameters for name, size in self.bytes_by_dtype.items()},
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -90,7 +91,9 @@ def _refuse_unusual(config: Any, backbone: nn.Module, path: str, blocks: list[nn
             raise UnsupportedArchitecture(
                 f"{path}.{index} normalises the residual stream after each sublayer, which cannot be edited."
             )
-        name, attention = cast(tuple[str, nn.Module], _find_attention(block))
+        name, attention = _find_attention(block) or ("", None)
+        if attention is None:
+            continue
         unusual = {"alibi", "residual"} & set(inspect.signature(type(attention).forward).parameters)
         if unusual:
             raise UnsupportedArchitecture(
@@ -119,10 +122,12 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> tuple[str, nn.Module] |
 
 
 def _block_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The module list whose children each hold an attention; the longest one if there are several."""
+    """The module list of blocks, each with an attention (or a stand-in); the longest one if there are several."""
     best: tuple[str, list[nn.Module]] | None = None
     for name, module in model.named_modules():
-        holds_blocks = isinstance(module, nn.ModuleList) and all(_find_attention(child) for child in module)
+        holds_blocks = isinstance(module, nn.ModuleList) and all(
+            _find_attention(child) or _is_gone(child, "NoAttention") for child in module
+        )
         if holds_blocks and len(module) > (len(best[1]) if best else 0):
             best = name, list(module)
     if best is None:
@@ -145,9 +150,8 @@ def _block(model: nn.Module, config: Any, path: str, block: nn.Module, index: in
         if "expert" in name.rsplit(".", 1)[-1] and not isinstance(module, (nn.Linear, nn.Identity)):
             raise UnsupportedArchitecture(f"{path}.{name} is a mixture of experts, which cannot be edited yet.")
     found = _find_attention(block)
-    assert found is not None  # _block_list chose blocks that have one
-    attention = _attention(config, path, *found, index=index)
-    mlp = _mlp(config, path, block, found[0])
+    attention = _attention(config, path, *found, index=index) if found else None
+    mlp = None if _is_gone(block, "Zeros") else _mlp(config, path, block, found[0] if found else "")
     parallel = _is_parallel(block)
     return Block(
         index=index,
@@ -158,6 +162,11 @@ def _block(model: nn.Module, config: Any, path: str, block: nn.Module, index: in
         parallel=parallel,
         parameters=_count(block.parameters()),
     )
+
+
+def _is_gone(block: nn.Module, stand_in: str) -> bool:
+    """Whether a checkpoint of this tool has removed a sublayer: `surgery.checkpoint_model` leaves a stand-in."""
+    return any(type(child).__name__ == stand_in for child in block.children())
 
 
 def _linear(path: str, parent: nn.Module, names: tuple[str, ...]) -> tuple[str, nn.Module]:
@@ -223,9 +232,22 @@ def _attention(config: Any, path: str, name: str, module: nn.Module, index: int)
         parameters=_count(module.parameters()),
         fixed_parameters=0,
         hidden_size=hidden,
+        groupable=hasattr(module, "num_key_value_groups"),
+        free_head_size=_takes_a_head_size(config, module, index, head_size),
     )
     movable = query_heads * partial.per_query_head + kv_heads * partial.per_kv_head
     return Attention(**{**partial.__dict__, "fixed_parameters": partial.parameters - movable})
+
+
+def _takes_a_head_size(config: Any, module: nn.Module, index: int, head_size: int) -> bool:
+    """Whether this attention class follows a configuration's `head_dim`, tried out without allocating anything."""
+    trial = copy.copy(config)
+    try:
+        trial.head_dim = 2 * head_size
+        with torch.device("meta"):
+            return getattr(type(module)(trial, index), "head_dim", None) == 2 * head_size
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # a class with another constructor or rule
+        return False
 
 
 def _prefixed(prefix: str, projection: Projection) -> Projection:
@@ -360,9 +382,10 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _norms(block: nn.Module, path: str, parallel: bool) -> tuple[Norm, ...]:
     found = {name: child for name, child in block.named_children() if _is_norm(child)}
+    # A removed sublayer's norms have left stand-ins whose names still tell what the others are for.
+    names = {name for name, child in block.named_children() if _is_norm(child) or isinstance(child, nn.Identity)}
     return tuple(
-        Norm(name, _norm_role(set(found), name, path, parallel), _count(child.parameters()))
-        for name, child in found.items()
+        Norm(name, _norm_role(names, name, path, parallel), _count(child.parameters())) for name, child in found.items()
     )
 
 

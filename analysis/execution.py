@@ -146,6 +146,36 @@ class Runner:
             losses.append(nn.functional.cross_entropy(logits, targets[start : start + HEAD_CHUNK], reduction="none"))
         return torch.cat(losses)
 
+    def loss_gradient(
+        self, state: torch.Tensor, ids: torch.Tensor, check: Callable[[], None] = lambda: None
+    ) -> tuple[float, torch.Tensor]:
+        """Mean negative log likelihood in nats of the predicted tokens, and its gradient at the last state.
+
+        By the model's own final norm and head, for `HEAD_CHUNK` positions at a time. `check` is called between them.
+
+        Args:
+            state: leaves the last block, (windows, tokens, hidden); an ordinary tensor, not one of inference mode.
+            ids: the token ids, (windows, tokens).
+            check: may raise.
+        """
+        device = device_of(self.model.get_submodule(self.architecture.head))
+        targets = ids[:, 1:].reshape(-1).to(device)
+        inputs = state[:, :-1].reshape(-1, state.shape[-1])
+        gradient = torch.zeros_like(inputs)
+        loss = 0.0
+        for start in range(0, len(targets), HEAD_CHUNK):
+            check()
+            chunk = slice(start, start + HEAD_CHUNK)
+            with torch.enable_grad():
+                leaf = inputs[chunk].detach().requires_grad_()
+                logits = self._own_logits(self._normalised(leaf).to(device)).float()
+                part = nn.functional.cross_entropy(logits, targets[chunk], reduction="sum") / len(targets)
+            (gradient[chunk],) = torch.autograd.grad(part, leaf)
+            loss += float(part.detach())
+        # The last token of a window predicts nothing that is scored.
+        padded = nn.functional.pad(gradient.view(*ids[:, 1:].shape, -1), (0, 0, 0, 1))
+        return loss, padded
+
     def _linear_losses(self, inputs: torch.Tensor, targets: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
         """The log of the sum of exponentials kept running over the vocabulary, so that the weights stay in cache."""
         head: Any = shallow_copy(self.model.get_submodule(self.architecture.head))

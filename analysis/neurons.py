@@ -13,7 +13,9 @@ from torch import nn
 
 from analysis.accumulators import NeuronMoments
 from analysis.architecture import Mlp, Projection
+from analysis.gradients import BlockGradients
 from analysis.modules import submodule, weight_of
+from analysis.taylor import Taylor
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,45 @@ def cfsp_fine(weights: MlpWeights, moments: NeuronMoments) -> torch.Tensor:
     shares = [(matrix.abs() / matrix.abs().sum(dim=1, keepdim=True)).mean(dim=0) for matrix in _by_output(weights)]
     static = torch.stack(shares).sum(dim=0)
     return static * moments.sum_squares.sqrt().float().to(static.device)
+
+
+def flap(weights: MlpWeights, moments: NeuronMoments) -> torch.Tensor:
+    """Fluctuation: Var over tokens of a_i, times ||W_down[:, i]||_2^2; standardised within the block, so of mean 0.
+
+    Source: FLAP (2312.11983), Eq. 5 and 6.
+    """
+    mean = moments.sum / moments.tokens
+    variance = (moments.mean_square() - mean.square()).clamp_min(0).float()
+    fluctuation = variance.to(weights.down.device) * weights.down.square().sum(dim=0)
+    return (fluctuation - fluctuation.mean()) / fluctuation.std().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def taylor_first(gradients: BlockGradients) -> torch.Tensor:
+    """Sum of |w g| over gate row, up row and down column. Source: LLM-Pruner (2305.11627), element-wise."""
+    return _taylor(gradients).first
+
+
+def taylor_vectorized(gradients: BlockGradients) -> torch.Tensor:
+    """|sum of w g| of gate row, up row and down column, added. Source: LLM-Pruner (2305.11627), vector-wise."""
+    return _taylor(gradients).vectorized
+
+
+def taylor_second(gradients: BlockGradients) -> torch.Tensor:
+    """Sum of w^2 F over gate row, up row and down column, F the mean over windows of the squared gradient.
+
+    Source: LLM-Pruner (2305.11627), the second-order term alone.
+    """
+    return _taylor(gradients).second
+
+
+def taylor_mixed(gradients: BlockGradients) -> torch.Tensor:
+    """Sum of |w g - w^2 F / 2| over gate row, up row and down column. Source: LLM-Pruner (2305.11627), Eq. 5."""
+    return _taylor(gradients).mixed
+
+
+def _taylor(gradients: BlockGradients) -> Taylor:
+    assert gradients.neuron_weights is not None  # the registry has refused blocks without an MLP
+    return gradients.neuron_weights
 
 
 def _by_output(weights: MlpWeights) -> list[torch.Tensor]:

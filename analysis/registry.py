@@ -8,19 +8,27 @@ from typing import Any, Literal
 
 import torch
 
-from analysis import heads, neurons, similarity
+from analysis import control, depth, heads, hidden, neurons, predictions, similarity
 from analysis.errors import InputError
 from analysis.execution import Runner
+from analysis.gradients import Gradients
 from analysis.statistics import Statistics
 
-Kind = Literal["blocks", "attention", "mlp", "heads", "neurons"]
+Kind = Literal["blocks", "attention", "mlp", "heads", "neurons", "hidden"]
+Input = Literal["weights", "statistics", "gradients", "random"]
 
 
 @dataclass(frozen=True)
 class Method:
     """One importance method.
 
-    `function` takes what its kind provides: neurons (weights[, moments]); heads (moments); the rest (similarities).
+    `function` takes what `takes` names, in that order, as its kind provides it:
+
+    - `weights`: the block's `MlpWeights` (neurons) or `AttentionWeights` (heads); the runner (blocks);
+    - `statistics`: the block's `NeuronMoments` (neurons) or `HeadMoments` (heads); `Similarities` (blocks, attention,
+      mlp); the whole `Statistics` (hidden);
+    - `gradients`: the block's `BlockGradients` (neurons, heads); the whole `Gradients` (blocks, attention, mlp);
+    - `random`: the number of scores and a generator.
     """
 
     name: str
@@ -28,8 +36,27 @@ class Method:
     title: str
     source: str
     function: Callable[..., torch.Tensor]
-    needs_text: bool
-    needs_gradients: bool = False
+    takes: tuple[Input, ...]
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it needs the analysis of a text."""
+        return "statistics" in self.takes
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it needs the gradients on a text."""
+        return "gradients" in self.takes
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it needs a text, for either."""
+        return self.needs_statistics or self.needs_gradients
+
+    @property
+    def needs_seed(self) -> bool:
+        """Whether its scores depend on the seed."""
+        return "random" in self.takes
 
     def listed(self) -> dict[str, Any]:
         """What `methods` prints."""
@@ -43,39 +70,213 @@ class Method:
         }
 
 
+EXPANSION = "Taylor expansion with the empirical Fisher"
 METHODS: tuple[Method, ...] = (
     Method(
-        "block_influence", "blocks", "Block influence", "ShortGPT, arXiv 2403.03853", similarity.block_influence, True
+        "block_influence",
+        "blocks",
+        "Block influence",
+        "ShortGPT, arXiv 2403.03853",
+        similarity.block_influence,
+        ("statistics",),
     ),
     Method(
-        "angular_distance", "blocks", "Angular distance of a run", "arXiv 2403.17887", similarity.angular_distance, True
+        "angular_distance",
+        "blocks",
+        "Angular distance of a run",
+        "arXiv 2403.17887",
+        similarity.angular_distance,
+        ("statistics",),
     ),
+    Method(
+        "taylor_blocks", "blocks", "Taylor", "Shortened LLaMA, arXiv 2402.02834", depth.taylor_blocks, ("gradients",)
+    ),
+    Method(
+        "predicted_blocks",
+        "blocks",
+        "Predicted loss (second order)",
+        EXPANSION,
+        predictions.predicted_blocks,
+        ("gradients",),
+    ),
+    Method(
+        "magnitude_blocks",
+        "blocks",
+        "Magnitude",
+        "Shortened LLaMA, arXiv 2402.02834",
+        depth.magnitude_blocks,
+        ("weights",),
+    ),
+    Method("random_blocks", "blocks", "Random (control)", "control", control.random_scores, ("random",)),
     Method(
         "attention_influence",
         "attention",
         "Attention influence",
         "arXiv 2407.15516",
         similarity.attention_influence,
-        True,
+        ("statistics",),
     ),
-    Method("mlp_influence", "mlp", "MLP influence", "arXiv 2407.15516", similarity.mlp_influence, True),
-    Method("minitron_heads", "heads", "Minitron heads", "Minitron, arXiv 2407.14679", heads.minitron_heads, True),
-    Method("maw", "neurons", "Maximum absolute weight (MAW)", "Martra 2024; OptiPFair", neurons.maw, False),
-    Method("vow", "neurons", "Variance of weights (VOW)", "OptiPFair", neurons.vow, False),
-    Method("pon", "neurons", "Product of norms (PON)", "OptiPFair", neurons.pon, False),
-    Method("l2", "neurons", "L2 norms", "OptiPFair", neurons.l2, False),
-    Method("hybrid", "neurons", "Hybrid (weights and activations)", "OptiPFair, after CFSP", neurons.hybrid, True),
+    Method(
+        "taylor_attention",
+        "attention",
+        "Taylor, attention",
+        "after Shortened LLaMA, arXiv 2402.02834",
+        depth.taylor_attention,
+        ("gradients",),
+    ),
+    Method(
+        "predicted_attention",
+        "attention",
+        "Predicted loss, attention (second order)",
+        EXPANSION,
+        predictions.predicted_attention,
+        ("gradients",),
+    ),
+    Method(
+        "random_attention", "attention", "Random attention (control)", "control", control.random_scores, ("random",)
+    ),
+    Method("mlp_influence", "mlp", "MLP influence", "arXiv 2407.15516", similarity.mlp_influence, ("statistics",)),
+    Method(
+        "taylor_mlp", "mlp", "Taylor, MLP", "after Shortened LLaMA, arXiv 2402.02834", depth.taylor_mlp, ("gradients",)
+    ),
+    Method(
+        "predicted_mlp",
+        "mlp",
+        "Predicted loss, MLP (second order)",
+        EXPANSION,
+        predictions.predicted_mlp,
+        ("gradients",),
+    ),
+    Method("random_mlp", "mlp", "Random MLP (control)", "control", control.random_scores, ("random",)),
+    Method(
+        "minitron_heads", "heads", "Minitron heads", "Minitron, arXiv 2407.14679", heads.minitron_heads, ("statistics",)
+    ),
+    Method(
+        "michel",
+        "heads",
+        "Head importance (Michel)",
+        "Michel et al. 2019, arXiv 1905.10650",
+        heads.michel,
+        ("gradients",),
+    ),
+    Method(
+        "taylor_heads",
+        "heads",
+        "Taylor, heads",
+        "after LLM-Pruner, arXiv 2305.11627",
+        heads.taylor_heads,
+        ("gradients",),
+    ),
+    Method(
+        "predicted_heads",
+        "heads",
+        "Predicted loss, heads (second order)",
+        EXPANSION,
+        predictions.predicted_heads,
+        ("gradients",),
+    ),
+    Method(
+        "magnitude_heads",
+        "heads",
+        "Magnitude, heads",
+        "after Li et al. 2017, arXiv 1608.08710",
+        heads.magnitude_heads,
+        ("weights",),
+    ),
+    Method("random_heads", "heads", "Random heads (control)", "control", control.random_scores, ("random",)),
+    Method("maw", "neurons", "Maximum absolute weight (MAW)", "Martra 2024; OptiPFair", neurons.maw, ("weights",)),
+    Method("vow", "neurons", "Variance of weights (VOW)", "OptiPFair", neurons.vow, ("weights",)),
+    Method("pon", "neurons", "Product of norms (PON)", "OptiPFair", neurons.pon, ("weights",)),
+    Method("l2", "neurons", "L2 norms", "OptiPFair", neurons.l2, ("weights",)),
+    Method(
+        "hybrid",
+        "neurons",
+        "Hybrid (weights and activations)",
+        "OptiPFair, after CFSP",
+        neurons.hybrid,
+        ("weights", "statistics"),
+    ),
     Method(
         "wanda_structured",
         "neurons",
         "Wanda, structured",
         "after Wanda, arXiv 2306.11695",
         neurons.wanda_structured,
-        True,
+        ("weights", "statistics"),
     ),
-    Method("minitron", "neurons", "Minitron activations", "Minitron, arXiv 2407.14679", neurons.minitron, True),
-    Method("cfsp_fine", "neurons", "CFSP fine-grained", "CFSP, arXiv 2409.13199", neurons.cfsp_fine, True),
+    Method(
+        "minitron",
+        "neurons",
+        "Minitron activations",
+        "Minitron, arXiv 2407.14679",
+        neurons.minitron,
+        ("weights", "statistics"),
+    ),
+    Method(
+        "cfsp_fine",
+        "neurons",
+        "CFSP fine-grained",
+        "CFSP, arXiv 2409.13199",
+        neurons.cfsp_fine,
+        ("weights", "statistics"),
+    ),
+    Method("flap", "neurons", "Fluctuation (FLAP)", "FLAP, arXiv 2312.11983", neurons.flap, ("weights", "statistics")),
+    Method(
+        "taylor_first",
+        "neurons",
+        "Taylor, first order",
+        "LLM-Pruner, arXiv 2305.11627",
+        neurons.taylor_first,
+        ("gradients",),
+    ),
+    Method(
+        "taylor_vectorized",
+        "neurons",
+        "Taylor, vector-wise",
+        "LLM-Pruner, arXiv 2305.11627",
+        neurons.taylor_vectorized,
+        ("gradients",),
+    ),
+    Method(
+        "taylor_second",
+        "neurons",
+        "Taylor, second order",
+        "LLM-Pruner, arXiv 2305.11627",
+        neurons.taylor_second,
+        ("gradients",),
+    ),
+    Method(
+        "taylor_mixed", "neurons", "Taylor, mixed", "LLM-Pruner, arXiv 2305.11627", neurons.taylor_mixed, ("gradients",)
+    ),
+    Method(
+        "predicted_neurons",
+        "neurons",
+        "Predicted loss, neurons (second order)",
+        EXPANSION,
+        predictions.predicted_neurons,
+        ("gradients",),
+    ),
+    Method("random_neurons", "neurons", "Random neurons (control)", "control", control.random_scores, ("random",)),
+    Method(
+        "minitron_hidden",
+        "hidden",
+        "Minitron channels",
+        "Minitron, arXiv 2407.14679",
+        hidden.minitron_hidden,
+        ("statistics",),
+    ),
+    Method("random_hidden", "hidden", "Random channels (control)", "control", control.random_scores, ("random",)),
 )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What scores are made of: the model, what is known of it on one text, and the seed of random scores."""
+
+    runner: Runner
+    statistics: Statistics | None = None
+    gradients: Gradients | None = None
+    seed: int = 0
 
 
 def method(name: str, kind: Kind | None = None) -> Method:
@@ -94,36 +295,111 @@ def method(name: str, kind: Kind | None = None) -> Method:
     )
 
 
-def score_neurons(entry: Method, runner: Runner, statistics: Statistics | None, block: int) -> torch.Tensor:
+def score_neurons(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
     """Scores of one block's neurons, float32 on the CPU, (neurons,).
 
     Raises:
-        InputError: the method needs an analysis, or the block has no MLP.
+        InputError: the evidence lacks what the method needs, or the block has no MLP.
     """
-    mlp = runner.architecture.blocks[block].mlp
+    mlp = evidence.runner.architecture.blocks[block].mlp
     if mlp is None:
         raise InputError(f"Block {block} has no MLP to score.")
-    arguments: list[Any] = [neurons.weights_of(runner.blocks[block], mlp)]
-    if entry.needs_text:
-        arguments.append(_analysed(entry, statistics).blocks[block].neurons)
+    module = evidence.runner.blocks[block]
+    return _scores(
+        entry,
+        evidence,
+        block=block,
+        count=mlp.width,
+        weights=lambda: neurons.weights_of(module, mlp),
+        statistics=lambda statistics: statistics.blocks[block].neurons,
+        gradients=lambda gradients: gradients.blocks[block],
+    )
+
+
+def score_heads(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
+    """Scores of one block's query heads, float32 on the CPU, (query heads,).
+
+    Raises:
+        InputError: the evidence lacks what the method needs, or the block has no attention.
+    """
+    attention = evidence.runner.architecture.blocks[block].attention
+    if attention is None:
+        raise InputError(f"Block {block} has no attention to score.")
+    module = evidence.runner.blocks[block]
+    return _scores(
+        entry,
+        evidence,
+        block=block,
+        count=attention.query_heads,
+        weights=lambda: heads.weights_of(module, attention),
+        statistics=lambda statistics: statistics.blocks[block].heads,
+        gradients=lambda gradients: gradients.blocks[block],
+    )
+
+
+def score_blocks(entry: Method, evidence: Evidence) -> torch.Tensor:
+    """Scores of the blocks, or of their attentions or MLPs, by the method's kind: float32 on the CPU, (blocks,).
+
+    Raises:
+        InputError: the evidence lacks what the method needs.
+    """
+    return _scores(
+        entry,
+        evidence,
+        count=len(evidence.runner.blocks),
+        weights=lambda: evidence.runner,
+        statistics=lambda statistics: statistics.similarities,
+        gradients=lambda gradients: gradients,
+    )
+
+
+def score_hidden(entry: Method, evidence: Evidence) -> torch.Tensor:
+    """Scores of the channels of the residual stream, float32 on the CPU, (hidden,).
+
+    Raises:
+        InputError: the evidence lacks what the method needs.
+    """
+    return _scores(
+        entry,
+        evidence,
+        count=evidence.runner.architecture.hidden_size,
+        weights=lambda: evidence.runner,
+        statistics=lambda statistics: statistics,
+        gradients=lambda gradients: gradients,
+    )
+
+
+def _scores(
+    entry: Method,
+    evidence: Evidence,
+    count: int,
+    weights: Callable[[], Any],
+    statistics: Callable[[Statistics], Any],
+    gradients: Callable[[Gradients], Any],
+    block: int = 0,
+) -> torch.Tensor:
+    """Call the method's function with what it takes, each fetched only then."""
+    arguments: list[Any] = []
+    for name in entry.takes:
+        if name == "weights":
+            arguments.append(weights())
+        elif name == "statistics":
+            arguments.append(statistics(_analysed(entry, evidence)))
+        elif name == "gradients":
+            arguments.append(gradients(_differentiated(entry, evidence)))
+        else:
+            arguments += [count, control.generator_for(evidence.seed, entry.kind, block)]
     with torch.inference_mode():
         return entry.function(*arguments).cpu()
 
 
-def score_heads(entry: Method, statistics: Statistics | None, block: int) -> torch.Tensor:
-    """Scores of one block's query heads, float32, (query heads,)."""
-    moments = _analysed(entry, statistics).blocks[block].heads
-    if moments is None:
-        raise InputError(f"Block {block} has no attention to score.")
-    return entry.function(moments)
-
-
-def score_blocks(entry: Method, statistics: Statistics | None) -> torch.Tensor:
-    """Scores of the blocks, or of their attentions or MLPs, by the method's kind: float32, (blocks,)."""
-    return entry.function(_analysed(entry, statistics).similarities)
-
-
-def _analysed(entry: Method, statistics: Statistics | None) -> Statistics:
-    if statistics is None or statistics.tokens == 0:
+def _analysed(entry: Method, evidence: Evidence) -> Statistics:
+    if evidence.statistics is None or evidence.statistics.tokens == 0:
         raise InputError(f"The method {entry.name!r} needs text: run the analysis first.")
-    return statistics
+    return evidence.statistics
+
+
+def _differentiated(entry: Method, evidence: Evidence) -> Gradients:
+    if evidence.gradients is None:
+        raise InputError(f"The method {entry.name!r} needs gradients: run the analysis with gradients first.")
+    return evidence.gradients

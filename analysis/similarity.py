@@ -42,13 +42,10 @@ def angular_distance(similarities: Similarities) -> torch.Tensor:
     return angular_triangle(similarities)[:, 0]
 
 
-def least_distant_run(similarities: Similarities, blocks: int) -> list[int]:
-    """The run of consecutive blocks with the smallest angular distance across it, ascending.
+def coarse_importance(similarities: Similarities) -> torch.Tensor:
+    """How much each block changes the state, float32 (blocks,), for budgets over blocks.
 
-    Args:
-        similarities: from an analysis.
-        blocks: length of the run, 1 to the number of blocks.
+    Mean over tokens of the angular distance between the states before and after the block, so that it does not depend
+    on the number of tokens. Source: CFSP (2409.13199), coarse-grained importance.
     """
-    distances = angular_triangle(similarities)[:, blocks - 1]
-    start = int(torch.nan_to_num(distances, nan=float("inf")).argmin())
-    return list(range(start, start + blocks))
+    return angular_distance(similarities)

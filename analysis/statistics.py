@@ -10,9 +10,19 @@ import torch
 from torch import nn
 
 from analysis import attention_probe
-from analysis.accumulators import Accumulator, HeadMoments, InputMoments, NeuronMoments, Similarities, cosine_sum, unit
+from analysis.accumulators import (
+    Accumulator,
+    ChannelMoments,
+    HeadMoments,
+    InputMoments,
+    NeuronMoments,
+    Similarities,
+    cosine_sum,
+    unit,
+)
 from analysis.architecture import Architecture, Block
 from analysis.execution import BlockCall, Runner
+from analysis.middle import Middle
 from analysis.modules import shallow_copy, submodule
 from analysis.text import Windows
 
@@ -25,17 +35,19 @@ Report = Callable[[float, str], None]
 
 @dataclass
 class BlockStatistics:
-    """Accumulators of one block; `inputs` by the path of each linear inside the block."""
+    """Accumulators of one block; `inputs` by the path of each linear inside the block, `norms` by that of each norm."""
 
     neurons: NeuronMoments | None
     heads: HeadMoments | None
     inputs: dict[str, InputMoments] = field(default_factory=dict)
+    norms: dict[str, ChannelMoments] = field(default_factory=dict)
 
     def parts(self) -> dict[str, Accumulator]:
         """The accumulators by name."""
         named: dict[str, Accumulator | None] = {"neurons": self.neurons, "heads": self.heads}
         # The down projection's input moments are the neurons' moments: the same object, counted once.
         named |= {f"inputs.{path}": part for path, part in self.inputs.items() if part is not self.neurons}
+        named |= {f"norms.{path}": part for path, part in self.norms.items()}
         return {name: part for name, part in named.items() if part is not None}
 
 
@@ -49,7 +61,10 @@ class Statistics:
     @classmethod
     def empty(cls, architecture: Architecture) -> Statistics:
         """Nothing seen yet."""
-        return cls(Similarities.empty(len(architecture.blocks)), [_empty_block(block) for block in architecture.blocks])
+        return cls(
+            Similarities.empty(len(architecture.blocks)),
+            [_empty_block(block, architecture.hidden_size) for block in architecture.blocks],
+        )
 
     @property
     def windows(self) -> int:
@@ -91,7 +106,7 @@ class Statistics:
         return new
 
 
-def _empty_block(block: Block) -> BlockStatistics:
+def _empty_block(block: Block, hidden_size: int) -> BlockStatistics:
     """Accumulators of the right sizes; every linear of the block has its input moments."""
     inputs: dict[str, InputMoments] = {}
     heads = neurons = None
@@ -107,7 +122,8 @@ def _empty_block(block: Block) -> BlockStatistics:
         for projection in (mlp.up, *([mlp.gate] if mlp.gate else [])):
             inputs[projection.module] = InputMoments.empty(mlp.hidden_size)
         inputs[mlp.down.module] = neurons  # one accumulator serves as both
-    return BlockStatistics(neurons, heads, inputs)
+    norms = {norm.module: ChannelMoments.empty(hidden_size) for norm in block.norms}
+    return BlockStatistics(neurons, heads, inputs, norms)
 
 
 def collect(
@@ -164,32 +180,36 @@ def _observe(runner: Runner, block: Block, state: torch.Tensor, call: BlockCall,
     module = shallow_copy(runner.blocks[block.index])
     if block.attention is not None and seen.heads is not None:
         attention_probe.install(module, block.attention.module, seen.heads)
-    caught = _Caught()
-    _observe_linears(module, seen, caught, state.shape[:2])
-    _observe_middle(module, block, caught)
+    _observe_linears(module, seen, state.shape[:2])
+    _observe_norms(module, seen, state.shape)
+    watched = Middle(module, block)
     out = runner.run(module, state, call)
-    middle = _middle(block, state, out, caught)
+    middle = watched.state(state, out)
     found.similarities.attention_cosine[block.index] += cosine_sum(state, middle)
     found.similarities.mlp_cosine[block.index] += cosine_sum(middle, out)
     return out
 
 
-class _Caught:
-    """What the hooks of one block saw: the state between the sublayers, or the MLP's output."""
-
-    def __init__(self) -> None:
-        self.before_mlp: torch.Tensor | None = None
-        self.mlp_output: torch.Tensor | None = None
-        self.squares: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+Squares = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Inputs that were squared and summed already, with the sums, by the input's identity."""
 
 
-def _observe_linears(module: nn.Module, seen: BlockStatistics, caught: _Caught, shape: torch.Size) -> None:
+def _observe_linears(module: nn.Module, seen: BlockStatistics, shape: torch.Size) -> None:
+    squares: Squares = {}
     for path, moments in seen.inputs.items():
-        submodule(module, path).register_forward_pre_hook(_input_hook(moments, caught, shape))
+        submodule(module, path).register_forward_pre_hook(_input_hook(moments, squares, shape))
+
+
+def _observe_norms(module: nn.Module, seen: BlockStatistics, shape: torch.Size) -> None:
+    def hook(moments: ChannelMoments) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
+        return lambda module, args, output: moments.update(output.view(shape))  # OPT flattens windows and tokens
+
+    for path, moments in seen.norms.items():
+        submodule(module, path).register_forward_hook(hook(moments))
 
 
 def _input_hook(
-    moments: InputMoments, caught: _Caught, shape: torch.Size
+    moments: InputMoments, squares: Squares, shape: torch.Size
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     """Linears that share an input (q, k, v; gate, up) have it squared and summed once.
 
@@ -201,45 +221,13 @@ def _input_hook(
         if isinstance(moments, NeuronMoments):
             moments.update(inputs.view(*shape, -1))
             return
-        known = caught.squares.get(id(inputs))
+        known = squares.get(id(inputs))
         if known is None or known[0] is not inputs:
             before = moments.sum_squares.clone()
             moments.update(inputs)
-            caught.squares[id(inputs)] = inputs, moments.sum_squares - before
+            squares[id(inputs)] = inputs, moments.sum_squares - before
         else:
             moments.tokens += inputs.numel() // inputs.shape[-1]
             moments.sum_squares += known[1]
 
     return hook
-
-
-def _observe_middle(module: nn.Module, block: Block, caught: _Caught) -> None:
-    """Catch what tells the state between attention and MLP."""
-    if block.mlp is None:
-        return
-
-    def note_input(_: nn.Module, args: tuple[Any, ...]) -> None:
-        caught.before_mlp = args[0]
-
-    def note_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        caught.mlp_output = output
-
-    if block.parallel:
-        submodule(module, block.mlp.module or block.mlp.down.module).register_forward_hook(note_output)
-    else:
-        norm = block.norm("pre_mlp")
-        entry = norm.module if norm else block.mlp.module or block.mlp.up.module
-        submodule(module, entry).register_forward_pre_hook(note_input)
-
-
-def _middle(block: Block, before: torch.Tensor, after: torch.Tensor, caught: _Caught) -> torch.Tensor:
-    """The state after attention: the MLP branch's input, or what is left of the output without the MLP's part."""
-    if block.mlp is None:
-        return after
-    if block.attention is None:
-        return before
-    if block.parallel:
-        assert caught.mlp_output is not None
-        return after - caught.mlp_output
-    assert caught.before_mlp is not None
-    return caught.before_mlp.view_as(before)

@@ -26,7 +26,8 @@ from benchmarks.metered import Metered, Work
 from surgery.live import Evaluator, chunks
 from surgery.loading import Loaded, load
 from surgery.recipe import Recipe
-from surgery.structure import Structure, resolve
+from surgery.resolving import resolve
+from surgery.structure import Structure
 
 
 @dataclass(frozen=True)

@@ -5,42 +5,45 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from analysis import registry
-from surgery import documents
+from surgery import build_commands, catalogue, documents, suggestion_commands
+from surgery.console import (
+    CalibrationOption,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    RecipeOption,
+    RevisionOption,
+    TextOption,
+    TrustOption,
+    WindowOption,
+    WindowsOption,
+    complete,
+    emit,
+    open_model,
+    run_job,
+    shown,
+)
 from surgery.errors import InputError
-from surgery.jobs import Context, Job
+from surgery.jobs import Context
 from surgery.memory import fit as fit_structure
 from surgery.recipe import Recipe
-from surgery.structure import dense
-from surgery.suggestion import Budget, parse_expansion_ratio
-from surgery.suggestion import suggest as suggest_recipe
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.structure import Structure, dense
+from surgery.workbench import TextChoice, Workbench
 
 application = typer.Typer(
     name="surgery", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="default, a Hub id, a folder or a .gguf file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")]
-TextOption = Annotated[
-    str, typer.Option("--text", help="embedded, wikitext-2, hub:owner/name, or a .txt, .jsonl or .parquet file.")
-]
-WindowOption = Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")]
-WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Number of windows.")]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="A file to write.")]
+application.command()(suggestion_commands.suggest)
+application.command()(suggestion_commands.scan)
+application.command()(build_commands.build)
 
 
 def main() -> None:
@@ -70,73 +73,13 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def run_job(bench: Workbench, title: str, work: Callable[[Context], Any], shown: bool) -> Any:
-    """Run work as a job, with its progress on standard error.
-
-    Raises:
-        InputError: the job's own, when it is one that the person can put right.
-        RuntimeError: the job failed otherwise.
-    """
-    job = bench.jobs.submit(title, work)
-    try:
-        _follow(job, shown)
-    except KeyboardInterrupt:
-        bench.jobs.cancel(job.id)
-        job.wait()
-        raise
-    if job.state == "done":
-        return job.result
-    if job.bad_input:
-        raise InputError(job.error)
-    if job.details:
-        print(job.details, file=sys.stderr)
-    raise RuntimeError(job.error)
-
-
-def _follow(job: Job, shown: bool) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(job.title, total=1.0)
-        while not job.over:
-            job.wait(0.1)
-            bar.update(task, completed=job.progress, description=job.message or job.title)
-
-
-def _emit(document: Any, as_json: bool, rows: dict[str, Any] | None = None) -> None:
-    """Print a document as JSON, or as a small table for people."""
-    if as_json:
-        print(json.dumps(documents.plain(document), ensure_ascii=False, allow_nan=False))
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in (rows if rows is not None else document).items():
-        table.add_row(name.replace("_", " "), _shown(value))
-    Console().print(table)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.4f}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, list) and len(value) > 1 and len({str(item) for item in value}) == 1:
-        return f"{_shown(value[0])} in each of {len(value)} blocks"
-    return str(value)
-
-
-def _opened(bench: Workbench, model: str, revision: str | None, trust: bool) -> OpenModel:
-    return run_job(bench, "Loading", lambda job: bench.open(model, revision, job.report, trust), True)
-
-
 @application.command()
 def inspect(
     model: ModelArgument, revision: RevisionOption = None, trust: TrustOption = False, as_json: JsonOption = False
 ) -> None:
     """Show a model's architecture: blocks, heads, widths, parameters, bytes."""
-    document = documents.inspection(_opened(Workbench(), model, revision, trust))
-    _emit(document, as_json, {key: value for key, value in document.items() if value != ""})
+    document = documents.inspection(open_model(Workbench(), model, revision, trust))
+    emit(document, as_json, {key: value for key, value in document.items() if value != ""})
 
 
 @application.command()
@@ -145,6 +88,9 @@ def analyze(
     text: TextOption = "embedded",
     windows: WindowsOption = 16,
     window: WindowOption = 256,
+    gradients: Annotated[
+        bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
+    ] = False,
     out: OutOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -152,17 +98,20 @@ def analyze(
 ) -> None:
     """One pass over a text: influence of blocks and sublayers, head statistics, neuron scores (in the file)."""
     bench = Workbench()
-    opened = _opened(bench, model, revision, trust)
+    opened = open_model(bench, model, revision, trust)
     cut = opened.windows(TextChoice(text, window, windows, "calibration"))
     begun = time.perf_counter()
-    statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report), True)
-    document = documents.analysis(opened, cut, statistics, time.perf_counter() - begun)
+    run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
+    if gradients:
+        run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report))
+    evidence = opened.evidence(cut)
+    document = documents.analysis(opened, cut, evidence, time.perf_counter() - begun)
     if out is not None:
-        whole = document | {"neurons": documents.neuron_document(opened, cut, statistics)}
+        whole = document | documents.score_document(opened, cut, evidence)
         documents.write(out, json.dumps(whole, allow_nan=False) + "\n")
         document["out"] = str(out)
     if as_json:
-        _emit(document, True)
+        emit(document, True)
         return
     table = Table("block", "block influence", "attention", "MLP", box=None)
     similarity = document["similarity"]
@@ -176,53 +125,17 @@ def analyze(
 
 @application.command()
 def methods(as_json: JsonOption = False) -> None:
-    """List the importance methods."""
-    listed = [method.listed() for method in registry.METHODS]
+    """List the importance methods, and the procedures that choose by measuring."""
+    listed = catalogue.listed()
     if as_json:
-        _emit(listed, True)
+        emit(listed, True)
         return
     table = Table("name", "kind", "needs text", "needs gradients", "source", box=None)
     for entry in listed:
         table.add_row(
-            entry["name"], entry["kind"], _shown(entry["needs_text"]), _shown(entry["needs_gradients"]), entry["source"]
+            entry["name"], entry["kind"], shown(entry["needs_text"]), shown(entry["needs_gradients"]), entry["source"]
         )
     Console().print(table)
-
-
-@application.command()
-def suggest(
-    model: ModelArgument,
-    method: Annotated[str, typer.Option("--method", help="A name that `methods` lists.")],
-    blocks: Annotated[int | None, typer.Option("--blocks", min=0, help="How many blocks or sublayers go.")] = None,
-    params: Annotated[str | None, typer.Option("--params", help="-20%, 80% or a number of parameters.")] = None,
-    expansion_ratio: Annotated[str | None, typer.Option("--expansion-ratio", help="2.0 or 200%.")] = None,
-    width: Annotated[int | None, typer.Option("--width", min=1, help="Neurons that stay in each MLP.")] = None,
-    divisor: Annotated[int, typer.Option("--divisor", min=1, help="Widths are multiples of this.")] = 1,
-    text: TextOption = "embedded",
-    windows: WindowsOption = 16,
-    window: WindowOption = 256,
-    out: OutOption = None,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a recipe from a method and a budget."""
-    ratio = None if expansion_ratio is None else parse_expansion_ratio(expansion_ratio)
-    budget = Budget(blocks, params, ratio, width, divisor)
-    budget.given()
-    chosen = registry.method(method)
-    bench = Workbench()
-    opened = _opened(bench, model, revision, trust)
-    cut = statistics = None
-    if chosen.needs_text:
-        cut = opened.windows(TextChoice(text, window, windows, "calibration"))
-        statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report), True)
-    recipe = suggest_recipe(opened, method, budget, cut, statistics)
-    opened.resolve(recipe)
-    if out is not None:
-        recipe.save(out)
-    if as_json or out is None:
-        print(json.dumps(recipe.document()) if as_json else recipe.to_json())
 
 
 @application.command()
@@ -232,6 +145,7 @@ def evaluate(
     text: TextOption = "embedded",
     window: WindowOption = 256,
     windows: WindowsOption = 4,
+    calibration: CalibrationOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -239,19 +153,24 @@ def evaluate(
     """Measure the perplexity of a model, or of what a recipe makes of it, paired against the dense model."""
     wanted = Recipe.load(recipe) if recipe is not None else None
     bench = Workbench()
-    opened = _opened(bench, model, revision, trust)
+    opened = open_model(bench, model, revision, trust)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
     cut = opened.windows(TextChoice(text, window, windows))
+    completed = complete(bench, opened, structure, calibration)
 
-    def work(job: Context) -> Any:
+    def work(job: Context, measured: Structure) -> Any:
         last = None
-        for last in opened.evaluator.evaluate(structure, cut, job.stop):
+        for last in opened.evaluator.evaluate(measured, cut, job.stop):
             job.report(last.windows / last.of_windows, f"Perplexity {last.perplexity:.3f} after {last.windows} windows")
         return last
 
-    estimate = run_job(bench, "Measuring", work, True)
-    document = documents.evaluation(opened, structure, cut, estimate, wanted)
-    _emit(document, as_json, {key: value for key, value in document.items() if not isinstance(value, dict)})
+    estimate = run_job(bench, "Measuring", lambda job: work(job, completed.structure))
+    document = documents.evaluation(opened, completed.structure, cut, estimate, wanted)
+    if structure.compensations:
+        plain = replace(structure, compensations=())
+        without = run_job(bench, "Measuring without compensation", lambda job: work(job, plain))
+        document |= {"compensation": completed.document(), "perplexity_without_compensation": without.perplexity}
+    emit(document, as_json, {key: value for key, value in document.items() if not isinstance(value, dict)})
 
 
 @application.command()
@@ -269,6 +188,6 @@ def fit(
     wanted = Recipe.load(recipe) if recipe is not None else None
     bench = Workbench()
     chosen = bench.devices.get(device)
-    opened = _opened(bench, model, revision, trust)
+    opened = open_model(bench, model, revision, trust)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
-    _emit(fit_structure(structure, chosen, context, type_name).document(), as_json)
+    emit(fit_structure(structure, chosen, context, type_name).document(), as_json)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from analysis import registry
-from analysis.statistics import Statistics
+from analysis import registry, similarity
+from analysis.predictions import predicted_changes
+from analysis.registry import Evidence, Kind, Method
 from analysis.text import Windows
 from surgery.live import Estimate
 from surgery.recipe import Recipe, write_atomically
@@ -81,51 +82,98 @@ def text_document(windows: Windows) -> dict[str, Any]:
     }
 
 
-def analysis(model: OpenModel, windows: Windows, statistics: Statistics, seconds: float) -> dict[str, Any]:
-    """Every statistic and block score of one pass; neuron scores are added by `neuron_document`."""
-    similarity: dict[str, Any] = {
-        method.name: registry.score_blocks(method, statistics)
-        for method in registry.METHODS
-        if method.kind in ("blocks", "attention", "mlp")
-    }
-    from analysis.similarity import angular_triangle
+def analysis(model: OpenModel, windows: Windows, evidence: Evidence, seconds: float) -> dict[str, Any]:
+    """What one pass over a text shows of blocks and heads; `score_document` has the rest.
 
+    `predicted` is null without gradients; NaN (a statistic that a model does not have) is null too.
+
+    Args:
+        model: an open model.
+        windows: the text.
+        evidence: its statistics, and gradients where they were gathered.
+        seconds: that it took.
+    """
+    statistics = evidence.statistics
+    assert statistics is not None
     heads: dict[str, list[Any]] = {}
     for block in statistics.blocks:
         means = block.heads.means() if block.heads else {}
         for name in ("entropy", "distance", "first_token", "previous_token", "output_norm", "group_similarity"):
             heads.setdefault(name, []).append(means.get(name, torch.zeros(0)))
-    for method in registry.METHODS:
-        if method.kind == "heads":
-            heads[method.name] = [
-                registry.score_heads(method, statistics, index) if block.heads else torch.zeros(0)
-                for index, block in enumerate(statistics.blocks)
-            ]
+    heads |= {method.name: _head_scores(method, evidence) for method in _usable("heads", evidence)}
+    similarities = statistics.similarities
     return {
         "model": model.reference.model_dump(exclude_none=True),
         "text": text_document(windows),
         "similarity": {
-            "block_influence": plain(similarity["block_influence"]),
-            "attention": plain(similarity["attention_influence"]),
-            "mlp": plain(similarity["mlp_influence"]),
-            "angular_distance": plain(angular_triangle(statistics.similarities)),
-            "angular_distance_last_token": plain(angular_triangle(statistics.similarities, last_token=True)),
+            "block_influence": plain(similarity.block_influence(similarities)),
+            "attention": plain(similarity.attention_influence(similarities)),
+            "mlp": plain(similarity.mlp_influence(similarities)),
+            "angular_distance": plain(similarity.angular_triangle(similarities)),
+            "angular_distance_last_token": plain(similarity.angular_triangle(similarities, last_token=True)),
         },
         "heads": plain(heads),
+        "predicted": _prediction_document(evidence),
         "tokens": statistics.tokens,
         "seconds": seconds,
     }
 
 
-def neuron_document(model: OpenModel, windows: Windows, statistics: Statistics) -> dict[str, Any]:
-    """Scores of every neuron by every method: lists of blocks x neurons, empty for a block without an MLP."""
+def _prediction_document(evidence: Evidence) -> dict[str, Any] | None:
+    """Predicted changes of the mean loss in nats, by order; neurons are in `score_document`."""
+    if evidence.gradients is None:
+        return None
+    found = predicted_changes(evidence.gradients)
+    return {
+        order: {part: plain(getattr(changes, part)) for part in ("blocks", "attention", "mlp", "kv_groups")}
+        for order, changes in (("first", found.first), ("second", found.second))
+    }
+
+
+def score_document(model: OpenModel, windows: Windows, evidence: Evidence) -> dict[str, Any]:
+    """What the file of `analyze` adds: scores of every method that the evidence allows.
+
+    `neurons.<method>` is blocks x neurons, empty for a block without an MLP; `scores.<kind>.<method>` has the blocks,
+    attentions, MLPs and hidden channels; `predicted_neurons.<order>` is blocks x neurons.
+    """
     count = len(model.architecture.blocks)
-    found: dict[str, Any] = {}
-    for method in registry.METHODS:
-        if method.kind == "neurons":
-            scores = model.neuron_scores(method, statistics, windows.fingerprint)
-            found[method.name] = [plain(scores[index]) if index in scores else [] for index in range(count)]
-    return found
+    neurons: dict[str, Any] = {}
+    for method in _usable("neurons", evidence):
+        scores = model.neuron_scores(method, windows, evidence.seed)
+        neurons[method.name] = [plain(scores[index]) if index in scores else [] for index in range(count)]
+    kinds: tuple[Kind, ...] = ("blocks", "attention", "mlp")
+    found: dict[str, Any] = {
+        kind: {method.name: plain(registry.score_blocks(method, evidence)) for method in _usable(kind, evidence)}
+        for kind in kinds
+    }
+    found["hidden"] = {
+        method.name: plain(registry.score_hidden(method, evidence)) for method in _usable("hidden", evidence)
+    }
+    document: dict[str, Any] = {"neurons": neurons, "scores": found}
+    if evidence.gradients is not None:
+        changes = predicted_changes(evidence.gradients)
+        document["predicted_neurons"] = {
+            "first": plain(changes.first.neurons),
+            "second": plain(changes.second.neurons),
+        }
+    return document
+
+
+def _usable(kind: Kind, evidence: Evidence) -> list[Method]:
+    """The methods of a kind that need nothing more than there is."""
+    return [
+        method
+        for method in registry.METHODS
+        if method.kind == kind and (evidence.gradients is not None or not method.needs_gradients)
+    ]
+
+
+def _head_scores(method: Method, evidence: Evidence) -> list[torch.Tensor]:
+    """Scores by block, empty for a block without attention."""
+    return [
+        registry.score_heads(method, evidence, block.index) if block.attention else torch.zeros(0)
+        for block in evidence.runner.architecture.blocks
+    ]
 
 
 def evaluation(

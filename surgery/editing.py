@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from surgery.recipe import (
+    ArrangeBlocks,
     ChosenBy,
+    Compensate,
     Edit,
+    MergeKvHeads,
     PruneHeads,
+    PruneHidden,
     PruneKvGroups,
     PruneNeurons,
     Recipe,
@@ -30,6 +34,8 @@ class Choices:
     neurons: Mapping[int, Indices] = field(default_factory=dict)
     kv_groups: Mapping[int, Indices] = field(default_factory=dict)
     heads: Mapping[int, Indices] = field(default_factory=dict)
+    others: tuple[Edit, ...] = ()
+    """Edits that are not switches: merged heads, removed channels, an arrangement, compensations."""
     origins: Mapping[str, ChosenBy] = field(default_factory=dict)
     """Where the indices of an edit came from, by its op."""
 
@@ -39,7 +45,11 @@ class Choices:
         sets: dict[str, set[int]] = {"remove_blocks": set(), "remove_attention": set(), "remove_mlp": set()}
         maps: dict[str, dict[int, Indices]] = {"prune_neurons": {}, "prune_kv_groups": {}, "prune_heads": {}}
         origins: dict[str, ChosenBy] = {}
+        others: list[Edit] = []
         for edit in recipe.edits:
+            if isinstance(edit, ArrangeBlocks | MergeKvHeads | PruneHidden | Compensate):
+                others.append(edit)
+                continue
             if edit.chosen_by is not None:
                 origins[edit.op] = edit.chosen_by
             if isinstance(edit, RemoveBlocks | RemoveAttention | RemoveMlp):
@@ -55,6 +65,7 @@ class Choices:
             neurons=maps["prune_neurons"],
             kv_groups=maps["prune_kv_groups"],
             heads=maps["prune_heads"],
+            others=tuple(others),
             origins=origins,
         )
 
@@ -95,4 +106,18 @@ class Choices:
             kept = {block: indices for block, indices in removed.items() if block not in gone}
             if kept:
                 made.append(pruning(removed=kept, chosen_by=self.origins.get(pruning.model_fields["op"].default)))
-        return tuple(made)
+        return (*made, *self._others(gone_attention))
+
+    def _others(self, gone_attention: frozenset[int]) -> list[Edit]:
+        """What is left of the other edits beside the parts that are off; compensations last, as they must be."""
+        kept: list[Edit] = []
+        for edit in sorted(self.others, key=lambda other: isinstance(other, Compensate)):
+            if isinstance(edit, MergeKvHeads):
+                blocks = tuple(block for block in edit.blocks if block not in gone_attention)
+                kept += [edit.model_copy(update={"blocks": blocks})] if blocks else []
+            elif isinstance(edit, ArrangeBlocks):
+                order = tuple(block for block in edit.order if block not in self.blocks)
+                kept += [edit.model_copy(update={"order": order})] if order else []
+            else:
+                kept.append(edit)
+        return kept

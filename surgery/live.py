@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.execution import Prepared, Runner
+from analysis.execution import BlockCall, Prepared, Runner
 from analysis.text import Windows, fingerprint_of
 from surgery.cache import ByteCache
 from surgery.errors import Cancelled
+from surgery.hidden import with_channels
 from surgery.narrow import build_block, own_bytes
 from surgery.structure import BlockSpec, Structure, dense
 
@@ -95,6 +96,8 @@ class Evaluator:
         self.weights: ByteCache[nn.Module] = ByteCache(weight_budget)
         self.losses: ByteCache[torch.Tensor] = ByteCache(LOSS_BUDGET)
         self.prepared: ByteCache[Prepared] = ByteCache(LOSS_BUDGET)
+        self.runners: ByteCache[Runner] = ByteCache(weight_budget)
+        """Runners of the model with fewer channels, by the structures' `hidden_key`."""
         self.turn = RLock()
 
     def evaluate(self, structure: Structure, windows: Windows, stop: Event | None = None) -> Iterator[Estimate]:
@@ -109,14 +112,14 @@ class Evaluator:
             Cancelled: `stop` was set.
         """
         begun = time.perf_counter()
-        check = _checker(stop)
+        check = checker_of(stop)
         edited: list[torch.Tensor] = []
         reference: list[torch.Tensor] = []
         for start, end in chunks(windows.count, windows.length):
             ids = windows.ids[start:end]
             reference.append(self.token_losses(self.dense, ids, check))
             edited.append(self.token_losses(structure, ids, check))
-            yield _estimate(torch.cat(edited), torch.cat(reference), windows.count, time.perf_counter() - begun)
+            yield estimate_of(torch.cat(edited), torch.cat(reference), windows.count, time.perf_counter() - begun)
 
     def measure(self, structure: Structure, windows: Windows, stop: Event | None = None) -> Estimate:
         """The last estimate: all windows."""
@@ -124,34 +127,79 @@ class Evaluator:
         return last
 
     def token_losses(
-        self, structure: Structure, ids: torch.Tensor, check: Callable[[], None] = lambda: None
+        self,
+        structure: Structure,
+        ids: torch.Tensor,
+        check: Callable[[], None] = lambda: None,
+        keep: int | None = None,
     ) -> torch.Tensor:
-        """Negative log likelihood of each predicted token, (windows, tokens - 1), float32, of one chunk."""
+        """Negative log likelihood of each predicted token, (windows, tokens - 1), float32, of one chunk.
+
+        Args:
+            structure: what to measure.
+            ids: token ids, (windows, tokens).
+            check: called between steps; may raise.
+            keep: cache only the states that leave the first `keep` blocks: a scan's further states serve nobody else.
+        """
         links = self._chain(structure, ids)
         end = links[-1]
         known = self.losses.get(end)
         if known is not None:
             return known
-        state = self._final_state(structure, ids, links, check)
+        if structure.compensations:
+            raise ValueError("the structure's compensations have not been computed")
+        runner = self.runner_of(structure)
+        state = self._final_state(runner, structure, ids, links, check, keep)
         with self._my_turn():
             known = self.losses.get(end)
             if known is None:
-                known = self.runner.losses(state, ids, check)
+                known = runner.losses(state, ids, check)
                 self.losses.put(end, known, _size(known))
+        return known
+
+    def runner_of(self, structure: Structure) -> Runner:
+        """The runner whose blocks a structure's specs select from: the model's own unless channels are gone."""
+        if structure.hidden is None:
+            return self.runner
+        known = self.runners.get(structure.hidden_key)
+        if known is None:
+            with self._my_turn():
+                model = with_channels(self.runner.model, self.runner.architecture, structure.hidden)
+                known = Runner(model, structure.architecture)
+                self.runners.put(structure.hidden_key, known, own_bytes(model, self.runner.model))
+        return known
+
+    def module(self, runner: Runner, spec: BlockSpec, hidden_key: str = "") -> nn.Module:
+        """The block of a spec; narrowed weights are cached by it."""
+        original = runner.blocks[spec.source]
+        block = runner.architecture.blocks[spec.source]
+        if spec.is_whole(block):
+            return original
+        key = spec.key + hidden_key
+        known = self.weights.get(key)
+        if known is None:
+            known = build_block(original, block, spec)
+            self.weights.put(key, known, own_bytes(known, original))
         return known
 
     def _chain(self, structure: Structure, ids: torch.Tensor) -> list[str]:
         """Keys of the state entering the first kept block and of the state leaving each one."""
-        links = [fingerprint_of(ids)]
+        links = [fingerprint_of(ids) + structure.hidden_key]
         for spec in structure.blocks:
             links.append(links[-1] if spec.empty else _link(links[-1], spec))
         return links
 
     def _final_state(
-        self, structure: Structure, ids: torch.Tensor, links: list[str], check: Callable[[], None]
+        self,
+        runner: Runner,
+        structure: Structure,
+        ids: torch.Tensor,
+        links: list[str],
+        check: Callable[[], None],
+        keep: int | None,
     ) -> torch.Tensor:
         """The state leaving the last block, from the deepest cached one on."""
-        prepared = self._prepare(ids)
+        prepared = self._prepare(runner, ids, links[0])
         done, state = len(structure.blocks), self.states.get(links[-1])
         while state is None and done > 0:
             done -= 1
@@ -161,39 +209,31 @@ class Evaluator:
             check()
             spec = structure.blocks[position]
             if not spec.empty:
-                state = self._step(spec, state, prepared, links[position + 1])
+                module = self.module(runner, spec, structure.hidden_key)
+                key = links[position + 1] if keep is None or position < keep else None
+                state = self._step(runner, module, state, prepared.calls[spec.source], key)
         return state
 
     @torch.inference_mode()
-    def _step(self, spec: BlockSpec, state: torch.Tensor, prepared: Prepared, key: str) -> torch.Tensor:
+    def _step(
+        self, runner: Runner, module: nn.Module, state: torch.Tensor, call: BlockCall, key: str | None
+    ) -> torch.Tensor:
         with self._my_turn():
-            known = self.states.get(key)
+            known = self.states.get(key) if key else None
             if known is None:
-                known = self.runner.run(self._module(spec), state, prepared.calls[spec.source])
-                self.states.put(key, known, _size(known))
+                known = runner.run(module, state, call)
+                if key:
+                    self.states.put(key, known, _size(known))
         return known
 
-    def _module(self, spec: BlockSpec) -> nn.Module:
-        """The block of a spec; narrowed weights are cached by it."""
-        original = self.runner.blocks[spec.source]
-        block = self.runner.architecture.blocks[spec.source]
-        if spec.is_whole(block):
-            return original
-        known = self.weights.get(spec.key)
-        if known is None:
-            known = build_block(original, block, spec)
-            self.weights.put(spec.key, known, own_bytes(known, original))
-        return known
-
-    def _prepare(self, ids: torch.Tensor) -> Prepared:
-        key = fingerprint_of(ids)
+    def _prepare(self, runner: Runner, ids: torch.Tensor, key: str) -> Prepared:
         known = self.prepared.get(key)
         if known is not None:
             return known
         with self._my_turn():
             known = self.prepared.get(key)
             if known is None:
-                known = self.runner.prepare(ids)
+                known = runner.prepare(ids)
                 self.prepared.put(key, known, _prepared_size(known))
         return known
 
@@ -234,7 +274,9 @@ def _prepared_size(prepared: Prepared) -> int:
     return sum(found.values())
 
 
-def _checker(stop: Event | None) -> Callable[[], None]:
+def checker_of(stop: Event | None) -> Callable[[], None]:
+    """A function that raises `Cancelled` once `stop` is set."""
+
     def check() -> None:
         if stop is not None and stop.is_set():
             raise Cancelled("A newer request has taken its place.")
@@ -242,7 +284,7 @@ def _checker(stop: Event | None) -> Callable[[], None]:
     return check
 
 
-def _estimate(edited: torch.Tensor, reference: torch.Tensor, of_windows: int, seconds: float) -> Estimate:
+def estimate_of(edited: torch.Tensor, reference: torch.Tensor, of_windows: int, seconds: float) -> Estimate:
     """Statistics over windows: losses (windows, tokens - 1) of the edited and of the dense model."""
     means, dense_means = edited.double().mean(dim=1), reference.double().mean(dim=1)
     nll, dense_nll = float(means.mean()), float(dense_means.mean())

@@ -17,6 +17,7 @@ from torch import nn
 from analysis.architecture import Architecture
 from analysis.describe import describe
 from surgery import embedded
+from surgery.checkpoint_model import MODEL_TYPE, classes
 from surgery.errors import (
     CorruptFile,
     DoesNotFit,
@@ -68,7 +69,7 @@ def load(
         UnsupportedArchitecture: loaded, but not of a structure that can be mapped.
     """
     report = progress or (lambda fraction, message: None)
-    with _quiet():
+    with quiet():
         if source == DEFAULT:
             folder = embedded.directory(progress)
             report(0.5, "Loading the embedded model")
@@ -107,7 +108,7 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
     except Exception as error:  # the reader raises whatever a damaged byte leads to
         raise CorruptFile(f"{path.name} is not a whole GGUF file ({_brief(error)}): download it again.") from None
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(str(path.parent), **arguments)
     except Exception as error:  # as above, and architectures that transformers does not know
         raise _gguf_error(path, error) from None
@@ -118,7 +119,7 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
         raise CorruptFile(f"{path.name} announces larger tensors than it holds: download it again.")
     _must_fit(needed)
     try:
-        with _quiet():
+        with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(path.parent), dtype=torch.float32, output_loading_info=True, **_LENIENT, **arguments
             )
@@ -188,7 +189,10 @@ def _load_checkpoint(source: str, revision: str | None, trust_remote_code: bool)
     placement = _placement(_needed_bytes(source, config, trust_remote_code))
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model_class: Any = AutoModelForCausalLM
+        if config.model_type == MODEL_TYPE:
+            model_class = classes(config.base_model_type)[1]
+        model, info = model_class.from_pretrained(
             source, config=config, use_safetensors=True, output_loading_info=True, **_LENIENT, **placement, **common
         )
     except SafetensorError as error:
@@ -203,7 +207,7 @@ def _load_checkpoint(source: str, revision: str | None, trust_remote_code: bool)
         raise _checkpoint_error(source, error) from None
     _check_whole(source, info)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **common)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise _tokenizer_error(source, error) from None
     return model, tokenizer
@@ -239,23 +243,24 @@ def _configuration(source: str, revision: str | None, trust_remote_code: bool) -
         raise QuantisedCheckpoint(
             f"{source} is quantised ({method[:40]}): load the original, unquantised checkpoint, or a GGUF file of it."
         )
-    model_type, classes = raw.get("model_type"), raw.get("architectures") or []
-    if not isinstance(model_type, str) or not isinstance(classes, list):
+    model_type, class_names = raw.get("model_type"), raw.get("architectures") or []
+    if not isinstance(model_type, str) or not isinstance(class_names, list):
         raise CorruptFile(f"config.json of {source} names no model type: take the file of the original checkpoint.")
-    known = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    base = raw.get("base_model_type") if model_type == MODEL_TYPE else None
+    known = (base if isinstance(base, str) else model_type) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if "auto_map" in raw and not known and not trust_remote_code:
         raise RemoteCodeNeeded(
             f"{source} needs Python code of its own: read that code, and allow it with trust_remote_code "
             "if you trust it."
         )
-    causal = [name for name in classes if str(name).endswith(("ForCausalLM", "LMHeadModel"))]
+    causal = [name for name in class_names if str(name).endswith(("ForCausalLM", "LMHeadModel"))]
     if causal and not known and "auto_map" not in raw:
         raise UnsupportedArchitecture(
             f"{source} is of the type {model_type[:60]!r}, which transformers {transformers.__version__} does not "
             "know: choose a model of another type."
         )
-    if (classes and not causal) or (not known and "auto_map" not in raw):
-        shown = ", ".join(map(str, classes)) or model_type
+    if (class_names and not causal) or (not known and "auto_map" not in raw):
+        shown = ", ".join(map(str, class_names)) or model_type
         raise NotACausalLanguageModel(
             f"{source} is not a causal language model ({shown[:120]}): choose one that generates text."
         )
@@ -263,6 +268,9 @@ def _configuration(source: str, revision: str | None, trust_remote_code: bool) -
     try:
         if isinstance(blocks, int) and blocks > MOST_BLOCKS:
             raise ValueError(f"{blocks} blocks")
+        if isinstance(base, str):
+            # A checkpoint of this tool: its modelling file is our own, so the copy that it carries is not run.
+            return classes(base)[0].from_pretrained(source, revision=revision)
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # every configuration class has errors of its own
         raise _configuration_error(source, error) from None
@@ -316,7 +324,10 @@ def _needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            if config.model_type == MODEL_TYPE:
+                model = classes(config.base_model_type)[1](config)
+            else:
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # impossible sizes, unknown activations and the like
         raise _configuration_error(source, error) from None
     return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
@@ -366,7 +377,7 @@ def _exists(check: Callable[[], bool]) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' progress bars and warnings do not belong into a command's output."""
     from transformers.utils import logging
 

@@ -9,24 +9,9 @@ import torch
 from torch import nn
 
 from analysis.architecture import Attention, Block, HeadNorm, Mlp, Projection
-from analysis.modules import is_transposed, replace, shallow_copy, submodule
-from surgery.structure import BlockSpec
-
-
-class NoAttention(nn.Module):
-    """In place of a removed attention: contributes nothing to the residual stream."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        """Zeros of the input's shape, and no attention weights."""
-        return torch.zeros_like(hidden_states), None
-
-
-class Zeros(nn.Module):
-    """In place of a removed MLP or its last linear: zeros of the input's shape."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Zeros like the input."""
-        return torch.zeros_like(hidden_states)
+from analysis.modules import is_transposed, replace, shallow_copy, submodule, weight_of
+from surgery.checkpoint_model import NoAttention, Zeros
+from surgery.structure import BlockSpec, Refit, narrowed, output_of
 
 
 def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module:
@@ -43,13 +28,16 @@ def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module
     if block.attention is not None:
         if not spec.attention:
             replace(new, block.attention.module, NoAttention())
-        elif len(spec.query_heads) < block.attention.query_heads:
+        elif narrowed(block, spec, "attention"):
             _narrow_attention(new, block.attention, spec)
     if block.mlp is not None:
         if not spec.mlp:
             _remove_mlp(new, block.mlp)
         elif len(spec.neurons) < block.mlp.width:
             _narrow_mlp(new, block.mlp, list(spec.neurons))
+    _add_biases(new, block, spec)
+    if spec.refit is not None:
+        _refit(new, spec.refit)
     return new
 
 
@@ -71,11 +59,33 @@ def _narrow_mlp(new: nn.Module, mlp: Mlp, neurons: list[int]) -> None:
     inputs = [projection for projection in (mlp.gate, mlp.up) if projection is not None]
     for module in dict.fromkeys(projection.module for projection in inputs):
         rows = [row for projection in inputs if projection.module == module for row in projection.positions(neurons)]
-        _narrow_linear(new, module, rows=rows)
-    _narrow_linear(new, mlp.down.module, columns=mlp.down.positions(neurons))
+        narrow_linear(new, module, rows=rows)
+    narrow_linear(new, mlp.down.module, columns=mlp.down.positions(neurons))
+
+
+def _add_biases(new: nn.Module, block: Block, spec: BlockSpec) -> None:
+    """A bias of zeros where a compensation will put one: the structure has it before its values are known."""
+    for part in spec.biases:
+        linear: Any = submodule(new, output_of(block, part).module)
+        if linear.bias is None:
+            outputs = weight_of(linear).shape[0]
+            set_parameter(linear, "bias", torch.zeros(outputs, dtype=linear.weight.dtype, device=linear.weight.device))
+
+
+def _refit(new: nn.Module, refit: Refit) -> None:
+    for path in {**refit.weights, **refit.biases}:
+        linear: Any = submodule(new, path)
+        weight, bias = refit.weights.get(path), refit.biases.get(path)
+        if weight is not None:
+            weight = weight.to(linear.weight.device, linear.weight.dtype)
+            set_parameter(linear, "weight", weight.T.contiguous() if is_transposed(linear) else weight)
+        if bias is not None:
+            set_parameter(linear, "bias", bias.to(linear.weight.device, linear.weight.dtype))
 
 
 def _narrow_attention(new: nn.Module, attention: Attention, spec: BlockSpec) -> None:
+    if spec.merged == "mean":
+        _average_heads(new, attention, spec.kv_heads)
     roles: list[tuple[Projection, list[int]]] = [
         (attention.query, list(spec.query_heads)),
         (attention.key, list(spec.kv_heads)),
@@ -87,11 +97,34 @@ def _narrow_attention(new: nn.Module, attention: Attention, spec: BlockSpec) -> 
         ]
         if _interleaved(attention):
             rows.sort()
-        _narrow_linear(new, module, rows=rows)
-    _narrow_linear(new, attention.output.module, columns=attention.output.positions(list(spec.query_heads)))
+        narrow_linear(new, module, rows=rows)
+    narrow_linear(new, attention.output.module, columns=attention.output.positions(list(spec.query_heads)))
     for norm, units in ((attention.query_norm, spec.query_heads), (attention.key_norm, spec.kv_heads)):
         _narrow_head_norm(new, norm, list(units), attention.head_size)
     _set_counts(submodule(new, attention.module), attention, spec)
+
+
+def _average_heads(new: nn.Module, attention: Attention, kept: tuple[int, ...]) -> None:
+    """Give the first key/value head of each merged run the mean of the run. Source: GQA (2305.13245), section 2.1."""
+    size, run = attention.head_size, attention.kv_heads // len(kept)
+    for projection in (attention.key, attention.value):
+        linear: Any = submodule(new, projection.module)
+        # An output of a Conv1D is a column: its transpose is a view, so averaging writes into the copy below it.
+        weight = linear.weight.detach().clone()
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        for head in kept:
+            runs = [projection.positions([member]) for member in range(head, head + run)]
+            for rows in (weight.T if is_transposed(linear) else weight, bias):
+                if rows is not None:
+                    rows[runs[0]] = torch.stack([rows[positions] for positions in runs]).mean(dim=0)
+        set_parameter(linear, "weight", weight)
+        set_parameter(linear, "bias", bias)
+    if attention.key_norm is not None and attention.key_norm.over_all_heads:
+        norm: Any = submodule(new, attention.key_norm.module)
+        gains = norm.weight.detach().clone().view(attention.kv_heads, size)
+        for head in kept:
+            gains[head] = gains[head : head + run].mean(dim=0)
+        set_parameter(norm, "weight", gains.flatten())
 
 
 def _interleaved(attention: Attention) -> bool:
@@ -105,7 +138,7 @@ def _narrow_head_norm(new: nn.Module, norm: HeadNorm | None, units: list[int], h
         return
     module: Any = submodule(new, norm.module)
     positions = [unit * head_size + row for unit in units for row in range(head_size)]
-    _set(module, "weight", module.weight.detach()[positions])
+    set_parameter(module, "weight", module.weight.detach()[positions])
 
 
 def _set_counts(module: Any, attention: Attention, spec: BlockSpec) -> None:
@@ -126,7 +159,7 @@ def _set_counts(module: Any, attention: Attention, spec: BlockSpec) -> None:
         module.__dict__["config"] = config
 
 
-def _narrow_linear(root: nn.Module, path: str, rows: list[int] | None = None, columns: list[int] | None = None) -> None:
+def narrow_linear(root: nn.Module, path: str, rows: list[int] | None = None, columns: list[int] | None = None) -> None:
     """Keep some outputs (`rows`) or inputs (`columns`) of a linear or Conv1D, in the given order."""
     linear: Any = submodule(root, path)
     by_output = (0, rows) if not is_transposed(linear) else (1, rows)
@@ -135,13 +168,14 @@ def _narrow_linear(root: nn.Module, path: str, rows: list[int] | None = None, co
     for axis, positions in (by_output, by_input):
         if positions is not None:
             weight = weight.index_select(axis, torch.tensor(positions, device=weight.device))
-    _set(linear, "weight", weight)
+    set_parameter(linear, "weight", weight)
     if rows is not None:
-        _set(linear, "bias", None if linear.bias is None else linear.bias.detach()[rows])
+        set_parameter(linear, "bias", None if linear.bias is None else linear.bias.detach()[rows])
     for name, positions in (("out_features", rows), ("nf", rows), ("in_features", columns), ("nx", columns)):
         if positions is not None and name in linear.__dict__:
             linear.__dict__[name] = len(positions)
 
 
-def _set(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+def set_parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+    """Give a module of one's own another tensor (or none) as a parameter that needs no gradient."""
     module._parameters[name] = None if value is None else nn.Parameter(value, requires_grad=False)

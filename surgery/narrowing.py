@@ -31,8 +31,7 @@ class Narrowing:
 
     def possible(self, model: OpenModel, windows: Windows | None) -> bool:
         """Whether the scores can be had without a new analysis."""
-        analysed = windows is not None and model.known_statistics(windows) is not None
-        return analysed or not self.method.needs_text
+        return model.knows(self.method, windows)
 
     def edit(self, model: OpenModel, windows: Windows | None) -> PruneNeurons | None:
         """The edit, with its origin; None when nothing would go.
@@ -44,8 +43,7 @@ class Narrowing:
         Raises:
             InputError: the budget makes no sense for this model, or an analysis is missing.
         """
-        statistics = model.known_statistics(windows) if windows is not None else None
-        scores = model.neuron_scores(self.method, statistics, windows.fingerprint if windows is not None else "")
+        scores = model.neuron_scores(self.method, windows)
         text = None
         if self.method.needs_text and windows is not None:
             text = {"source": shown_source(windows.source), "fingerprint": windows.text_fingerprint,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 from surgery.errors import RecipeError
-from surgery.ranges import Indices, length
+from surgery.ranges import LARGEST_INDEX, Indices, length
 
 SCHEMA: Final = "model-surgery/recipe/1"
 LARGEST_RECIPE = 8 * 2**20
@@ -21,6 +21,8 @@ LARGEST_RECIPE = 8 * 2**20
 LARGEST_NOTE = 64 * 2**10
 """Bytes of JSON in `target`, `results` or a budget."""
 MOST_EDITS = 1000
+LONGEST_ORDER = 4096
+"""Blocks that an arrangement may list."""
 MOST_INDICES = 2**22
 """Indices that all edits together may list: a few characters can stand for millions of them."""
 
@@ -120,8 +122,66 @@ class PruneHeads(_PerBlock):
     op: Literal["prune_heads"] = "prune_heads"
 
 
+class ArrangeBlocks(_Edit):
+    """Put source blocks in another order, or repeat some; what the other edits take from a block is gone in each."""
+
+    op: Literal["arrange_blocks"] = "arrange_blocks"
+    order: tuple[Annotated[int, Field(ge=0, lt=LARGEST_INDEX)], ...] = Field(
+        min_length=1, max_length=LONGEST_ORDER, strict=False
+    )
+
+
+class MergeKvHeads(_Edit):
+    """Merge neighbouring key/value heads of blocks until `kv_heads` are left (GQA and MQA conversion)."""
+
+    op: Literal["merge_kv_heads"] = "merge_kv_heads"
+    blocks: Indices
+    kv_heads: int = Field(ge=1)
+    how: Literal["mean", "first"] = "mean"
+
+
+class PruneHidden(_Edit):
+    """Remove channels of the residual stream, in every block, the embeddings and the head."""
+
+    op: Literal["prune_hidden"] = "prune_hidden"
+    removed: Indices
+
+
+class TextReference(_Frozen):
+    """Which token windows an edit was computed from. A file is named without its folders, and found by fingerprint."""
+
+    source: str = Field(min_length=1, max_length=500)
+    fingerprint: str = Field(min_length=1, max_length=64)
+    window: int = Field(ge=2, le=2**20)
+    windows: int = Field(ge=1, le=2**20)
+
+
+class Compensate(_Edit):
+    """Refit weights that stay, without training, to make up for what the edits before it removed.
+
+    `least_squares` refits the output projections of narrowed sublayers, `bias` adds the removed inputs' mean
+    contribution, `linear_patch` folds a map across each run of removed blocks into the MLP before it. `ridge` is
+    relative to the mean diagonal of the input moments; None chooses it, sublayer by sublayer, on windows kept aside.
+    """
+
+    op: Literal["compensate"] = "compensate"
+    how: Literal["least_squares", "linear_patch", "bias"]
+    text: TextReference
+    blocks: Indices | None = None
+    ridge: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
+
+
 Edit = Annotated[
-    RemoveBlocks | RemoveAttention | RemoveMlp | PruneNeurons | PruneKvGroups | PruneHeads,
+    RemoveBlocks
+    | RemoveAttention
+    | RemoveMlp
+    | PruneNeurons
+    | PruneKvGroups
+    | PruneHeads
+    | ArrangeBlocks
+    | MergeKvHeads
+    | PruneHidden
+    | Compensate,
     Field(discriminator="op"),
 ]
 
@@ -152,7 +212,8 @@ class Recipe(_Frozen):
         edits = [edit for edit in value if isinstance(edit, dict)] if isinstance(value, (list, tuple)) else []
         listed = [edit.get("blocks") for edit in edits]
         for edit in edits:
-            listed += edit["removed"].values() if isinstance(edit.get("removed"), dict) else []
+            removed = edit.get("removed")
+            listed += removed.values() if isinstance(removed, dict) else [removed]
         if sum(length(indices) for indices in listed if isinstance(indices, str)) > MOST_INDICES:
             raise ValueError(f"the edits list more than {MOST_INDICES} indices together")
         return value

@@ -1,18 +1,17 @@
-"""From scores and a budget to the explicit indices of an edit. A method only suggests; the measurement decides."""
+"""How wide MLPs should be, and which neurons go. A method only suggests; the measurement decides."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from analysis import heads
-from analysis.architecture import Architecture, Block, Mlp
+from analysis.architecture import Architecture, Mlp
+from surgery.allocation import nearest
 from surgery.errors import InputError
-from surgery.recipe import ChosenBy, PruneHeads, PruneKvGroups, PruneNeurons
+from surgery.recipe import ChosenBy, PruneNeurons
 
 Unit = Literal["expansion_ratio", "width", "percent"]
 
@@ -35,6 +34,14 @@ class WidthBudget:
         Raises:
             InputError: the numbers make no sense.
         """
+        return nearest(mlp.width, self.wanted(mlp), self.divisor)
+
+    def wanted(self, mlp: Mlp) -> float:
+        """Neurons that an MLP should keep, before rounding.
+
+        Raises:
+            InputError: the numbers make no sense.
+        """
         if self.divisor < 1 or self.divisor > mlp.width:
             raise InputError(f"The divisor must be between 1 and the MLP's width ({mlp.width}).")
         wanted = {
@@ -46,10 +53,7 @@ class WidthBudget:
             raise InputError(
                 f"A {self.unit.replace('_', ' ')} of {self.value:g} leaves no neurons: give a larger budget."
             )
-        if wanted >= mlp.width:
-            return mlp.width
-        multiples = max(1, int(wanted / self.divisor + 0.5))
-        return min(multiples * self.divisor, mlp.width)
+        return wanted
 
     def document(self) -> dict[str, float | int]:
         """For `chosen_by`."""
@@ -73,108 +77,26 @@ def prune_neurons(
         budget: how wide each MLP should be.
         chosen_by: recorded on the edit.
     """
-    removed: dict[int, tuple[int, ...]] = {}
-    for index, values in scores.items():
-        mlp = architecture.blocks[index].mlp
-        if mlp is None:
-            raise InputError(f"Block {index} has no MLP to narrow.")
-        going = lowest(values, mlp.width - budget.width(mlp))
-        if going:
-            removed[index] = tuple(going)
+    return narrow_to(scores, {index: budget.width(_mlp(architecture, index)) for index in scores}, chosen_by)
+
+
+def narrow_to(
+    scores: Mapping[int, torch.Tensor], widths: Mapping[int, int], chosen_by: ChosenBy | None = None
+) -> PruneNeurons | None:
+    """The edit that leaves the highest neurons of each block; None when nothing would go.
+
+    Args:
+        scores: neuron scores by block, (neurons,) each.
+        widths: neurons that stay, by block.
+        chosen_by: recorded on the edit.
+    """
+    removed = {index: tuple(lowest(scores[index], len(scores[index]) - width)) for index, width in widths.items()}
+    removed = {index: going for index, going in removed.items() if going}
     return PruneNeurons(removed=removed, chosen_by=chosen_by) if removed else None
 
 
-def prune_heads(
-    architecture: Architecture, scores: dict[int, torch.Tensor], per_group: int, chosen_by: ChosenBy | None = None
-) -> PruneHeads | None:
-    """The edit that removes the `per_group` lowest query heads inside each KV group of the scored blocks.
-
-    Raises:
-        InputError: a group would lose all its heads.
-    """
-    removed: dict[int, tuple[int, ...]] = {}
-    for index, values in scores.items():
-        attention = architecture.blocks[index].attention
-        if attention is None:
-            raise InputError(f"Block {index} has no attention to narrow.")
-        size = attention.heads_per_group
-        if per_group >= size:
-            raise InputError(f"Block {index} has {size} query heads for each KV group: fewer than that can go.")
-        going = [
-            group * size + head
-            for group in range(attention.kv_heads)
-            for head in lowest(values[group * size : (group + 1) * size], per_group)
-        ]
-        if going:
-            removed[index] = tuple(sorted(going))
-    return PruneHeads(removed=removed, chosen_by=chosen_by) if removed else None
-
-
-def prune_kv_groups(
-    architecture: Architecture, scores: dict[int, torch.Tensor], groups: int, chosen_by: ChosenBy | None = None
-) -> PruneKvGroups | None:
-    """The edit that removes the `groups` lowest KV groups of each scored block, by the sum over their query heads.
-
-    Raises:
-        InputError: a block would lose all its groups.
-    """
-    removed: dict[int, tuple[int, ...]] = {}
-    for index, values in scores.items():
-        attention = architecture.blocks[index].attention
-        if attention is None:
-            raise InputError(f"Block {index} has no attention to narrow.")
-        if groups >= attention.kv_heads:
-            raise InputError(f"Block {index} has {attention.kv_heads} KV groups: fewer than that can go.")
-        going = lowest(heads.group_scores(values, attention.kv_heads), groups)
-        if going:
-            removed[index] = tuple(going)
-    return PruneKvGroups(removed=removed, chosen_by=chosen_by) if removed else None
-
-
-def parameter_target(text: str, parameters: int) -> int:
-    """Parameters that should stay: "-20%" (that share less), "80%" (that share), or a plain count.
-
-    Raises:
-        InputError: not one of these, or not between 0 and what the model has.
-    """
-    match = re.fullmatch(r"\s*(-?)(\d+(?:\.\d+)?)\s*(%?)\s*", text)
-    if not match or (match[1] and not match[3]):
-        raise InputError(f"{text!r} is not a parameter budget: write -20%, 80% or a number of parameters.")
-    value = float(match[2])
-    target = int(parameters * (1 - value / 100 if match[1] else value / 100)) if match[3] else int(value)
-    if not 0 < target <= parameters:
-        raise InputError(f"A budget of {text} leaves {target:,} parameters, and the model has {parameters:,}.")
-    return target
-
-
-def nearest_width(blocks: Sequence[Block], excess: int) -> int:
-    """Neurons to keep in every MLP so that about `excess` parameters go, the same number in each.
-
-    Raises:
-        InputError: the MLPs do not hold that many parameters.
-    """
-    mlps = [block.mlp for block in blocks if block.mlp is not None]
-    if not mlps:
-        raise InputError("The model has no MLP to narrow.")
-    going = round(excess / sum(mlp.per_neuron for mlp in mlps))
-    width = min(mlp.width for mlp in mlps) - going
-    if width < 1:
-        raise InputError("The MLPs do not hold that many parameters: remove blocks as well, or ask for less.")
-    return width
-
-
-def count_for(sizes: Iterable[int], excess: int) -> int:
-    """How many of the first `sizes` must go so that their sum comes nearest to `excess`.
-
-    Raises:
-        InputError: all but one together are not enough.
-    """
-    items = list(sizes)
-    total, best, nearest = 0, 0, excess
-    for count, size in enumerate(items[:-1], 1):
-        total += size
-        if abs(excess - total) < nearest:
-            best, nearest = count, abs(excess - total)
-    if excess > total + (items[-1] if items else 0) / 2:
-        raise InputError("That budget is more than these parts hold: combine methods, or ask for less.")
-    return best
+def _mlp(architecture: Architecture, index: int) -> Mlp:
+    mlp = architecture.blocks[index].mlp
+    if mlp is None:
+        raise InputError(f"Block {index} has no MLP to narrow.")
+    return mlp

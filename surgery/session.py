@@ -155,10 +155,14 @@ class Session:
             try:
                 windows = model.windows(calibration)
                 model.statistics(windows, job.report)
-                with self._lock:
-                    result = Analysed(model.loaded.fingerprint, windows, self._pending)
-                    self._finish_analysis(result)
-                return result
+                while True:
+                    with self._lock:
+                        wanted = self._pending
+                        if wanted is None or wanted.possible(model, windows):
+                            result = Analysed(model.loaded.fingerprint, windows, wanted)
+                            self._finish_analysis(result)
+                            return result
+                    model.gradients(windows, job.report)
             finally:
                 self._pending = None
 

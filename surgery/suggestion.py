@@ -1,191 +1,288 @@
-"""Suggestions: a registry method and a budget make a recipe."""
+"""Suggestions: a method, a budget and rules make a recipe. A method only suggests; the measurement decides."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Event
+from typing import Any
 
-import torch
+from pydantic import JsonValue
 
 from analysis import registry, similarity
 from analysis.registry import Method
-from analysis.statistics import Statistics
 from analysis.text import Windows
+from surgery import catalogue, greedy, head_selection
+from surgery.allocation import Layer, allocate, nearest, standardised
+from surgery.budget import AMOUNTS, Budget, Rules, parameter_target
+from surgery.catalogue import Procedure
+from surgery.depth import Goal, Removal, RemovalKind, least_distant_run, lowest_parts, sizes
 from surgery.errors import InputError
-from surgery.recipe import ChosenBy, Recipe, RemoveAttention, RemoveBlocks, RemoveMlp
-from surgery.selection import (
-    WidthBudget,
-    count_for,
-    lowest,
-    nearest_width,
-    parameter_target,
-    prune_heads,
-    prune_neurons,
-)
+from surgery.narrowing import shown_source
+from surgery.recipe import ChosenBy, MergeKvHeads, PruneHidden, Recipe, RemoveAttention, RemoveBlocks, RemoveMlp
+from surgery.selection import WidthBudget, lowest, narrow_to
 from surgery.workbench import OpenModel
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What a person asked for; exactly one of the first four is set."""
-
-    blocks: int | None = None
-    params: str | None = None
-    expansion_ratio: float | None = None
-    width: int | None = None
-    divisor: int = 1
-
-    def given(self) -> str:
-        """Name of the one that is set.
-
-        Raises:
-            InputError: none or several are.
-        """
-        names = [name for name in ("blocks", "params", "expansion_ratio", "width") if getattr(self, name) is not None]
-        if len(names) != 1:
-            raise InputError("Give exactly one budget: --blocks N, --params -20%, --expansion-ratio R or --width N.")
-        return names[0]
-
-
-def parse_expansion_ratio(text: str) -> float:
-    """An expansion ratio as a number (2.0) or in percent ("200%").
-
-    Raises:
-        InputError: not a positive number.
-    """
-    stripped = text.strip()
-    try:
-        value = float(stripped.removesuffix("%")) / (100 if stripped.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"{text!r} is not an expansion ratio: write 2.0 or 200%.")
-    return value
+Report = Callable[[float, str], None]
 
 
 def suggest(
-    model: OpenModel, name: str, budget: Budget, windows: Windows | None, statistics: Statistics | None
+    model: OpenModel,
+    name: str,
+    budget: Budget,
+    rules: Rules = Rules(),
+    windows: Windows | None = None,
+    stop: Event | None = None,
+    report: Report = lambda fraction, message: None,
 ) -> Recipe:
     """A recipe that meets a budget with one method.
 
     Args:
         model: an open model.
-        name: a method of the registry.
+        name: a method of the registry, or a procedure of the catalogue.
         budget: how much should go.
-        windows: the analysed windows, recorded in the recipe.
-        statistics: their analysis; may be None for methods that need no text.
+        rules: by which rules.
+        windows: calibration text, for what needs it: analysed here where that has not been done, and recorded.
+        stop: ends the work.
+        report: progress; may raise to stop the work.
 
     Raises:
-        InputError: unknown method, or a budget that does not go with it.
+        InputError: unknown method, a budget or a rule that does not go with it or with the model, or text missing.
+        Cancelled: `stop` was set.
     """
-    method = registry.method(name)
-    unit = budget.given()
-    text = None
-    if method.needs_text and windows is not None:
-        text = {
-            "source": windows.source,
-            "fingerprint": windows.text_fingerprint,
-            "window": windows.length,
-            "windows": windows.count,
-        }
-    asked = {unit: getattr(budget, unit)} | ({"divisor": budget.divisor} if method.kind == "neurons" else {})
-    chosen_by = ChosenBy.model_validate({"method": name, "budget": asked, "text": text})
-    if method.kind == "neurons":
-        return _narrowed(model, method, budget, unit, windows, statistics, chosen_by)
-    if method.kind == "heads":
-        return _fewer_heads(model, method, budget, unit, statistics, chosen_by)
-    if unit not in ("blocks", "params"):
-        raise InputError(f"The method {name!r} removes {_what(method)}: its budget is --blocks N or --params -20%.")
-    return _shallower(model, method, budget, statistics, chosen_by)
+    item = catalogue.entry(name)
+    amount = budget.given()
+    if amount not in catalogue.BUDGETS[item.kind]:
+        known = " or ".join(AMOUNTS[unit] for unit in catalogue.BUDGETS[item.kind])
+        raise InputError(f"The method {name!r} {catalogue.DOES[item.kind]}: its budget is {known}.")
+    note: dict[str, JsonValue] = {amount: getattr(budget, amount), **rules.note(name, catalogue.rules_of(item))}
+    if item.kind in ("neurons", "hidden"):
+        note["divisor"] = budget.divisor
+    elif budget.divisor != 1:
+        raise InputError(f"The option --divisor does not go with the method {name!r}.")
+    needs_text = item.needs_text or rules.allocation == "cfsp"
+    if needs_text and windows is None:
+        raise InputError(f"The method {name!r} needs text here: name a calibration text.")
+    text = _text_note(windows) if needs_text and windows is not None else None
+    origin = ChosenBy.model_validate({"method": name, "budget": note, "text": text})
+    if item.kind == "hidden":  # a model that cannot lose a single channel is refused before the work
+        model.resolve(model.recipe(PruneHidden(removed=(0,))))
+    request = _Request(model, item, budget, rules, windows, origin, stop, report)
+    request.gather()
+    recipe = model.recipe(*CHOICES[item.kind](request))
+    model.resolve(recipe)
+    return recipe
 
 
-def _what(method: Method) -> str:
-    return {"blocks": "blocks", "attention": "attention sublayers", "mlp": "MLP sublayers"}.get(
-        method.kind, method.kind
-    )
-
-
-def _excess(model: OpenModel, params: str) -> int:
-    return model.architecture.parameters - parameter_target(params, model.architecture.parameters)
-
-
-def _narrowed(
-    model: OpenModel,
-    method: Method,
-    budget: Budget,
-    unit: str,
-    windows: Windows | None,
-    statistics: Statistics | None,
-    chosen_by: ChosenBy,
-) -> Recipe:
-    if unit == "blocks":
-        raise InputError(
-            f"The method {method.name!r} narrows MLPs: its budget is an expansion ratio, a width or --params."
-        )
-    if budget.params is not None:
-        width = WidthBudget(
-            "width", nearest_width(model.architecture.blocks, _excess(model, budget.params)), budget.divisor
-        )
-    elif budget.width is not None:
-        width = WidthBudget("width", budget.width, budget.divisor)
-    else:
-        assert budget.expansion_ratio is not None  # Budget.given has checked
-        width = WidthBudget("expansion_ratio", budget.expansion_ratio, budget.divisor)
-    scores = model.neuron_scores(method, statistics, windows.fingerprint if windows else "")
-    edit = prune_neurons(model.architecture, scores, width, chosen_by)
-    return model.recipe(*([edit] if edit else []))
-
-
-def _fewer_heads(
-    model: OpenModel, method: Method, budget: Budget, unit: str, statistics: Statistics | None, chosen_by: ChosenBy
-) -> Recipe:
-    if budget.params is None:
-        raise InputError(f"The method {method.name!r} removes query heads: its budget is --params -5%, not --{unit}.")
-    attentions = [block.attention for block in model.architecture.blocks if block.attention is not None]
-    one_each = sum(
-        attention.kv_heads
-        * (attention.per_query_head + (attention.per_kv_head if attention.heads_per_group == 1 else 0))
-        for attention in attentions
-    )
-    if any(attention.heads_per_group == 1 for attention in attentions):
-        raise InputError(
-            f"The method {method.name!r} ranks query heads inside a KV group, and this model has one head a group: "
-            "prune KV groups instead."
-        )
-    count = round(_excess(model, budget.params) / one_each)
-    scores = {
-        block.index: registry.score_heads(method, statistics, block.index)
-        for block in model.architecture.blocks
-        if block.attention is not None
+def _text_note(windows: Windows) -> dict[str, Any]:
+    return {
+        "source": shown_source(windows.source),
+        "fingerprint": windows.text_fingerprint,
+        "window": windows.length,
+        "windows": windows.count,
     }
-    edit = prune_heads(model.architecture, scores, count, chosen_by)
-    return model.recipe(*([edit] if edit else []))
 
 
-def _shallower(
-    model: OpenModel, method: Method, budget: Budget, statistics: Statistics | None, chosen_by: ChosenBy
-) -> Recipe:
-    scores = registry.score_blocks(method, statistics)
-    blocks = model.architecture.blocks
-    candidates = [block.index for block in blocks if method.kind == "blocks" or getattr(block, method.kind) is not None]
-    order = [candidates[index] for index in torch.argsort(scores[candidates].double(), stable=True).tolist()]
+@dataclass(frozen=True)
+class _Request:
+    """All that one suggestion depends on."""
+
+    model: OpenModel
+    item: Method | Procedure
+    budget: Budget
+    rules: Rules
+    windows: Windows | None
+    origin: ChosenBy
+    stop: Event | None
+    report: Report
+
+    def gather(self) -> None:
+        """Analyse the text where the method or the allocation needs it."""
+        if self.windows is None:
+            return
+        if self.item.needs_statistics or self.rules.allocation == "cfsp":
+            self.model.statistics(self.windows, self.report)
+        if self.item.needs_gradients:
+            self.model.gradients(self.windows, self.report)
+
+    @property
+    def method(self) -> Method:
+        assert isinstance(self.item, Method)  # procedures have kinds or names of their own
+        return self.item
+
+    @property
+    def evidence(self) -> registry.Evidence:
+        return self.model.evidence(self.windows, self.rules.seed)
+
+    @property
+    def excess(self) -> int:
+        """Parameters that should go."""
+        parameters = self.model.architecture.parameters
+        assert self.budget.params is not None  # asked only of parameter budgets
+        return parameters - parameter_target(self.budget.params, parameters)
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(count=self.budget.blocks) if self.budget.blocks is not None else Goal(excess=self.excess)
+
+    def allocated(self, layers: Sequence[Layer], kept: float) -> dict[int, int]:
+        """Units that stay in each layer."""
+        importance = None
+        if self.rules.allocation == "cfsp":
+            statistics = self.evidence.statistics
+            assert statistics is not None  # gathered
+            importance = dict(enumerate(similarity.coarse_importance(statistics.similarities).tolist()))
+        return allocate(layers, kept, self.budget.divisor, self.rules, importance)
+
+
+def _depth(request: _Request) -> list[Any]:
+    """Blocks, attentions or MLPs by their scores; whole blocks also by measuring."""
+    if isinstance(request.item, Procedure):
+        return _measured(request)
+    kind: RemovalKind = request.method.kind  # type: ignore[assignment]
+    parts = sizes(request.model.architecture, kind)
+    if request.method.name == "angular_distance":
+        statistics = request.evidence.statistics
+        assert statistics is not None  # gathered
+        distances = similarity.angular_triangle(statistics.similarities)
+        going = least_distant_run(distances, parts, request.goal, request.rules)
+    else:
+        scores = registry.score_blocks(request.method, request.evidence)
+        going = lowest_parts(scores, parts, request.goal, request.rules, kind)
+    return _removals([Removal(kind, block) for block in going], request.origin)
+
+
+def _measured(request: _Request) -> list[Any]:
+    """What is chosen by measured losses."""
+    assert request.windows is not None  # suggest has checked
+    task = (request.goal, request.rules, request.stop, request.report)
+    if request.item.name == "perplexity_scan":
+        parts = greedy.one_shot(request.model, request.windows, *task)
+    else:
+        kinds: tuple[RemovalKind, ...] = ("blocks",) if request.item.kind == "blocks" else ("attention", "mlp")
+        parts = greedy.step_by_step(request.model, request.windows, kinds, *task)
+    return _removals(parts, request.origin)
+
+
+def _removals(parts: Sequence[Removal], origin: ChosenBy) -> list[Any]:
+    """Edits that remove the parts; a block that loses both sublayers goes as a whole."""
+    gone = {kind: {part.block for part in parts if part.kind == kind} for kind in ("blocks", "attention", "mlp")}
+    both = gone["attention"] & gone["mlp"]
+    chosen = (
+        (RemoveBlocks, gone["blocks"] | both),
+        (RemoveAttention, gone["attention"] - both),
+        (RemoveMlp, gone["mlp"] - both),
+    )
+    return [edit(blocks=tuple(sorted(blocks)), chosen_by=origin) for edit, blocks in chosen if blocks]
+
+
+def _neurons(request: _Request) -> list[Any]:
+    """Narrower MLPs."""
+    source, budget, rules = request.model.architecture, request.budget, request.rules
+    mlps = {
+        block.index: block.mlp
+        for block in source.blocks
+        if block.mlp is not None and not rules.protects(block.index, len(source.blocks))
+    }
+    if not mlps:
+        raise InputError("No unprotected block has an MLP to narrow: protect fewer blocks.")
+    unit = "width" if budget.params is not None else budget.given()
+    value = min(mlp.width for mlp in mlps.values()) if budget.params is not None else getattr(budget, unit)
+    each = WidthBudget(unit, value, budget.divisor)  # type: ignore[arg-type]
+    wanted = {block: min(each.wanted(mlp), mlp.width) for block, mlp in mlps.items()}  # refuses senseless numbers
+    scores = request.model.neuron_scores(request.method, request.windows, rules.seed, request.stop)
+    if budget.params is None and rules.allocation == "uniform":
+        widths = {block: each.width(mlp) for block, mlp in mlps.items()}
+    else:
+        scale = (lambda values: values) if rules.allocation == "raw" else standardised
+        layers = [Layer(block, mlp.per_neuron, scale(scores[block]).sort().values) for block, mlp in mlps.items()]
+        if budget.params is not None:
+            kept = float(sum(mlp.width * mlp.per_neuron for mlp in mlps.values()) - request.excess)
+        else:
+            kept = sum(wanted[block] * mlp.per_neuron for block, mlp in mlps.items())
+        widths = request.allocated(layers, kept)
+    edit = narrow_to(scores, widths, request.origin)
+    return [edit] if edit else []
+
+
+def _heads(request: _Request) -> list[Any]:
+    """Fewer KV groups, or fewer query heads in each."""
+    source, budget, rules = request.model.architecture, request.budget, request.rules
+    attentions = head_selection.movable(source, rules)
+    count = head_selection.parameters_in_step if budget.params is not None else head_selection.heads_in_step
+    costs = {block: count(attention, rules.unit) for block, attention in attentions.items()}
+    scores = {block: registry.score_heads(request.method, request.evidence, block) for block in attentions}
+    layers = [
+        head_selection.layer(block, attention, scores[block], rules, costs[block])
+        for block, attention in attentions.items()
+    ]
+    there = sum(layer.count * layer.cost for layer in layers)
+    if budget.percent is not None:
+        if not 0 <= budget.percent < 100:
+            raise InputError(f"{budget.percent:g} is not a percentage of heads that can go: give 0 to 99.")
+        kept = there * (1 - budget.percent / 100)
+    else:
+        kept = float(there - (request.excess if budget.params is not None else (budget.heads or 0)))
+    stay = request.allocated(layers, kept)
+    going = {layer.block: layer.count - stay[layer.block] for layer in layers}
+    prune = head_selection.prune_kv_groups if rules.unit == "kv_groups" else head_selection.prune_heads
+    edit = prune(source, scores, going, request.origin)
+    return [edit] if edit else []
+
+
+def _merged(request: _Request) -> list[Any]:
+    """Fewer key/value heads by merging (GQA and MQA conversion)."""
+    blocks, wanted = request.model.architecture.blocks, request.budget.kv_heads
+    found = [
+        block
+        for block in blocks
+        if block.attention is not None and not request.rules.protects(block.index, len(blocks))
+    ]
+    assert wanted is not None  # suggest has checked
+    if wanted < 1:
+        raise InputError("At least one key/value head must stay: give --kv-heads 1 or more.")
+    for block in found:
+        assert block.attention is not None  # filtered above
+        if block.attention.kv_heads % wanted:
+            raise InputError(
+                f"The {block.attention.kv_heads} key/value heads of block {block.index} cannot be merged evenly into "
+                f"{wanted}: choose a divisor of {block.attention.kv_heads}."
+            )
+    going = tuple(block.index for block in found if block.attention and block.attention.kv_heads > wanted)
+    how = "mean" if request.item.name == "gqa_mean" else "first"
+    return [MergeKvHeads(blocks=going, kv_heads=wanted, how=how, chosen_by=request.origin)] if going else []  # type: ignore[arg-type]
+
+
+def _hidden(request: _Request) -> list[Any]:
+    """A narrower residual stream."""
+    source, budget = request.model.architecture, request.budget
+    size, divisor = source.hidden_size, budget.divisor
+    if not 1 <= divisor <= size:
+        raise InputError(f"The divisor must be between 1 and the hidden size ({size}).")
     if budget.params is not None:
-        sizes = [
-            blocks[i].parameters if method.kind == "blocks" else blocks[i].sublayer_parameters(method.kind)
-            for i in order
-        ]
-        count = count_for(sizes, _excess(model, budget.params))
+        target = source.parameters - request.excess
+        counts = {value: source.with_hidden(value).parameters for value in (*range(divisor, size, divisor), size)}
+        step = source.parameters - source.with_hidden(max(size - divisor, 1)).parameters
+        if target < counts[divisor] - step / 2:
+            raise InputError("That budget is more than fewer channels can save: combine methods, or ask for less.")
+        width = min(counts, key=lambda value: abs(counts[value] - target))
     else:
-        assert budget.blocks is not None  # Budget.given has checked
-        count = budget.blocks
-    most = len(candidates) - (method.kind == "blocks")
-    if not 0 <= count <= most:
-        raise InputError(f"Between 0 and {most} {_what(method)} can go, and {count} were asked for.")
-    if count == 0:
-        return model.recipe()
-    if method.name == "angular_distance":
-        assert statistics is not None  # score_blocks has checked
-        going = similarity.least_distant_run(statistics.similarities, count)
-    else:
-        going = [candidates[index] for index in lowest(scores[candidates], count)]
-    kinds = {"blocks": RemoveBlocks, "attention": RemoveAttention, "mlp": RemoveMlp}
-    return model.recipe(kinds[method.kind](blocks=tuple(going), chosen_by=chosen_by))
+        wanted = float(budget.width) if budget.width is not None else size * (1 - (budget.percent or 0) / 100)
+        if not 0 < wanted <= size:
+            raise InputError(f"The residual stream has {size} channels: between 1 and {size} can stay.")
+        width = nearest(size, wanted, divisor)
+    scores = registry.score_hidden(request.method, request.evidence)
+    going = lowest(scores, size - width)
+    return [PruneHidden(removed=tuple(going), chosen_by=request.origin)] if going else []
+
+
+CHOICES: dict[str, Callable[[_Request], list[Any]]] = {
+    "blocks": _depth,
+    "attention": _depth,
+    "mlp": _depth,
+    "sublayers": _measured,
+    "neurons": _neurons,
+    "heads": _heads,
+    "kv_heads": _merged,
+    "hidden": _hidden,
+}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from threading import Event, Lock
 from typing import Any
 
@@ -14,21 +14,26 @@ import torch
 
 from analysis import registry
 from analysis.execution import Runner
-from analysis.registry import Method
+from analysis.gradients import Gradients, collect_gradients
+from analysis.registry import Evidence, Method
 from analysis.statistics import Statistics, collect
 from analysis.text import Purpose, Text, Windows, load_text, make_windows
 from surgery.cache import ByteCache
+from surgery.compensation import Compensated, Compensator
 from surgery.devices import Devices
 from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
-from surgery.recipe import ModelReference, Recipe
-from surgery.structure import Structure, resolve
+from surgery.recipe import ModelReference, Recipe, TextReference
+from surgery.resolving import resolve
+from surgery.structure import Structure
 
 Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
 STATISTICS_CACHE = 256 * 2**20
+GRADIENTS_CACHE = 256 * 2**20
+COMPENSATED_CACHE = 512 * 2**20
 SHORT_OF_MEMORY = 0.15
 """Share of the machine's memory under which models that are not in use leave."""
 
@@ -56,9 +61,12 @@ class OpenModel:
         self.architecture = loaded.architecture
         self.runner = Runner(loaded.model, loaded.architecture)
         self.evaluator = Evaluator(self.runner)
+        self.compensator = Compensator(self.runner)
         self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
         self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
+        self._gradients: ByteCache[Gradients] = ByteCache(GRADIENTS_CACHE)
         self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
+        self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
 
     @property
     def reference(self) -> ModelReference:
@@ -82,6 +90,55 @@ class OpenModel:
                 f"{self.loaded.fingerprint}): open the model it was made for."
             )
         return resolve(self.architecture, recipe)
+
+    def complete(
+        self,
+        structure: Structure,
+        texts: Sequence[TextChoice] = (),
+        report: Report = lambda fraction, message: None,
+        stop: Event | None = None,
+    ) -> Compensated:
+        """A structure with its compensations computed; once, then remembered.
+
+        Args:
+            structure: as `resolve` gives it.
+            texts: calibration texts that may be read besides the embedded one.
+            report: progress; may raise to stop.
+            stop: ends the work.
+
+        Raises:
+            RecipeError: the text that the compensations were chosen on is not among them.
+            TextError: it cannot be cut into such windows.
+        """
+        if not structure.compensations:
+            return Compensated(structure, ())
+        known = self.known_complete(structure)
+        if known is None:
+            windows = self.calibration(structure.compensations[0].text, texts)
+            known = self.compensator.compute(structure, windows, report, stop)
+            self._compensated.put(structure.key, known, known.bytes)
+        return known
+
+    def known_complete(self, structure: Structure) -> Compensated | None:
+        """A structure with its compensations, if they have been computed."""
+        return self._compensated.get(structure.key) if structure.compensations else Compensated(structure, ())
+
+    def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
+        """The windows that a recipe names, from the embedded text or from one that the caller offers.
+
+        A recipe cannot make this read a file or ask the Hub: only what is offered is opened.
+
+        Raises:
+            RecipeError: none of them is the text of that fingerprint.
+        """
+        for text in (TextChoice(purpose="calibration"), *texts):
+            windows = self.windows(replace(text, window=wanted.window, windows=1))
+            if windows.text_fingerprint == wanted.fingerprint:
+                return self.windows(replace(text, window=wanted.window, windows=wanted.windows))
+        raise RecipeError(
+            f"The recipe's compensation was computed on {wanted.source!r} (fingerprint {wanted.fingerprint}), which is "
+            "not the text given here: name that text as the calibration text."
+        )
 
     def windows(self, choice: TextChoice) -> Windows:
         """The token windows of a text.
@@ -115,26 +172,60 @@ class OpenModel:
         """The analysis of some windows if it has been done."""
         return self._statistics.get(windows.fingerprint)
 
+    def gradients(self, windows: Windows, report: Report = lambda fraction, message: None) -> Gradients:
+        """The gradients on some windows; gathered once, then remembered."""
+        known = self.known_gradients(windows)
+        if known is None:
+            known = collect_gradients(self.runner, windows, report)
+            self._gradients.put(windows.fingerprint, known, known.bytes)
+        return known
+
+    def known_gradients(self, windows: Windows) -> Gradients | None:
+        """The gradients on some windows if they have been gathered."""
+        return self._gradients.get(windows.fingerprint)
+
+    def evidence(self, windows: Windows | None, seed: int = 0) -> Evidence:
+        """What importance methods can use: the model and what is known of those windows.
+
+        Args:
+            windows: analysed windows; None for methods that need no text.
+            seed: of random scores.
+        """
+        if windows is None:
+            return Evidence(self.runner, seed=seed)
+        return Evidence(self.runner, self.known_statistics(windows), self.known_gradients(windows), seed)
+
+    def knows(self, method: Method, windows: Windows | None) -> bool:
+        """Whether a method's scores can be had without another pass over the windows."""
+        evidence = self.evidence(windows)
+        return (not method.needs_statistics or evidence.statistics is not None) and (
+            not method.needs_gradients or evidence.gradients is not None
+        )
+
     def neuron_scores(
-        self, method: Method, statistics: Statistics | None, identity: str, stop: Event | None = None
+        self, method: Method, windows: Windows | None, seed: int = 0, stop: Event | None = None
     ) -> dict[int, torch.Tensor]:
         """Scores of every block's neurons, by block.
 
         Args:
             method: a neuron method.
-            statistics: an analysis, for methods that need text.
-            identity: the analysed windows' fingerprint.
+            windows: analysed windows; may be None for methods that need no text.
+            seed: of random scores.
             stop: ends the work between blocks.
+
+        Raises:
+            InputError: the windows have not been analysed, or their gradients not gathered, and the method needs it.
         """
-        key = f"{method.name}|{identity if method.needs_text else ''}"
+        identity = windows.fingerprint if windows is not None and method.needs_text else ""
+        key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}"
         known = self._scores.get(key)
         if known is None:
-            known = {}
+            known, evidence = {}, self.evidence(windows, seed)
             for block in self.architecture.blocks:
                 if stop is not None and stop.is_set():
                     raise Cancelled("Cancelled.")
                 if block.mlp is not None:
-                    known[block.index] = registry.score_neurons(method, self.runner, statistics, block.index)
+                    known[block.index] = registry.score_neurons(method, evidence, block.index)
             self._scores.put(key, known, sum(scores.numel() * 4 for scores in known.values()))
         return known
 

@@ -18,7 +18,8 @@ from analysis.describe import describe
 from analysis.execution import Runner
 from analysis.text import Windows
 from surgery.recipe import Recipe
-from surgery.structure import Structure, resolve
+from surgery.resolving import resolve
+from surgery.structure import Structure
 from tests.tiny_models import SEQ_LEN, VOCAB, build
 
 Plan = dict[str, Any]

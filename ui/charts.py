@@ -37,7 +37,9 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
         return None
     if name == "neurons":
         method = registry.method(neuron_method, "neurons")
-        scores = model.neuron_scores(method, statistics, view.analysed.fingerprint if view.analysed else "")
+        if not model.knows(method, view.analysed):
+            return None
+        scores = model.neuron_scores(method, view.analysed)
         return figures.neuron_importance(scores, method.title) if scores else None
     assert statistics is not None  # checked above
     similarities = statistics.similarities

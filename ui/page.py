@@ -27,6 +27,8 @@ TEXTS = [
     ("Uploaded file", "file"),
 ]
 NEURON_METHODS = [(entry.title, entry.name) for entry in registry.METHODS if entry.kind == "neurons"]
+DRAWN_METHODS = [(title, name) for title, name in NEURON_METHODS if not registry.method(name).needs_gradients]
+"""Those whose scores the analysis gives; gradients are gathered when a suggestion asks for them."""
 DIVISORS = [1, 8, 32, 64, 128]
 DOWNLOAD = """(text) => {
   if (!text) return;
@@ -221,7 +223,7 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
             with gr.Tab(title, id=name, elem_id=f"tab-{name}") as parts[f"tab_{name}"]:
                 if name == "neurons":
                     parts["neuron_method"] = gr.Dropdown(
-                        NEURON_METHODS, value="cfsp_fine", label="Method", elem_id="neuron-method"
+                        DRAWN_METHODS, value="cfsp_fine", label="Method", elem_id="neuron-method"
                     )
                 if name == "heads":
                     parts["head_statistic"] = gr.Dropdown(

@@ -17,16 +17,21 @@ from analysis import heads, registry, similarity
 from analysis.accumulators import NeuronMoments, Similarities
 from analysis.errors import InputError
 from analysis.execution import Runner
+from analysis.gradients import collect_gradients
 from analysis.neurons import MlpWeights
-from analysis.registry import METHODS, Method
+from analysis.registry import METHODS, Evidence, Method
 from analysis.statistics import Statistics, collect
+from surgery.budget import Rules
+from surgery.depth import Goal, least_distant_run
 from tests.reference import heads_of, layout_of, random_windows, runner_of
 from tests.tiny_models import FAMILIES, GATED
 
 CHECKED = ("llama", "gemma2", "phi3", "gpt2", "opt", "gpt_neox")
 BLOCK = 2
 WINDOWS = random_windows(count=3)
-NEURON_METHODS = [entry for entry in METHODS if entry.kind == "neurons"]
+PLAIN_INPUTS = {"weights", "statistics"}
+NEURON_METHODS = [entry for entry in METHODS if entry.kind == "neurons" and PLAIN_INPUTS.issuperset(entry.takes)]
+"""Those of weights and activations; gradients have tests of their own."""
 Rows = list[list[float]]
 
 
@@ -123,11 +128,11 @@ FORMULAS: dict[str, Callable[[Neurons, int], float]] = {
 
 
 def _score(entry: Method, family: str) -> torch.Tensor:
-    return registry.score_neurons(entry, runner_of(family), collected(family), BLOCK)
+    return registry.score_neurons(entry, Evidence(runner_of(family), collected(family)), BLOCK)
 
 
 def test_every_neuron_method_has_a_formula_here() -> None:
-    assert {entry.name for entry in NEURON_METHODS} == {*FORMULAS, "cfsp_fine"}
+    assert {entry.name for entry in NEURON_METHODS} == {*FORMULAS, "cfsp_fine", "flap"}
 
 
 @pytest.mark.parametrize("family", CHECKED)
@@ -147,6 +152,14 @@ def test_cfsp_follows_the_formula_and_its_weight_term_does_not_cancel(family: st
     expected = [share * _norm(mlp.of(neuron)) for neuron, share in enumerate(shares)]
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
     assert max(shares) > 1.1 * min(shares), "a constant weight term would leave the activations alone"
+
+
+@pytest.mark.parametrize("family", CHECKED)
+def test_flap_is_the_standardised_fluctuation(family: str) -> None:
+    mlp, found = neurons_of(family), _score(registry.method("flap"), family)
+    raw = [stdlib.pvariance(mlp.of(neuron)) * _norm(mlp.down[neuron]) ** 2 for neuron in range(80)]
+    mean, deviation = stdlib.mean(raw), stdlib.stdev(raw)
+    assert found.tolist() == pytest.approx([(value - mean) / deviation for value in raw], rel=1e-3, abs=1e-4)
 
 
 def _random_mlp(gated: bool, seed: int = 0) -> tuple[MlpWeights, torch.Tensor]:
@@ -183,6 +196,7 @@ POWERS = {  # of a common factor of the gate and up rows, of the down columns, o
     "wanda_structured": (0, 1, 1),
     "minitron": (0, 0, 1),
     "cfsp_fine": (0, 0, 1),
+    "flap": (0, 0, 0),  # standardised
 }
 
 
@@ -218,7 +232,9 @@ def test_minitron_heads_follow_the_formula(family: str) -> None:
     output.register_forward_pre_hook(lambda module, args: seen.append(args[0].view(3, 24, query, -1)))
     with torch.no_grad():
         model(input_ids=WINDOWS.ids)
-    found = registry.score_heads(registry.method("minitron_heads"), collected(family), BLOCK)
+    found = registry.score_heads(
+        registry.method("minitron_heads"), Evidence(runner_of(family), collected(family)), BLOCK
+    )
     expected = [
         _norm([math.fsum(_norm(token[head].tolist()) for token in window) / 24 for window in seen[0]])
         for head in range(query)
@@ -241,32 +257,44 @@ def _random_similarities(blocks: int, seed: int) -> Similarities:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_least_distant_run_is_the_best_of_all_runs(seed: int) -> None:
     blocks = 7
-    found = _random_similarities(blocks, seed)
+    found, size = _random_similarities(blocks, seed), dict.fromkeys(range(blocks), 1)
     for length in range(1, blocks + 1):
         distances = {start: float(found.angular[start, start + length]) for start in range(blocks - length + 1)}
         best = min(distances, key=lambda start: distances[start])
-        assert similarity.least_distant_run(found, length) == list(range(best, best + length))
-    assert similarity.least_distant_run(found, 1) == [int(similarity.angular_distance(found).argmin())]
+        if length < blocks:  # one block must stay
+            run = least_distant_run(similarity.angular_triangle(found), size, Goal(count=length), Rules())
+            assert run == tuple(range(best, best + length))
+    single = least_distant_run(similarity.angular_triangle(found), size, Goal(count=1), Rules())
+    assert single == (int(similarity.angular_distance(found).argmin()),)
+
+
+def _scored(entry: Method, evidence: Evidence) -> list[torch.Tensor]:
+    """All scores of a method: one tensor a block, or one in all."""
+    if entry.kind == "neurons":
+        return [registry.score_neurons(entry, evidence, block) for block in range(4)]
+    if entry.kind == "heads":
+        return [registry.score_heads(entry, evidence, block) for block in range(4)]
+    return [
+        registry.score_hidden(entry, evidence) if entry.kind == "hidden" else registry.score_blocks(entry, evidence)
+    ]
+
+
+SIGNED = ("flap", *(entry.name for entry in METHODS if entry.name.startswith("predicted_")))
+"""Methods whose scores may be negative."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_score_of_every_family_is_finite(family: str) -> None:
-    runner = runner_of(family)
-    analysed = collect(runner, random_windows(count=2))
+    runner, windows = runner_of(family), random_windows(count=2)
+    evidence = Evidence(runner, collect(runner, windows), collect_gradients(runner, windows))
+    sizes = {"neurons": 80, "heads": heads_of(family)[0], "hidden": runner.architecture.hidden_size}
     for entry in METHODS:
-        if entry.kind == "neurons":
-            scores = torch.stack([registry.score_neurons(entry, runner, analysed, block) for block in range(4)])
-            assert scores.shape == (4, 80)
-        elif entry.kind == "heads":
-            scores = torch.stack([registry.score_heads(entry, analysed, block) for block in range(4)])
-            assert scores.shape == (4, heads_of(family)[0])
-        else:
-            scores = registry.score_blocks(entry, analysed)
-            assert scores.shape == (4,)
-        assert scores.dtype == torch.float32
-        assert math.isfinite(float(scores.sum())), entry.name
-        # OPT's ReLU leaves some neurons silent on a short text: their scores may be zero.
-        assert bool((scores >= 0).all() if family == "opt" else (scores > 0).all()), entry.name
+        for scores in _scored(entry, evidence):
+            assert scores.shape == (sizes.get(entry.kind, 4),) and scores.dtype == torch.float32, entry.name
+            assert math.isfinite(float(scores.sum())) and len(set(scores.tolist())) > 1, entry.name
+            # OPT's ReLU leaves some neurons silent on a short text: their scores may be zero.
+            if entry.name not in SIGNED:
+                assert bool((scores >= 0).all() if family == "opt" else (scores > 0).all()), entry.name
 
 
 def test_the_registry_lists_complete_entries() -> None:
@@ -276,7 +304,7 @@ def test_the_registry_lists_complete_entries() -> None:
         listed = entry.listed()
         assert set(listed) == keys
         assert all(listed[key] for key in ("name", "title", "source"))
-        assert listed["kind"] in ("blocks", "attention", "mlp", "heads", "neurons")
+        assert listed["kind"] in ("blocks", "attention", "mlp", "heads", "neurons", "hidden")
         assert isinstance(listed["needs_text"], bool) and isinstance(listed["needs_gradients"], bool)
         assert entry.name.isidentifier() and entry.function.__doc__
         assert registry.method(entry.name) is registry.method(entry.name, entry.kind) is entry
@@ -290,31 +318,29 @@ def test_unknown_methods_are_refused_with_the_known_names() -> None:
 
 
 @pytest.mark.parametrize("entry", METHODS, ids=lambda entry: entry.name)
-def test_a_method_that_needs_text_says_so(entry: Method) -> None:
+def test_a_method_says_what_it_lacks(entry: Method) -> None:
     runner = runner_of("llama")
-    if entry.kind == "neurons" and not entry.needs_text:
-        assert registry.score_neurons(entry, runner, None, 0).shape == (80,)
+    bare, empty = Evidence(runner), Evidence(runner, Statistics.empty(runner.architecture))
+    if not entry.needs_text:
+        assert _scored(entry, bare)
         return
-    for nothing in (None, Statistics.empty(runner.architecture)):
-        with pytest.raises(InputError, match=f"'{entry.name}' needs text"):
-            if entry.kind == "neurons":
-                registry.score_neurons(entry, runner, nothing, 0)
-            elif entry.kind == "heads":
-                registry.score_heads(entry, nothing, 0)
-            else:
-                registry.score_blocks(entry, nothing)
+    lacking = "gradients" if entry.needs_gradients else "text"
+    for nothing in (bare, empty):
+        with pytest.raises(InputError, match=f"'{entry.name}' needs {lacking}: run the analysis"):
+            _scored(entry, nothing)
 
 
 def test_a_block_without_the_sublayer_is_refused() -> None:
     whole = runner_of("llama")
     blocks = [dataclasses.replace(block, attention=None, mlp=None) for block in whole.architecture.blocks]
     bare = Runner(whole.model, dataclasses.replace(whole.architecture, blocks=tuple(blocks)))
-    with pytest.raises(InputError, match="Block 1 has no MLP"):
-        registry.score_neurons(registry.method("maw"), bare, None, 1)
-    analysed = Statistics.empty(bare.architecture)
-    analysed.similarities.tokens += 1
-    with pytest.raises(InputError, match="Block 1 has no attention"):
-        registry.score_heads(registry.method("minitron_heads"), analysed, 1)
+    for entry in METHODS:
+        if entry.kind == "neurons":
+            with pytest.raises(InputError, match="Block 1 has no MLP"):
+                registry.score_neurons(entry, Evidence(bare), 1)
+        if entry.kind == "heads":
+            with pytest.raises(InputError, match="Block 1 has no attention"):
+                registry.score_heads(entry, Evidence(bare), 1)
 
 
 def test_plain_mlps_leave_the_gate_out() -> None:

@@ -121,9 +121,56 @@ def test_negative_and_percent_budgets_are_read(folder, width):
     assert json.loads(run("suggest", folder, "--method", "maw", *width, "--json"))["edits"][0]["op"] == "prune_neurons"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "op"),
+    [
+        (("--method", "random_neurons", "--percent", 25, "--seed", 3, "--protect-first", 1), "prune_neurons"),
+        (("--method", "cfsp_fine", "--params", "-9%", "--allocation", "cfsp", "--sharpness", 5), "prune_neurons"),
+        (("--method", "maw", "--params", "-9%", "--same-width", "--divisor", 8), "prune_neurons"),
+        (("--method", "michel", "--heads", 2, "--allocation", "global"), "prune_kv_groups"),
+        (("--method", "minitron_heads", "--heads", 8, "--unit", "query_heads"), "prune_heads"),
+        (("--method", "gqa_mean", "--kv-heads", 1, "--protect-last", 1), "merge_kv_heads"),
+        (("--method", "minitron_hidden", "--width", 40), "prune_hidden"),
+        (("--method", "taylor_blocks", "--blocks", 2, "--no-neighbours"), "remove_blocks"),
+        (("--method", "perplexity_greedy", "--blocks", 2, "--keep-candidates", 2), "remove_blocks"),
+        (("--method", "attention_influence", "--params", "-8%"), "remove_attention"),
+    ],
+)
+def test_every_option_of_suggest_is_read(folder, arguments, op):
+    recipe = json.loads(run("suggest", folder, *arguments, "--text", folder / "text.txt", *TEXT, "--json"))
+    assert [edit["op"] for edit in recipe["edits"]] == [op]
+    noted = recipe["edits"][0]["chosen_by"]["budget"]
+    for name, value in zip(arguments[2::2], arguments[3::2], strict=False):
+        assert noted.get(name.removeprefix("--").replace("-", "_"), value) in (value, True)
+
+
+def test_greedy_sublayers_from_the_command_line(folder):
+    arguments = ("--method", "greedy_sublayers", "--blocks", 3, "--per-parameter", "--text", folder / "text.txt", *TEXT)
+    recipe = json.loads(run("suggest", folder, *arguments, "--json"))
+    removed = [block for edit in recipe["edits"] for block in edit["blocks"].split(",")]
+    assert removed and recipe["edits"][0]["chosen_by"]["budget"]["per_parameter"] is True
+
+
+def test_scan_agrees_with_evaluate(folder, tmp_path):
+    text = ("--text", folder / "text.txt", *TEXT)
+    out, recipe = tmp_path / "scan.json", tmp_path / "recipe.json"
+    found = json.loads(run("scan", folder, "--edits", "blocks,mlp", *text, "--out", out, "--json"))
+    assert {"baseline", "blocks", "mlp", "seconds", "window", "text"} <= set(found) and "attention" not in found
+    assert json.loads(out.read_text())["blocks"] == found["blocks"] and len(found["mlp"]) == 4
+    assert found["baseline"] == json.loads(run("evaluate", folder, *text, "--json"))["perplexity"]
+    reference = json.loads(run("suggest", folder, "--method", "maw", "--width", 80, "--json"))["model"]
+    edits = [{"op": "remove_mlp", "blocks": "2"}]
+    recipe.write_text(json.dumps({"schema": "model-surgery/recipe/1", "model": reference, "edits": edits}))
+    edited = json.loads(run("evaluate", folder, "--recipe", recipe, *text, "--json"))
+    assert found["mlp"][2] == edited["perplexity"] and found["nll"]["mlp"][2] == edited["nll"]
+
+
 def test_people_get_tables(folder):
     assert "hidden size" in run("inspect", folder)
-    assert "block_influence" in run("methods")
+    listed = run("methods")
+    assert "block_influence" in listed and "greedy_sublayers" in listed
+    table = run("scan", folder, "--text", folder / "text.txt", *TEXT)
+    assert "Dense perplexity" in table and "attention" in table and "±" in table
 
 
 @pytest.mark.parametrize(
@@ -136,6 +183,11 @@ def test_people_get_tables(folder):
         (("evaluate", "FOLDER", "--recipe", "/no/recipe.json"), "/no/recipe.json"),
         (("suggest", "FOLDER", "--method", "nope", "--blocks", "1"), "nope"),
         (("suggest", "FOLDER", "--method", "maw"), "exactly one budget"),
+        (("suggest", "FOLDER", "--method", "maw", "--width", "9", "--allocation", "fair"), "global"),
+        (("suggest", "FOLDER", "--method", "maw", "--width", "9", "--unit", "blocks"), "query_heads"),
+        (("suggest", "FOLDER", "--method", "maw", "--width", "9", "--no-neighbours"), "--no-neighbours"),
+        (("scan", "FOLDER", "--edits", "blocks,heads"), "heads"),
+        (("scan", "FOLDER", "--edits", ""), "--edits"),
         (("fit", "FOLDER", "--device", "nope"), "nope"),
         (("fit", "FOLDER", "--device", "nvidia-t4", "--type", "Q9"), "Q9"),
         (("fit", "FOLDER", "--device", "nvidia-t4", "--context", "0"), "context"),

@@ -10,7 +10,7 @@ from surgery.editing import Choices
 from surgery.editor import Editor
 from surgery.errors import RecipeError
 from surgery.recipe import ChosenBy, PruneHeads, PruneKvGroups, PruneNeurons, Recipe, RemoveBlocks, RemoveMlp
-from surgery.structure import resolve
+from surgery.resolving import resolve
 from tests.reference import Plan, recipe_of, runner_of
 from tests.tiny_workbench import open_model
 

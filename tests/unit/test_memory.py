@@ -10,7 +10,8 @@ from surgery.errors import DeviceError, InputError
 from surgery.memory import TYPES, fit, kv_cache_bytes, weights_by_class
 from surgery.narrow import build_block
 from surgery.recipe import Recipe
-from surgery.structure import dense, resolve
+from surgery.resolving import resolve
+from surgery.structure import dense
 from tests.tiny_models import FAMILIES, build
 
 

@@ -10,7 +10,7 @@ from analysis.statistics import collect
 from analysis.text import Windows
 from surgery.live import Evaluator
 from surgery.recipe import Recipe
-from surgery.structure import resolve
+from surgery.resolving import resolve
 from tests.tiny_models import build
 
 RECIPE = Recipe.read(

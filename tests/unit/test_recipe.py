@@ -18,7 +18,7 @@ from surgery import recipe as recipes
 from surgery.errors import RecipeError
 from surgery.ranges import format_ranges
 from surgery.recipe import Recipe, RemoveBlocks
-from surgery.structure import resolve
+from surgery.resolving import resolve
 from tests.tiny_models import build
 
 SCHEMA = "model-surgery/recipe/1"

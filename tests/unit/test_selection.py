@@ -1,4 +1,4 @@
-"""Budgets to widths, scores to indices, methods and budgets to recipes."""
+"""Budgets to widths, scores to indices."""
 
 from types import SimpleNamespace
 
@@ -6,34 +6,11 @@ import pytest
 import torch
 
 from analysis.describe import describe
-from analysis.text import Windows
+from surgery.budget import AMOUNTS, Budget, Rules, parameter_target, parse_expansion_ratio
 from surgery.errors import InputError
-from surgery.loading import Loaded, fingerprint
-from surgery.selection import (
-    WidthBudget,
-    count_for,
-    lowest,
-    nearest_width,
-    parameter_target,
-    prune_heads,
-    prune_kv_groups,
-    prune_neurons,
-)
-from surgery.suggestion import Budget, parse_expansion_ratio, suggest
-from surgery.workbench import OpenModel
+from surgery.head_selection import prune_heads, prune_kv_groups
+from surgery.selection import WidthBudget, lowest, narrow_to, prune_neurons
 from tests.tiny_models import build
-
-
-def opened(family="llama"):
-    model = build(family)
-    return OpenModel(Loaded("tiny", None, model, None, describe(model), fingerprint(model)))
-
-
-def analysed(model):
-    ids = torch.randint(0, 128, (4, 24), generator=torch.Generator().manual_seed(0))
-    windows = Windows(ids, "pasted", "f", False)
-    return windows, model.statistics(windows)
-
 
 MLP = SimpleNamespace(width=80, hidden_size=48)
 
@@ -79,33 +56,26 @@ def test_neurons_heads_and_groups_become_edits():
     edit = prune_neurons(architecture, {0: scores, 2: -scores}, WidthBudget("width", 78))
     assert edit.removed == {0: (0, 1), 2: (78, 79)}
     assert prune_neurons(architecture, {0: scores}, WidthBudget("width", 80)) is None
-    heads = torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0, 6.0])
-    assert prune_heads(architecture, {1: heads}, 1).removed == {1: (1, 3)}
-    assert prune_kv_groups(architecture, {1: heads}, 1).removed == {1: (0,)}
-    with pytest.raises(InputError):
-        prune_heads(architecture, {1: heads}, 3)
-    with pytest.raises(InputError):
-        prune_kv_groups(architecture, {1: heads}, 2)
+    assert narrow_to({0: scores, 1: scores}, {0: 79, 1: 80}).removed == {0: (0,)}
+    heads = {1: torch.tensor([3.0, 1.0, 2.0, 1.0, 5.0, 6.0]), 2: torch.arange(6.0)}
+    assert prune_heads(architecture, heads, {1: 1, 2: 0}).removed == {1: (1, 3)}
+    assert prune_heads(architecture, heads, {1: 0}) is None
+    assert prune_kv_groups(architecture, heads, {1: 1}).removed == {1: (0,)}
+    assert prune_kv_groups(architecture, heads, {1: 0}) is None
+    with pytest.raises(InputError, match="3 query heads"):
+        prune_heads(architecture, heads, {1: 3})
+    with pytest.raises(InputError, match="2 KV groups"):
+        prune_kv_groups(architecture, heads, {1: 2})
 
 
 def test_parameter_targets():
     assert parameter_target("-20%", 1000) == 800
     assert parameter_target("80%", 1000) == 800
     assert parameter_target("750", 1000) == 750
-    for text in ("", "20", "-20", "abc", "-100%", "120%", "2000", "1e3", "nan%"):
-        if text == "20":
-            assert parameter_target(text, 1000) == 20
-            continue
+    assert parameter_target("20", 1000) == 20
+    for text in ("", "-20", "abc", "-100%", "120%", "2000", "1e3", "nan%"):
         with pytest.raises(InputError):
             parameter_target(text, 1000)
-
-
-def test_count_for_comes_nearest():
-    assert count_for([10, 10, 10, 10], 14) == 1
-    assert count_for([10, 10, 10, 10], 16) == 2
-    assert count_for([10, 10, 10, 10], 4) == 0
-    with pytest.raises(InputError):
-        count_for([10, 10], 100)
 
 
 def test_expansion_ratios_are_read_in_both_forms():
@@ -115,80 +85,38 @@ def test_expansion_ratios_are_read_in_both_forms():
             parse_expansion_ratio(text)
 
 
-@pytest.mark.parametrize("method", ["maw", "vow", "pon", "l2", "hybrid", "wanda_structured", "minitron", "cfsp_fine"])
-def test_neuron_suggestions_meet_their_budget(method):
-    model = opened()
-    windows, statistics = analysed(model)
-    recipe = suggest(model, method, Budget(expansion_ratio=1.0, divisor=8), windows, statistics)
-    structure = model.resolve(recipe)
-    assert {len(spec.neurons) for spec in structure.blocks} == {48}
-    assert recipe.edits[0].chosen_by.method == method
-    smaller = model.resolve(suggest(model, method, Budget(params="-20%"), windows, statistics))
-    one_each = 4 * model.architecture.blocks[0].mlp.per_neuron
-    assert abs(smaller.parameters - 0.8 * model.architecture.parameters) <= one_each
+def test_exactly_one_amount_is_given():
+    assert [Budget(**{name: 1}).given() for name in AMOUNTS] == list(AMOUNTS)
+    for budget in (Budget(), Budget(divisor=8), Budget(blocks=0, params="-10%"), Budget(heads=1, kv_heads=1)):
+        with pytest.raises(InputError, match="exactly one budget"):
+            budget.given()
 
 
 @pytest.mark.parametrize(
-    ("method", "op"),
+    "rules",
     [
-        ("block_influence", "remove_blocks"),
-        ("attention_influence", "remove_attention"),
-        ("mlp_influence", "remove_mlp"),
+        Rules(protect_first=-1),
+        Rules(protect_last=-1),
+        Rules(keep_candidates=0),
+        Rules(sharpness=5.0),
+        Rules(sharpness=float("nan"), allocation="cfsp"),
+        Rules(same_width=True, allocation="global"),
     ],
 )
-def test_depth_suggestions_take_the_lowest(method, op):
-    from analysis import registry
-
-    model = opened()
-    windows, statistics = analysed(model)
-    scores = registry.score_blocks(registry.method(method), statistics)
-    recipe = suggest(model, method, Budget(blocks=2), windows, statistics)
-    assert recipe.edits[0].op == op
-    assert set(recipe.edits[0].blocks) == set(scores.argsort()[:2].tolist())
-
-
-def test_angular_distance_takes_a_run():
-    model = opened()
-    windows, statistics = analysed(model)
-    blocks = suggest(model, "angular_distance", Budget(blocks=2), windows, statistics).edits[0].blocks
-    assert blocks[1] == blocks[0] + 1
-
-
-def test_head_suggestions_keep_groups_equal():
-    model = opened()
-    windows, statistics = analysed(model)
-    structure = model.resolve(suggest(model, "minitron_heads", Budget(params="-12%"), windows, statistics))
-    assert {len(spec.query_heads) % len(spec.kv_heads) for spec in structure.blocks} == {0}
-    assert structure.parameters < model.architecture.parameters
-
-
-@pytest.mark.parametrize(
-    ("method", "budget"),
-    [
-        ("maw", Budget(blocks=2)),
-        ("block_influence", Budget(width=10)),
-        ("block_influence", Budget(blocks=4)),
-        ("block_influence", Budget()),
-        ("block_influence", Budget(blocks=1, params="-10%")),
-        ("minitron_heads", Budget(blocks=1)),
-        ("no_such_method", Budget(blocks=1)),
-        ("maw", Budget(params="-99%")),
-    ],
-)
-def test_budgets_that_do_not_go_with_a_method_are_refused(method, budget):
-    model = opened()
-    windows, statistics = analysed(model)
+def test_senseless_rules_are_refused(rules):
     with pytest.raises(InputError):
-        suggest(model, method, budget, windows, statistics)
+        rules.note("any", list(Rules.__dataclass_fields__))
 
 
-def test_text_methods_need_an_analysis():
-    with pytest.raises(InputError, match="analysis"):
-        suggest(opened(), "hybrid", Budget(width=10), None, None)
+def test_rules_that_do_not_apply_are_refused_by_name():
+    with pytest.raises(InputError, match="--no-neighbours does not go with the method 'maw'"):
+        Rules(no_neighbours=True).note("maw", ("protect_first",))
+    assert Rules(protect_first=4).note("x", ("protect_first", "protect_last")) == {
+        "protect_first": 4,
+        "protect_last": 0,
+    }
 
 
-def test_widths_come_from_what_must_go():
-    blocks = describe(build("llama")).blocks
-    assert nearest_width(blocks, 10 * 4 * blocks[0].mlp.per_neuron) == 70
-    with pytest.raises(InputError):
-        nearest_width(blocks, 10**9)
+def test_the_ends_are_protected():
+    rules = Rules(protect_first=2, protect_last=1)
+    assert [block for block in range(6) if rules.protects(block, 6)] == [0, 1, 5]

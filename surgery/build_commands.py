@@ -1,0 +1,40 @@
+"""The verb `build` of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from surgery.build import build_model
+from surgery.checkpoint import check_free, save_checkpoint
+from surgery.console import CalibrationOption, JsonOption, TrustOption, complete, emit, open_model, run_job
+from surgery.jobs import Context
+from surgery.recipe import Recipe
+from surgery.workbench import Workbench
+
+
+def build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The source model, if not where the recipe says.")
+    ] = None,
+    calibration: CalibrationOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the smaller checkpoint that a recipe describes."""
+    wanted = Recipe.load(recipe)
+    check_free(out)
+    bench = Workbench()
+    opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
+    structure = complete(bench, opened, opened.resolve(wanted), calibration).structure
+
+    def work(job: Context) -> Any:
+        job.report(0.0, "Building the model")
+        built = build_model(opened.loaded.model, opened.architecture, structure)
+        return save_checkpoint(built, opened.loaded.tokenizer, wanted, out, job.report)
+
+    emit(run_job(bench, "Building", work).document(), as_json)

@@ -1,0 +1,119 @@
+"""Writing the built model as a checkpoint folder that stock transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from surgery import checkpoint_model
+from surgery.build import Built
+from surgery.errors import InputError
+from surgery.loading import quiet
+from surgery.recipe import Recipe
+
+MODELLING_FILE = "modeling_model_surgery"
+RECIPE_FILE = "recipe.json"
+SHARD = "5GB"
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A written checkpoint."""
+
+    path: Path
+    parameters: int
+    bytes: int
+    """Of the weight files."""
+    plain: bool
+    """Whether transformers loads it without `trust_remote_code`."""
+    files: list[str]
+
+    def document(self) -> dict[str, Any]:
+        """The contract's JSON keys."""
+        return {
+            "path": str(self.path),
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "uniform": self.plain,
+            "files": self.files,
+        }
+
+
+def save_checkpoint(
+    built: Built, tokenizer: Any, recipe: Recipe, out: Path, report: Report = lambda fraction, message: None
+) -> Saved:
+    """Write weights, configuration, tokenizer, chat template, generation settings and the recipe into a new folder.
+
+    The folder is written under a temporary name and renamed; one that has something in it is never touched.
+
+    Raises:
+        InputError: the folder is in use, cannot be written, or the disk is full.
+    """
+    check_free(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            made = Path(scratch) / "checkpoint"
+            report(0.1, "Writing the weights")
+            _write(built, tokenizer, recipe, made)
+            report(0.9, "Putting the folder in place")
+            if out.is_dir():
+                out.rmdir()
+            os.replace(made, out)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The checkpoint cannot be written to {str(out)!r} ({reason}): free some space or choose another folder."
+        ) from None
+    report(1.0, "Built")
+    files = sorted(path.name for path in out.iterdir())
+    size = sum((out / name).stat().st_size for name in files if name.endswith(".safetensors"))
+    return Saved(out, sum(p.numel() for p in built.model.parameters()), size, built.plain, files)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that has something in it.
+
+    Raises:
+        InputError: it has, or it is a file.
+    """
+    try:
+        used = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    except OSError as error:
+        raise InputError(f"The folder {str(out)[:200]!r} cannot be read ({error.strerror}): choose another.") from None
+    if used:
+        raise InputError(f"{str(out)!r} is there already: choose a new folder, or delete that one first.")
+
+
+def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path) -> None:
+    model = built.model
+    with quiet():
+        model.save_pretrained(made, max_shard_size=SHARD)
+        tokenizer.save_pretrained(made)
+    (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
+    _note_recipe(made / "config.json", recipe, built.plain)
+    if not built.plain:
+        shutil.copyfile(str(checkpoint_model.__file__), made / f"{MODELLING_FILE}.py")
+        with (made / f"{MODELLING_FILE}.py").open("a", encoding="utf-8") as file:
+            file.write(f"\n\nSurgeryConfig, SurgeryForCausalLM = classes({model.config.base_model_type!r})\n")
+
+
+def _note_recipe(path: Path, recipe: Recipe, plain: bool) -> None:
+    """The recipe's hash, and where the code of a checkpoint with differing blocks is."""
+    config = json.loads(path.read_text("utf-8"))
+    config["model_surgery_recipe"] = recipe.key
+    if not plain:
+        config["auto_map"] = {
+            "AutoConfig": f"{MODELLING_FILE}.SurgeryConfig",
+            "AutoModelForCausalLM": f"{MODELLING_FILE}.SurgeryForCausalLM",
+        }
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
