@@ -169,9 +169,7 @@ def _byte_level(document: dict[str, Any], tokens: list[str], types: list[gguf.To
         )
     made = GgufTokenizer("gpt2", pre, tokens, types, merges=[" ".join(pair) for pair in _pairs(model)])
     if normaliser == "NFC":
-        made.notes.append(
-            "llama.cpp does not compose characters (NFC) before it tokenizes, this tokenizer does."
-        )
+        made.notes.append("llama.cpp does not compose characters (NFC) before it tokenizes, this tokenizer does.")
     return made
 
 
@@ -234,9 +232,7 @@ def _sentencepiece(document: dict[str, Any], tokens: list[str], types: list[gguf
     scores = [-float(order.get(token, len(order))) for token in tokens]
     made = GgufTokenizer("llama", "default", tokens, types, scores=scores, add_space_prefix=prefix)
     if prefix and document.get("pre_tokenizer"):
-        made.notes.append(
-            "llama.cpp puts a space before every text, this tokenizer only where there is none."
-        )
+        made.notes.append("llama.cpp puts a space before every text, this tokenizer only where there is none.")
     return made
 
 

@@ -25,11 +25,18 @@ def run(
     tokens: int = 0,
     texts: list[str] | None = None,
     probabilities: bool = False,
+    threads: int = 1,
     timeout: float = 300,
 ) -> dict[str, Any]:
     """Load a GGUF file and answer; see llama_cpp.mjs. Fails with llama.cpp's own words where it does not load."""
     assert (FOLDER / "node_modules" / "node-llama-cpp").is_dir(), f"run `make {FOLDER.parent.name}/.llama` first"
-    request = {"prompts": prompts or [], "tokens": tokens, "texts": texts or [], "probabilities": probabilities}
+    request = {
+        "prompts": prompts or [],
+        "tokens": tokens,
+        "texts": texts or [],
+        "probabilities": probabilities,
+        "threads": threads,
+    }
     done = subprocess.run(
         ["node", str(SCRIPT), str(FOLDER), str(file)],
         input=json.dumps(request),

@@ -1,22 +1,21 @@
-"""Checkpoint directories for the tests of export: plain ones, and non-uniform ones written by hand."""
+"""Checkpoint folders with tiny tokenizers for the tests of export, plain ones and ones whose blocks differ."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from analysis.describe import describe
-from analysis.modules import replace, shallow_copy, submodule
-from surgery.narrow import build_block
-from surgery.structure import BlockSpec
+from surgery.build import build_model
+from surgery.checkpoint import save_checkpoint
+from surgery.recipe import ModelReference, Recipe
+from surgery.structure import BlockSpec, Part, Refit, Structure, output_of
 from tests.tiny_models import VOCAB
 
 TEXT = "The cat's mat, it's 42 o'clock; we'll see 1234 things in 99 days.\n\n  And more: the end, the cat and the mat."
@@ -42,82 +41,26 @@ def tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
 
 
-def save(model: Any, folder: Path) -> Path:
+def save(model: Any, folder: Path, words: Any = None) -> Path:
     """A plain checkpoint with a tiny tokenizer."""
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    (words or tokenizer()).save_pretrained(folder)
     return folder
 
 
-def build(model: nn.Module, specs: Sequence[BlockSpec]) -> nn.Module:
-    """The model whose blocks are those of `specs`, over shared weights; its layers renumbered."""
+def save_edited(model: Any, specs: Sequence[BlockSpec], folder: Path, words: Any = None) -> Any:
+    """Build what `specs` describe, save it as `build` does, and return the built model."""
     architecture = describe(model)
-    new = shallow_copy(model)
-    layers = submodule(new, architecture.block_list)
-    blocks = []
-    for number, spec in enumerate(specs):
-        source = architecture.blocks[spec.source]
-        block = shallow_copy(build_block(submodule(model, source.module), source, spec))
-        for module in block.modules():
-            if "layer_idx" in module.__dict__:
-                module.__dict__["layer_idx"] = number
-        blocks.append(block)
-    replace(new, architecture.block_list, nn.ModuleList(blocks))
-    backbone = submodule(new, architecture.backbone)
-    backbone.__dict__["config"] = new.__dict__["config"] = _shortened(model.config, len(specs))
-    assert isinstance(submodule(new, architecture.block_list), type(layers))
-    return new.eval()
+    built = build_model(model, architecture, Structure(architecture, tuple(specs)))
+    save_checkpoint(built, words or tokenizer(), Recipe(model=ModelReference(id="tiny")), folder)
+    return built.model
 
 
-def _shortened(config: Any, count: int) -> Any:
-    config = type(config)(**(config.to_dict() | {"num_hidden_layers": count, "layer_types": None}))
-    config._attn_implementation = "eager"
-    return config
-
-
-def save_nonuniform(model: Any, specs: Sequence[BlockSpec], folder: Path, biases: Sequence[str] = ()) -> nn.Module:
-    """Write the non-uniform format of `build` (config.json with per_layer_config) and return the reference model.
-
-    Args:
-        model: the whole model.
-        specs: the kept blocks.
-        folder: where to write.
-        biases: linears, like "layers.1.mlp.down_proj", that get a random bias as compensation does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    reference = build(model, specs)
-    for path in biases:
-        linear: Any = reference.get_submodule(f"model.{path}")
-        linear._parameters["bias"] = nn.Parameter(torch.randn(linear.weight.shape[0]) * 0.2, requires_grad=False)
-    config = {key: value for key, value in model.config.to_dict().items() if key != "layer_types"}
-    config |= {"model_type": "model_surgery", "base_model_type": model.config.model_type}
-    config["num_hidden_layers"] = len(specs)
-    gone: list[str] = []
-    per_layer: dict[str, dict[str, Any]] = {}
-    for number, spec in enumerate(specs):
-        own: dict[str, Any] = {}
-        skip = [name for name, there in (("attention", spec.attention), ("mlp", spec.mlp)) if not there]
-        counts = {
-            "intermediate_size": len(spec.neurons),
-            "num_attention_heads": len(spec.query_heads),
-            "num_key_value_heads": len(spec.kv_heads),
-        }
-        own |= {key: count for key, count in counts.items() if count and count != config[key]}
-        if skip:
-            own["skip"] = skip
-        if own:
-            per_layer[f"{number:02d}"] = own
-        norms = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
-        gone += [f"model.layers.{number}.{norms[name]}." for name in skip]
-    config["per_layer_config"] = per_layer
-    tensors = {
-        name: tensor.detach().clone()
-        for name, tensor in reference.state_dict().items()
-        if not name.startswith(tuple(gone)) and not (name == "lm_head.weight" and config["tie_word_embeddings"])
-    }
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    return reference
+def with_bias(model: Any, spec: BlockSpec, part: Part) -> BlockSpec:
+    """The spec with a random bias on a sublayer's output, as a compensation gives it."""
+    path = output_of(describe(model).blocks[spec.source], part).module
+    bias = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(spec.source)) * 0.2
+    return replace(spec, biases=(part,), refit=Refit(f"{path} {spec.source}", {}, {path: bias}))
 
 
 def sentencepiece(prepend: str, size: int = 400) -> PreTrainedTokenizerFast:
