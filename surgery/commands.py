@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from analysis.registry import Evidence
 from surgery import build_commands, catalogue, documents, export_commands, suggestion_commands
 from surgery.console import (
     CalibrationOption,
@@ -102,10 +103,9 @@ def analyze(
     opened = open_model(bench, model, revision, trust)
     cut = opened.windows(TextChoice(text, window, windows, "calibration"))
     begun = time.perf_counter()
-    run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
-    if gradients:
-        run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report))
-    evidence = opened.evidence(cut)
+    statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
+    slopes = run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report)) if gradients else None
+    evidence = Evidence(opened.runner, statistics, slopes)
     document = documents.analysis(opened, cut, evidence, time.perf_counter() - begun)
     if out is not None:
         whole = document | documents.score_document(opened, cut, evidence)
@@ -114,11 +114,13 @@ def analyze(
     if as_json:
         emit(document, True)
         return
-    table = Table("block", "block influence", "attention", "MLP", box=None)
     similarity = document["similarity"]
-    for index, row in enumerate(
-        zip(similarity["block_influence"], similarity["attention"], similarity["mlp"], strict=True)
-    ):
+    columns = {"block influence": similarity["block_influence"], "attention": similarity["attention"],
+               "MLP": similarity["mlp"]}  # fmt: skip
+    if document["predicted"] is not None:
+        columns["predicted loss without it"] = document["predicted"]["second"]["blocks"]
+    table = Table("block", *columns, box=None)
+    for index, row in enumerate(zip(*columns.values(), strict=True)):
         table.add_row(str(index), *(f"{value:.4f}" for value in row))
     Console().print(table)
     Console().print(f"{document['tokens']:,} tokens, {document['seconds']:.1f} s")

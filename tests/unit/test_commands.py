@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from analysis.registry import METHODS
 from surgery import commands
 from tests.tiny_models import VOCAB, build
 
@@ -88,6 +89,31 @@ def test_analyze_writes_everything(folder, tmp_path):
     assert len(found["similarity"]["block_influence"]) == len(found["similarity"]["mlp"]) == 4
     assert len(whole["neurons"]["maw"]) == 4 and len(whole["neurons"]["hybrid"][0]) == 80
     assert all(len(row) == 6 for row in found["heads"]["entropy"])
+    assert found["predicted"] is None and "taylor_first" not in whole["neurons"]
+    written = {name for part in (whole["neurons"], whole["heads"], *whole["scores"].values()) for name in part}
+    assert written >= {entry.name for entry in METHODS if not entry.needs_gradients}
+    assert not written & {entry.name for entry in METHODS if entry.needs_gradients}
+
+
+def test_analyze_with_gradients_predicts_every_removal(folder, tmp_path):
+    out = tmp_path / "analysis.json"
+    arguments = ("analyze", folder, "--text", folder / "text.txt", *TEXT, "--gradients")
+    found = json.loads(run(*arguments, "--out", out, "--json"))
+    whole = json.loads(out.read_text())
+    assert set(found["predicted"]) == set(whole["predicted_neurons"]) == {"first", "second"}
+    for order, parts in found["predicted"].items():
+        assert {part: len(values) for part, values in parts.items()} == {
+            "blocks": 4, "attention": 4, "mlp": 4, "kv_groups": 4
+        }  # fmt: skip
+        assert [len(groups) for groups in parts["kv_groups"]] == [2] * 4
+        assert [len(neurons) for neurons in whole["predicted_neurons"][order]] == [80] * 4
+    first, second = found["predicted"]["first"]["blocks"], found["predicted"]["second"]["blocks"]
+    assert all(one < two for one, two in zip(first, second, strict=True)), "the Fisher term is positive"
+    written = {"neurons": whole["neurons"], "heads": whole["heads"]} | whole["scores"]
+    for entry in METHODS:
+        assert entry.name in written[entry.kind], "a score of every method"
+    assert whole["scores"]["blocks"]["predicted_blocks"] == second
+    assert "predicted loss without it" in run(*arguments)
 
 
 def test_suggest_evaluate_and_fit_share_a_recipe(folder, tmp_path):
