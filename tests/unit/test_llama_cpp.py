@@ -147,6 +147,19 @@ def test_blocks_that_differ(family, edit, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("kind", "limit"), [("F16", 2e-3), ("Q8_0", 2e-2)])
+def test_smaller_types(kind, limit, tmp_path):
+    """Rows of 96 are whole blocks of Q8_0, rows of 80 (the down projections) are not."""
+    model = make(LlamaForCausalLM, LlamaConfig, {**GQA, "hidden_size": 96})
+    made = write_gguf(tiny_checkpoints.save(model, tmp_path / "checkpoint"), tmp_path / "model.gguf", kind)
+    prompt = list(range(10, 30))
+    found = torch.tensor(
+        [p for _, p in sorted(llama_cpp.run(made.path, [prompt], probabilities=True)["probabilities"][0])]
+    )
+    torch.testing.assert_close(found, model(torch.tensor([prompt])).logits[0, -1].softmax(-1), atol=limit, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "llama_bias", "qwen2", "granite"])
 def test_biases_that_a_compensation_added(family, tmp_path):
     model = tiny_models.build(family)
@@ -233,7 +246,7 @@ def test_the_embedded_model(edited, tmp_path):
     model = tiny_checkpoints.save_edited(loaded.model, specs, tmp_path / "checkpoint", loaded.tokenizer)
     made = write_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", "F32")
     prompts = [loaded.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    answer = llama_cpp.run(made.path, prompts, TOKENS, list(TEXTS), threads=2)
+    answer = llama_cpp.run(made.path, prompts, TOKENS, list(TEXTS))
     print(made, answer["load_seconds"], answer["tokens_per_second"])
     assert made.architecture == ("deci" if edited else "llama")
     assert answer["greedy"] == [greedy(model, prompt) for prompt in prompts]
