@@ -36,6 +36,8 @@ from surgery.errors import InputError
 from surgery.jobs import Context
 from surgery.memory import fit as fit_structure
 from surgery.recipe import Recipe
+from surgery.scan import KINDS
+from surgery.scan import scan as scan_model
 from surgery.structure import Structure, dense
 from surgery.workbench import TextChoice, Workbench
 
@@ -93,6 +95,7 @@ def analyze(
     gradients: Annotated[
         bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
     ] = False,
+    measure: Annotated[bool, typer.Option(help="Also measure each single removal on the same text (minutes).")] = False,
     out: OutOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -107,6 +110,9 @@ def analyze(
     slopes = run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report)) if gradients else None
     evidence = Evidence(opened.runner, statistics, slopes)
     document = documents.analysis(opened, cut, evidence, time.perf_counter() - begun)
+    if measure:
+        found = run_job(bench, "Measuring", lambda job: scan_model(opened, cut, KINDS, job.stop, job.report))
+        document |= documents.measured_document(found, evidence)
     if out is not None:
         whole = document | documents.score_document(opened, cut, evidence)
         documents.write(out, json.dumps(whole, allow_nan=False) + "\n")
@@ -119,10 +125,16 @@ def analyze(
                "MLP": similarity["mlp"]}  # fmt: skip
     if document["predicted"] is not None:
         columns["predicted loss without it"] = document["predicted"]["second"]["blocks"]
+    if measure:
+        columns["measured"] = document["measured"]["blocks"]
     table = Table("block", *columns, box=None)
     for index, row in enumerate(zip(*columns.values(), strict=True)):
         table.add_row(str(index), *(f"{value:.4f}" for value in row))
     Console().print(table)
+    if measure and gradients:
+        agreement = document["rank_correlation"]["second"]
+        words = ", ".join(f"{part} {value:.2f}" for part, value in agreement.items())
+        Console().print(f"Rank correlation of predicted and measured: {words}")
     Console().print(f"{document['tokens']:,} tokens, {document['seconds']:.1f} s")
 
 
