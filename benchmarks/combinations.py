@@ -28,7 +28,7 @@ from surgery.errors import InputError
 from surgery.recipe import ChosenBy, Compensate, Recipe, RemoveAttention
 from surgery.suggestion import suggest
 
-CALIBRATION, SELECTION, SEARCH = slice(0, 24), slice(32, 37), slice(37, 40)
+CALIBRATION, SELECTION, SEARCH = slice(0, 32), slice(32, 37), slice(37, 40)
 """Windows of the validation split: scores and refits, the choice among combinations, the greedy search."""
 VALIDATION_WINDOWS = 40
 WIDTH = Rules(allocation="cfsp", protect_first=1)

@@ -104,6 +104,8 @@ def test_live_is_built_is_reloaded(family: str, name: str, tokenizer: Any, tmp_p
     assert saved.parameters == structure.parameters
     again = load(str(tmp_path / "made"))
     torch.testing.assert_close(token_nll(again.model, windows.ids), live, atol=1e-4, rtol=0)
+    logits = [model(input_ids=windows.ids, use_cache=False).logits for model in (again.model, new.model)]
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
     assert again.architecture.parameters == structure.parameters
 
     start = windows.ids[:1, :6]
