@@ -66,6 +66,54 @@ def sublayer_influence(attention: torch.Tensor, mlp: torch.Tensor) -> go.Figure:
     return _styled(figure)
 
 
+def predicted_and_measured(
+    pairs: Mapping[str, tuple[Sequence[int], Sequence[float] | None, Sequence[float]]],
+) -> go.Figure:
+    """Rise of the loss without each part, measured and predicted, on an axis that is linear near zero and logarithmic
+    beyond: predictions may be negative.
+
+    Args:
+        pairs: by the name of the parts, in the order of the colours: blocks, predicted rises if there are any, and
+            measured rises, of one length.
+    """
+    figure = go.Figure()
+    every: list[float] = [0.0]
+    for (name, (blocks, predicted, measured)), colour in zip(pairs.items(), (BLOCK, ATTENTION, MLP), strict=False):
+        for kind, values, dash, symbol in (
+            ("measured", measured, "solid", "circle"),
+            ("predicted", predicted, "dot", "diamond-open"),
+        ):
+            if values is None:
+                continue
+            every += values
+            figure.add_scatter(
+                x=list(blocks),
+                y=[_bent(value) for value in values],
+                customdata=list(values),
+                name=f"{name}, {kind}",
+                mode="lines+markers",
+                marker={"color": colour, "symbol": symbol, "size": 7},
+                line={"color": colour, "width": 1.5, "dash": dash},
+                hovertemplate=f"{name} {kind}, block %{{x}}<br>%{{customdata:+.4f}} nats<extra></extra>",
+            )
+    marks = [sign * mark for mark in (0.01, 0.1, 1.0, 10.0) for sign in (-1, 1)]
+    marks = [0.0, *(mark for mark in marks if min(every) <= mark <= max(every))]
+    figure.update_yaxes(
+        title="Rise of the loss (nats)",
+        tickvals=[_bent(mark) for mark in marks],
+        ticktext=[f"{mark:g}" for mark in marks],
+    )
+    count = 1 + max((max(blocks, default=0) for blocks, _, _ in pairs.values()), default=0)
+    figure.update_xaxes(title="Block", dtick=_ticks(count), showgrid=False, range=[-0.6, count - 0.4])
+    styled = _styled(figure)
+    return styled.update_layout(legend={"y": 1.02, "yanchor": "bottom"}, margin={"t": 36 + 20 * max(0, len(pairs) - 1)})
+
+
+def _bent(value: float, linear: float = 0.005) -> float:
+    """A scale that is linear up to about `linear` and logarithmic beyond, for either sign."""
+    return math.asinh(value / linear)
+
+
 def angular_triangle(distances: torch.Tensor) -> go.Figure:
     """Heat map of the angular distance of n consecutive blocks, (blocks, blocks), NaN where there is none."""
     count = len(distances)
