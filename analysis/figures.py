@@ -96,7 +96,7 @@ def predicted_and_measured(
                 line={"color": colour, "width": 1.5, "dash": dash},
                 hovertemplate=f"{name} {kind}, block %{{x}}<br>%{{customdata:+.4f}} nats<extra></extra>",
             )
-    marks = [sign * mark for mark in (0.01, 0.1, 1.0, 10.0) for sign in (-1, 1)]
+    marks = [sign * mark for mark in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0) for sign in (-1, 1)]
     marks = [0.0, *(mark for mark in marks if min(every) <= mark <= max(every))]
     figure.update_yaxes(
         title="Rise of the loss (nats)",
@@ -105,8 +105,7 @@ def predicted_and_measured(
     )
     count = 1 + max((max(blocks, default=0) for blocks, _, _ in pairs.values()), default=0)
     figure.update_xaxes(title="Block", dtick=_ticks(count), showgrid=False, range=[-0.6, count - 0.4])
-    styled = _styled(figure)
-    return styled.update_layout(legend={"y": 1.02, "yanchor": "bottom"}, margin={"t": 36 + 20 * max(0, len(pairs) - 1)})
+    return _styled(figure).update_layout(legend={"y": 1.02, "yanchor": "bottom"})
 
 
 def _bent(value: float, linear: float = 0.005) -> float:

@@ -36,13 +36,13 @@ class Amount:
 
 
 AMOUNTS = {
-    "blocks": Amount("By number", "How many go", "Blocks or sublayers that are removed.", "2"),
-    "params": Amount("By parameters", "Parameters", "-20% (that share goes), 80% (that stays) or a number.", "-10%"),
-    "expansion_ratio": Amount("By expansion ratio", "Expansion ratio (%)", "MLP width over hidden size.", "213"),
-    "width": Amount("By width", "Width", "Units that stay in each.", ""),
-    "percent": Amount("By percent", "Percent", "Share of its units that every layer loses.", "10"),
-    "heads": Amount("By number", "How many go", "KV groups or query heads, over the whole model.", "10"),
-    "kv_heads": Amount("By heads left", "KV heads", "That stay in each block; 1 is multi-query attention.", "1"),
+    "blocks": Amount("Number", "How many go", "Blocks or sublayers that are removed.", "2"),
+    "params": Amount("Parameters", "Parameters", "-20% (that share goes), 80% (that stays) or a number.", "-10%"),
+    "expansion_ratio": Amount("Expansion ratio", "Expansion ratio (%)", "MLP width over hidden size.", "213"),
+    "width": Amount("Width", "Width", "Units that stay in each.", ""),
+    "percent": Amount("Percent", "Percent", "Share of its units that every layer loses.", "10"),
+    "heads": Amount("Number", "How many go", "KV groups or query heads, over the whole model.", "10"),
+    "kv_heads": Amount("Heads left", "KV heads", "That stay in each block; 1 is multi-query attention.", "1"),
 }
 ALLOCATIONS = [
     ("Alike in all", "uniform"),
@@ -116,7 +116,8 @@ def _note(item: Method | Procedure) -> str:
         needs = "It needs an analysis of the calibration text."
     else:
         needs = "It needs no text."
-    return f"{does[0].upper()}{does[1:]}. {needs} Source: {item.source}."
+    kept = "It takes the place of what was chosen of this kind; the rest of the recipe stays."
+    return f"{does[0].upper()}{does[1:]}. {needs} {kept} Source: {item.source}."
 
 
 def in_page_words(sentence: str) -> str:

@@ -11,7 +11,8 @@ from surgery.structure import Structure
 from surgery.view import View
 from ui.presenters import escape
 
-COMPENSATIONS = {"least_squares": "least squares", "linear_patch": "linear patch", "bias": "bias"}
+HOW = {"least_squares": "Least squares", "linear_patch": "Linear patch", "bias": "Bias"}
+"""Names of the compensations."""
 MOST_RUNS = 12
 """Runs of arranged blocks that are spelt out."""
 
@@ -31,11 +32,20 @@ def removed_text(view: View) -> str:
         if gone
     ]
     words += _unseen(choices, view.dense)
-    found = {f"{100 * ratio:.1f}%" for ratio in view.structure.expansion_ratios if ratio}
-    words.append(f"expansion ratio {next(iter(found), 'none') if len(found) < 2 else f'{len(found)} different ones'}")
+    words.append(f"expansion ratio {_ratios(view.structure)}")
     origin = choices.origins.get("prune_neurons")
     by = f", neurons chosen by {_method_title(origin.method)}" if origin else ""
-    return f'<p class="ms-removed">{escape("; ".join(words) + by)}.</p>'
+    hows = [HOW[edit.how].lower() for edit in choices.others if isinstance(edit, Compensate)]
+    compensated = f"; compensated by {' and '.join(hows)}" if hows else ""
+    return f'<p class="ms-removed">{escape("; ".join(words) + by + compensated)}.</p>'
+
+
+def _ratios(structure: Structure) -> str:
+    """The MLPs' expansion ratios."""
+    found = {f"{100 * ratio:.1f}%": ratio for ratio in structure.expansion_ratios if ratio}
+    if len(found) < 2:
+        return next(iter(found), "none")
+    return f"{min(found, key=found.__getitem__)} to {max(found, key=found.__getitem__)}, {len(found)} different ones"
 
 
 def _count(number: int, one: str) -> str:
@@ -52,7 +62,7 @@ def _method_title(name: str) -> str:
 
 
 def _unseen(choices: Choices, dense: Structure) -> list[str]:
-    """What the map cannot show: heads, merged heads, channels, arranged blocks, compensations."""
+    """What the map cannot show: heads, merged heads, channels, arranged blocks."""
     gone = choices.blocks | choices.attention
     words = [
         f"{_count(sum(len(units) for block, units in removed.items() if block not in gone), one)} removed"
@@ -63,7 +73,6 @@ def _unseen(choices: Choices, dense: Structure) -> list[str]:
         )
         if removed.keys() - gone
     ]
-    hows = []
     for edit in choices.others:
         if isinstance(edit, MergeKvHeads) and set(edit.blocks) - gone:
             blocks = _count(len(set(edit.blocks) - gone), "block")
@@ -72,9 +81,7 @@ def _unseen(choices: Choices, dense: Structure) -> list[str]:
             words.append(f"{len(edit.removed):,} of {dense.architecture.hidden_size:,} channels removed")
         elif isinstance(edit, ArrangeBlocks):
             words.append(f"blocks arranged as {_runs([block for block in edit.order if block not in choices.blocks])}")
-        elif isinstance(edit, Compensate):
-            hows.append(COMPENSATIONS[edit.how])
-    return words + ([f"compensated by {' and '.join(hows)}"] if hows else [])
+    return words
 
 
 def _runs(order: Sequence[int]) -> str:

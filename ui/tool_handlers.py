@@ -14,6 +14,7 @@ from surgery.view import View
 from ui import forms, inputs, tool_words
 from ui.handlers import Handlers, Update, as_it_is
 from ui.sessions import Tab
+from ui.widgets.choice import Choice
 
 HOWS: tuple[How, ...] = get_args(How)
 
@@ -25,7 +26,7 @@ class ToolHandlers(Handlers):
         """The fields that go with a method and a budget; asks nothing of a session."""
         form = forms.form(method, unit)
         update: Update = {
-            self.parts["suggest_unit"]: gr.Dropdown(choices=form.units, value=form.unit),
+            self.parts["suggest_unit"]: Choice(choices=form.units, value=form.unit),
             self.parts["suggest_note"]: tool_words.note(form.note),
         }
         for name in forms.AMOUNTS:

@@ -14,8 +14,8 @@ from surgery.download import checkpoint_bytes
 from surgery.recipe import Compensate
 from surgery.view import Scanned, View
 from ui.presenters import bytes_text, count_text, escape
+from ui.recipe_words import HOW
 
-HOW = {"least_squares": "Least squares", "linear_patch": "Linear patch", "bias": "Bias"}
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
 TITLES: dict[RemovalKind, str] = {"blocks": "Block", "attention": "Attention", "mlp": "MLP"}
 KINDS: dict[RemovalKind, str] = {"blocks": "blocks", "attention": "attention parts", "mlp": "MLPs"}
@@ -33,7 +33,7 @@ def compensation_text(view: View) -> str:
     if view.model is None or not wanted:
         return ""
     text = wanted[0].text
-    source = "the embedded text" if text.source == "embedded" else text.source
+    source = f"the {text.source} text" if text.source in ("embedded", "pasted") else text.source
     where = f"{text.windows * text.window:,} tokens of {source}"
     if view.compensating:
         return note(f"Being computed on {where}; the number above is out of date until then.")
@@ -43,9 +43,9 @@ def compensation_text(view: View) -> str:
     lines = [_reached(edit, entries, view) for edit in wanted]
     rows = "".join(_row(entry) for entry in entries)
     table = (
-        '<details class="ms-details"><summary>Every place</summary><table class="ms-table ms-refits"><thead><tr>'
-        "<th>block</th><th>part</th><th>refit</th><th>error before</th><th>after</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></details>"
+        '<details class="ms-details"><summary>Every place</summary><div><table class="ms-refits"><thead><tr>'
+        "<th>block</th><th>part</th><th>refit</th><th>before</th><th>after</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div></details>"
     )
     kept = f"Computed on {where}; errors are measured on the quarter of it that is kept aside."
     return "".join(note(line) for line in (*lines, kept)) + (table if entries else "")
@@ -94,7 +94,8 @@ def scan_text(scanned: Scanned | None) -> str:
         return note(f"{words}. The predictions are missing: measure again to gather them.")
     parts = [
         f"{KINDS[kind]} {_correlation(scanned, kind, 'second')} (first order {_correlation(scanned, kind, 'first')})"
-        for kind in scanned.scan.removals
+        for kind in KINDS
+        if kind in scanned.scan.removals
     ]
     return note(
         f"{words}, and predicted to second order from one backward pass over the calibration text. "

@@ -9,7 +9,9 @@ import gradio as gr
 
 from surgery.budget import CFSP_SHARPNESS
 from ui import forms, tool_words
+from ui.recipe_words import HOW
 from ui.tool_handlers import HOWS, ToolHandlers
+from ui.widgets.choice import Choice
 
 PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 COMPENSATIONS = {
@@ -46,12 +48,12 @@ def _suggestion_fields(parts: dict[str, Any]) -> None:
             label="Method",
             info="What goes, and how it is ranked.",
             elem_id="suggest-method",
-            scale=3,
+            scale=4,
             min_width=260,
         )
-        parts["suggest_unit"] = gr.Dropdown(
+        parts["suggest_unit"] = Choice(
             form.units, value=form.unit, label="Budget", info="Of the source model.", elem_id="suggest-unit",
-            scale=1, min_width=150,
+            scale=2, min_width=160,
         )  # fmt: skip
         for name, amount in forms.AMOUNTS.items():
             parts[f"amount_{name}"] = gr.Textbox(
@@ -81,7 +83,7 @@ def _rule_field(name: str, visible: bool) -> Any:
         "info": info,
         "visible": visible,
         "elem_id": f"rule-{name.replace('_', '-')}",
-        "min_width": 150,
+        "min_width": 124,
     }
     match name:
         case "no_neighbours" | "same_width" | "per_parameter":
@@ -105,7 +107,7 @@ def _compensation_fields(parts: dict[str, Any]) -> None:
         for how in HOWS:
             parts[how] = gr.Checkbox(
                 False,
-                label=tool_words.HOW[how],
+                label=HOW[how],
                 info=COMPENSATIONS[how],
                 interactive=False,
                 elem_id=how.replace("_", "-"),
