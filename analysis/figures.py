@@ -13,6 +13,7 @@ INK = "#7a869a"
 """Axis and label colour with contrast on white and on near-black; the page's style sheet replaces it by its own."""
 GRID = "rgba(128, 138, 156, 0.22)"
 ATTENTION, MLP, BLOCK = "#3b82c4", "#d97a1f", "#2a9d7f"
+PARTS = {"blocks": ("Block", BLOCK), "attention": ("Attention", ATTENTION), "mlp": ("MLP", MLP)}
 SCALE = "Viridis"
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 HEAD_TITLES = {
@@ -73,12 +74,13 @@ def predicted_and_measured(
     beyond: predictions may be negative.
 
     Args:
-        pairs: by the name of the parts, in the order of the colours: blocks, predicted rises if there are any, and
-            measured rises, of one length.
+        pairs: by part (`blocks`, `attention`, `mlp`): blocks, predicted rises if there are any, and measured rises, of
+            one length.
     """
     figure = go.Figure()
     every: list[float] = [0.0]
-    for (name, (blocks, predicted, measured)), colour in zip(pairs.items(), (BLOCK, ATTENTION, MLP), strict=False):
+    for part, (blocks, predicted, measured) in pairs.items():
+        name, colour = PARTS[part]
         for kind, values, dash, symbol in (
             ("measured", measured, "solid", "circle"),
             ("predicted", predicted, "dot", "diamond-open"),

@@ -17,7 +17,6 @@ from ui.presenters import bytes_text, count_text, escape
 from ui.recipe_words import HOW
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
-TITLES: dict[RemovalKind, str] = {"blocks": "Block", "attention": "Attention", "mlp": "MLP"}
 KINDS: dict[RemovalKind, str] = {"blocks": "blocks", "attention": "attention parts", "mlp": "MLPs"}
 
 
@@ -119,12 +118,12 @@ def pairs(scanned: Scanned, kind: RemovalKind, order: str = "second") -> tuple[t
 
 
 def series(scanned: Scanned) -> dict[str, tuple[list[int], list[float] | None, list[float]]]:
-    """What the chart shows of a scan, by the name of the parts: blocks, predicted rises, measured ones."""
-    found = {}
+    """What the chart shows of a scan, by part: blocks, predicted rises, measured ones."""
+    found: dict[str, tuple[list[int], list[float] | None, list[float]]] = {}
     for kind in (kind for kind in KINDS if kind in scanned.scan.removals):
         rows = [(block, row.difference) for block, row in enumerate(scanned.scan.removals[kind]) if row is not None]
         predicted = pairs(scanned, kind)[0].tolist() if scanned.predicted is not None else None
-        found[TITLES[kind]] = ([block for block, _ in rows], predicted, [rise for _, rise in rows])
+        found[kind] = ([block for block, _ in rows], predicted, [rise for _, rise in rows])
     return found
 
 

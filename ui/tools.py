@@ -41,7 +41,7 @@ def tool_tabs(parts: dict[str, Any]) -> None:
 
 def _suggestion_fields(parts: dict[str, Any]) -> None:
     form = forms.form(forms.DEFAULT_METHOD, None)
-    with gr.Row(elem_classes="ms-fields-row"):
+    with gr.Row():
         parts["suggest_method"] = gr.Dropdown(
             forms.methods(),
             value=forms.DEFAULT_METHOD,
@@ -66,7 +66,7 @@ def _suggestion_fields(parts: dict[str, Any]) -> None:
                 scale=2,
                 min_width=150,
             )
-    with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_classes="ms-fields-row"):
+    with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
         for name in forms.RULES:
             parts[f"rule_{name}"] = _rule_field(name, name in form.rules)
     with gr.Row(elem_classes="ms-actions"):
@@ -103,7 +103,7 @@ def _rule_field(name: str, visible: bool) -> Any:
 
 
 def _compensation_fields(parts: dict[str, Any]) -> None:
-    with gr.Row(elem_classes="ms-fields-row"):
+    with gr.Row(elem_id="compensations"):
         for how in HOWS:
             parts[how] = gr.Checkbox(
                 False,
