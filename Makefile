@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: app test lint benchmark chromium clean
+.PHONY: app test lint benchmark chromium llama clean
 
 app: $(VENV)/.app
 	$(BIN)/python app.py
 
-test: lint chromium
+test: lint chromium llama
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -27,6 +27,15 @@ chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
 	  || { echo "chromium is missing: install it (Debian: apt-get install chromium) to run the browser tests" >&2; exit 1; }
+
+# The llama.cpp in which the tests run exported files: a prebuilt one from npm; without npm those tests are skipped.
+llama: $(VENV)/.dev
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(VENV)/.llama; \
+	  else echo "npm is missing: install Node.js 20 or newer to run the tests of exported files" >&2; fi
+
+$(VENV)/.llama:
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/llama node-llama-cpp@3.22.1
+	touch $@
 
 $(VENV)/.app: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -10,6 +10,7 @@ import torch
 from analysis import heads, neurons
 from analysis.execution import Runner
 from analysis.gradients import Gradients
+from analysis.modules import shallow_copy
 
 
 def taylor_attention(gradients: Gradients) -> torch.Tensor:
@@ -36,8 +37,8 @@ def taylor_blocks(gradients: Gradients) -> torch.Tensor:
 def magnitude_blocks(runner: Runner) -> torch.Tensor:
     """Sum of |w| over the block's linear weights. Source: Shortened LLaMA (2402.02834), magnitude with p = 1."""
     scores = []
-    for block, module in zip(runner.architecture.blocks, runner.blocks, strict=True):
-        score = 0.0
+    for block, original in zip(runner.architecture.blocks, runner.blocks, strict=True):
+        module, score = shallow_copy(original), 0.0  # the copy has the weights even where they are offloaded
         if block.attention is not None:
             parts = heads.weights_of(module, block.attention)
             score += sum(float(part.abs().double().sum()) for part in vars(parts).values())

@@ -9,12 +9,16 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
+from analysis.predictions import rank_correlation
+
 INK = "#7a869a"
 """Axis and label colour with contrast on white and on near-black; the page's style sheet replaces it by its own."""
 GRID = "rgba(128, 138, 156, 0.22)"
 ATTENTION, MLP, BLOCK = "#3b82c4", "#d97a1f", "#2a9d7f"
 PARTS = {"blocks": ("Block", BLOCK), "attention": ("Attention", ATTENTION), "mlp": ("MLP", MLP)}
 SCALE = "Viridis"
+MOST_LABELS = 40
+"""Points that still get their names written beside them."""
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 HEAD_TITLES = {
     "entropy": "Attention entropy (nats)",
@@ -139,44 +143,92 @@ def angular_triangle(distances: torch.Tensor) -> go.Figure:
 
 
 def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int = 40) -> go.Figure:
-    """Heat map of the neurons' scores by block, from the least to the most important, in multiples of the block's mean.
+    """Heat map of the neurons' scores by block, from the least to the most important.
 
-    The colours span the 1st to the 99th percentile, so that a few outliers do not flatten the rest.
+    In multiples of the block's mean, on a logarithmic scale; where some score is negative, in standard deviations from
+    the block's mean. The colours span the 1st to the 99th percentile, so that a few outliers do not flatten the rest.
 
     Args:
-        scores: (neurons,) by block, none negative.
+        scores: (neurons,) by block.
         title: the method's.
         steps: quantiles shown.
     """
     blocks = sorted(scores)
     quantiles = torch.linspace(0, 1, steps)
+    signed = any(bool((values < 0).any()) for values in scores.values())
     columns = []
     for block in blocks:
         values = scores[block].float()
-        columns.append(torch.quantile(values, quantiles) / values.mean().clamp_min(1e-30))
-    multiples = torch.stack(columns, dim=1)
-    logs = multiples.clamp_min(1e-6).log10()
-    low, high = (float(bound) for bound in torch.quantile(logs, torch.tensor([0.01, 0.99])))
+        if signed:
+            values = (values - values.mean()) / values.std().clamp_min(1e-30)
+        else:
+            values = values / values.mean().clamp_min(1e-30)
+        columns.append(torch.quantile(values, quantiles))
+    shown = torch.stack(columns, dim=1)
+    colours = shown if signed else shown.clamp_min(1e-6).log10()
+    low, high = (float(bound) for bound in torch.quantile(colours, torch.tensor([0.01, 0.99])))
     if high - low < 1e-6:
         low, high = low - 0.5, high + 0.5
+    unit = "standard deviations from the mean" if signed else "times the mean"
+    ticks = {} if signed else _log_ticks(10**low, 10**high)
     figure = go.Figure(
         go.Heatmap(
             x=blocks,
             y=[round(float(q) * 100, 1) for q in quantiles],
-            z=_cells(logs),
+            z=_cells(colours),
             zmin=low,
             zmax=high,
-            customdata=_cells(multiples),
+            customdata=_cells(shown),
             colorscale=SCALE,
-            colorbar={"title": {"text": "x block mean"}, "thickness": 12, **_log_ticks(10**low, 10**high)},
+            colorbar={"title": {"text": "deviations" if signed else "x block mean"}, "thickness": 12, **ticks},
             hovertemplate=(
-                "Block %{x}<br>%{y:.0f}% of its neurons score lower<br>%{customdata:.3g} times the mean<extra></extra>"
+                f"Block %{{x}}<br>%{{y:.0f}}% of its neurons score lower<br>%{{customdata:.3g}} {unit}<extra></extra>"
             ),
         )
     )
     figure.update_xaxes(title="Block", dtick=_ticks(len(blocks)))
     figure.update_yaxes(title="Neurons by rank (%)")
     figure.update_layout(title={"text": title})
+    return _styled(figure)
+
+
+def predicted_and_measured(
+    predicted: torch.Tensor, measured: torch.Tensor, names: Sequence[str], title: str, colour: str = BLOCK
+) -> go.Figure:
+    """Scatter of predicted against measured changes of the loss, a point a unit, with their rank correlation.
+
+    The dashed line is where they are equal.
+
+    Args:
+        predicted: changes of the mean loss in nats, (units,).
+        measured: the same, measured.
+        names: of the units, for the labels.
+        title: what the units are.
+        colour: of the points.
+    """
+    both = torch.cat([predicted, measured]).double()
+    low, high = (float(bound) for bound in both[both.isfinite()].aminmax()) if both.isfinite().any() else (0.0, 1.0)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line={"color": GRID, "dash": "dash"}, hoverinfo="skip",
+        showlegend=False,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=_cells(measured[None])[0],
+        y=_cells(predicted[None])[0],
+        mode="markers+text" if len(names) <= MOST_LABELS else "markers",
+        text=list(names),
+        textposition="top center",
+        textfont={"size": 10},
+        marker={"color": colour, "size": 8},
+        hovertemplate="%{text}<br>measured %{x:.4f}, predicted %{y:.4f}<extra></extra>",
+        showlegend=False,
+    )
+    correlation = rank_correlation(predicted, measured)
+    said = "undefined" if math.isnan(correlation) else f"{correlation:.2f}"
+    figure.update_xaxes(title="Measured change of the loss (nats)")
+    figure.update_yaxes(title="Predicted change (nats)")
+    figure.update_layout(title={"text": f"{title}: rank correlation {said}"})
     return _styled(figure)
 
 

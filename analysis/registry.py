@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from analysis import control, depth, heads, hidden, neurons, predictions, similarity
+from analysis import depth, heads, hidden, neurons, predictions, similarity
+from analysis.control import generator_for, random_scores
 from analysis.errors import InputError
 from analysis.execution import Runner
 from analysis.gradients import Gradients
+from analysis.modules import shallow_copy
 from analysis.statistics import Statistics
 
 Kind = Literal["blocks", "attention", "mlp", "heads", "neurons", "hidden"]
@@ -70,7 +72,18 @@ class Method:
         }
 
 
+WEIGHTS: tuple[Input, ...] = ("weights",)
+STATISTICS: tuple[Input, ...] = ("statistics",)
+BOTH: tuple[Input, ...] = ("weights", "statistics")
+GRADIENTS: tuple[Input, ...] = ("gradients",)
+RANDOM: tuple[Input, ...] = ("random",)
+
+SHORTENED = "Shortened LLaMA, arXiv 2402.02834"
+PRUNER = "LLM-Pruner, arXiv 2305.11627"
+MINITRON = "Minitron, arXiv 2407.14679"
 EXPANSION = "Taylor expansion with the empirical Fisher"
+CONTROL = "control"
+
 METHODS: tuple[Method, ...] = (
     Method(
         "block_influence",
@@ -78,7 +91,7 @@ METHODS: tuple[Method, ...] = (
         "Block influence",
         "ShortGPT, arXiv 2403.03853",
         similarity.block_influence,
-        ("statistics",),
+        STATISTICS,
     ),
     Method(
         "angular_distance",
@@ -86,43 +99,29 @@ METHODS: tuple[Method, ...] = (
         "Angular distance of a run",
         "arXiv 2403.17887",
         similarity.angular_distance,
-        ("statistics",),
+        STATISTICS,
     ),
-    Method(
-        "taylor_blocks", "blocks", "Taylor", "Shortened LLaMA, arXiv 2402.02834", depth.taylor_blocks, ("gradients",)
-    ),
+    Method("taylor_blocks", "blocks", "Taylor", SHORTENED, depth.taylor_blocks, GRADIENTS),
     Method(
         "predicted_blocks",
         "blocks",
         "Predicted loss (second order)",
         EXPANSION,
         predictions.predicted_blocks,
-        ("gradients",),
+        GRADIENTS,
     ),
-    Method(
-        "magnitude_blocks",
-        "blocks",
-        "Magnitude",
-        "Shortened LLaMA, arXiv 2402.02834",
-        depth.magnitude_blocks,
-        ("weights",),
-    ),
-    Method("random_blocks", "blocks", "Random (control)", "control", control.random_scores, ("random",)),
+    Method("magnitude_blocks", "blocks", "Magnitude", SHORTENED, depth.magnitude_blocks, WEIGHTS),
+    Method("random_blocks", "blocks", "Random (control)", CONTROL, random_scores, RANDOM),
     Method(
         "attention_influence",
         "attention",
         "Attention influence",
         "arXiv 2407.15516",
         similarity.attention_influence,
-        ("statistics",),
+        STATISTICS,
     ),
     Method(
-        "taylor_attention",
-        "attention",
-        "Taylor, attention",
-        "after Shortened LLaMA, arXiv 2402.02834",
-        depth.taylor_attention,
-        ("gradients",),
+        "taylor_attention", "attention", "Taylor, attention", f"after {SHORTENED}", depth.taylor_attention, GRADIENTS
     ),
     Method(
         "predicted_attention",
@@ -130,50 +129,27 @@ METHODS: tuple[Method, ...] = (
         "Predicted loss, attention (second order)",
         EXPANSION,
         predictions.predicted_attention,
-        ("gradients",),
+        GRADIENTS,
     ),
+    Method("random_attention", "attention", "Random attention (control)", CONTROL, random_scores, RANDOM),
+    Method("mlp_influence", "mlp", "MLP influence", "arXiv 2407.15516", similarity.mlp_influence, STATISTICS),
+    Method("taylor_mlp", "mlp", "Taylor, MLP", f"after {SHORTENED}", depth.taylor_mlp, GRADIENTS),
     Method(
-        "random_attention", "attention", "Random attention (control)", "control", control.random_scores, ("random",)
+        "predicted_mlp", "mlp", "Predicted loss, MLP (second order)", EXPANSION, predictions.predicted_mlp, GRADIENTS
     ),
-    Method("mlp_influence", "mlp", "MLP influence", "arXiv 2407.15516", similarity.mlp_influence, ("statistics",)),
+    Method("random_mlp", "mlp", "Random MLP (control)", CONTROL, random_scores, RANDOM),
+    Method("minitron_heads", "heads", "Minitron heads", MINITRON, heads.minitron_heads, STATISTICS),
     Method(
-        "taylor_mlp", "mlp", "Taylor, MLP", "after Shortened LLaMA, arXiv 2402.02834", depth.taylor_mlp, ("gradients",)
+        "michel", "heads", "Head importance (Michel)", "Michel et al. 2019, arXiv 1905.10650", heads.michel, GRADIENTS
     ),
-    Method(
-        "predicted_mlp",
-        "mlp",
-        "Predicted loss, MLP (second order)",
-        EXPANSION,
-        predictions.predicted_mlp,
-        ("gradients",),
-    ),
-    Method("random_mlp", "mlp", "Random MLP (control)", "control", control.random_scores, ("random",)),
-    Method(
-        "minitron_heads", "heads", "Minitron heads", "Minitron, arXiv 2407.14679", heads.minitron_heads, ("statistics",)
-    ),
-    Method(
-        "michel",
-        "heads",
-        "Head importance (Michel)",
-        "Michel et al. 2019, arXiv 1905.10650",
-        heads.michel,
-        ("gradients",),
-    ),
-    Method(
-        "taylor_heads",
-        "heads",
-        "Taylor, heads",
-        "after LLM-Pruner, arXiv 2305.11627",
-        heads.taylor_heads,
-        ("gradients",),
-    ),
+    Method("taylor_heads", "heads", "Taylor, heads", f"after {PRUNER}", heads.taylor_heads, GRADIENTS),
     Method(
         "predicted_heads",
         "heads",
         "Predicted loss, heads (second order)",
         EXPANSION,
         predictions.predicted_heads,
-        ("gradients",),
+        GRADIENTS,
     ),
     Method(
         "magnitude_heads",
@@ -181,91 +157,40 @@ METHODS: tuple[Method, ...] = (
         "Magnitude, heads",
         "after Li et al. 2017, arXiv 1608.08710",
         heads.magnitude_heads,
-        ("weights",),
+        WEIGHTS,
     ),
-    Method("random_heads", "heads", "Random heads (control)", "control", control.random_scores, ("random",)),
-    Method("maw", "neurons", "Maximum absolute weight (MAW)", "Martra 2024; OptiPFair", neurons.maw, ("weights",)),
-    Method("vow", "neurons", "Variance of weights (VOW)", "OptiPFair", neurons.vow, ("weights",)),
-    Method("pon", "neurons", "Product of norms (PON)", "OptiPFair", neurons.pon, ("weights",)),
-    Method("l2", "neurons", "L2 norms", "OptiPFair", neurons.l2, ("weights",)),
-    Method(
-        "hybrid",
-        "neurons",
-        "Hybrid (weights and activations)",
-        "OptiPFair, after CFSP",
-        neurons.hybrid,
-        ("weights", "statistics"),
-    ),
+    Method("random_heads", "heads", "Random heads (control)", CONTROL, random_scores, RANDOM),
+    Method("maw", "neurons", "Maximum absolute weight (MAW)", "Martra 2024; OptiPFair", neurons.maw, WEIGHTS),
+    Method("vow", "neurons", "Variance of weights (VOW)", "OptiPFair", neurons.vow, WEIGHTS),
+    Method("pon", "neurons", "Product of norms (PON)", "OptiPFair", neurons.pon, WEIGHTS),
+    Method("l2", "neurons", "L2 norms", "OptiPFair", neurons.l2, WEIGHTS),
+    Method("hybrid", "neurons", "Hybrid (weights and activations)", "OptiPFair, after CFSP", neurons.hybrid, BOTH),
     Method(
         "wanda_structured",
         "neurons",
         "Wanda, structured",
         "after Wanda, arXiv 2306.11695",
         neurons.wanda_structured,
-        ("weights", "statistics"),
+        BOTH,
     ),
-    Method(
-        "minitron",
-        "neurons",
-        "Minitron activations",
-        "Minitron, arXiv 2407.14679",
-        neurons.minitron,
-        ("weights", "statistics"),
-    ),
-    Method(
-        "cfsp_fine",
-        "neurons",
-        "CFSP fine-grained",
-        "CFSP, arXiv 2409.13199",
-        neurons.cfsp_fine,
-        ("weights", "statistics"),
-    ),
-    Method("flap", "neurons", "Fluctuation (FLAP)", "FLAP, arXiv 2312.11983", neurons.flap, ("weights", "statistics")),
-    Method(
-        "taylor_first",
-        "neurons",
-        "Taylor, first order",
-        "LLM-Pruner, arXiv 2305.11627",
-        neurons.taylor_first,
-        ("gradients",),
-    ),
-    Method(
-        "taylor_vectorized",
-        "neurons",
-        "Taylor, vector-wise",
-        "LLM-Pruner, arXiv 2305.11627",
-        neurons.taylor_vectorized,
-        ("gradients",),
-    ),
-    Method(
-        "taylor_second",
-        "neurons",
-        "Taylor, second order",
-        "LLM-Pruner, arXiv 2305.11627",
-        neurons.taylor_second,
-        ("gradients",),
-    ),
-    Method(
-        "taylor_mixed", "neurons", "Taylor, mixed", "LLM-Pruner, arXiv 2305.11627", neurons.taylor_mixed, ("gradients",)
-    ),
+    Method("minitron", "neurons", "Minitron activations", MINITRON, neurons.minitron, BOTH),
+    Method("cfsp_fine", "neurons", "CFSP fine-grained", "CFSP, arXiv 2409.13199", neurons.cfsp_fine, BOTH),
+    Method("flap", "neurons", "Fluctuation (FLAP)", "FLAP, arXiv 2312.11983", neurons.flap, BOTH),
+    Method("taylor_first", "neurons", "Taylor, first order", PRUNER, neurons.taylor_first, GRADIENTS),
+    Method("taylor_vectorized", "neurons", "Taylor, vector-wise", PRUNER, neurons.taylor_vectorized, GRADIENTS),
+    Method("taylor_second", "neurons", "Taylor, second order", PRUNER, neurons.taylor_second, GRADIENTS),
+    Method("taylor_mixed", "neurons", "Taylor, mixed", PRUNER, neurons.taylor_mixed, GRADIENTS),
     Method(
         "predicted_neurons",
         "neurons",
         "Predicted loss, neurons (second order)",
         EXPANSION,
         predictions.predicted_neurons,
-        ("gradients",),
+        GRADIENTS,
     ),
-    Method("random_neurons", "neurons", "Random neurons (control)", "control", control.random_scores, ("random",)),
-    Method(
-        "minitron_hidden",
-        "hidden",
-        "Minitron channels",
-        "Minitron, arXiv 2407.14679",
-        hidden.minitron_hidden,
-        ("statistics",),
-    ),
-    Method("random_hidden", "hidden", "Random channels (control)", "control", control.random_scores, ("random",)),
+    Method("random_neurons", "neurons", "Random neurons (control)", CONTROL, random_scores, RANDOM),
+    Method("minitron_hidden", "hidden", "Minitron channels", MINITRON, hidden.minitron_hidden, STATISTICS),
+    Method("random_hidden", "hidden", "Random channels (control)", CONTROL, random_scores, RANDOM),
 )
 
 
@@ -310,7 +235,7 @@ def score_neurons(entry: Method, evidence: Evidence, block: int) -> torch.Tensor
         evidence,
         block=block,
         count=mlp.width,
-        weights=lambda: neurons.weights_of(module, mlp),
+        weights=lambda: neurons.weights_of(shallow_copy(module), mlp),  # the copy has offloaded weights too
         statistics=lambda statistics: statistics.blocks[block].neurons,
         gradients=lambda gradients: gradients.blocks[block],
     )
@@ -331,7 +256,7 @@ def score_heads(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
         evidence,
         block=block,
         count=attention.query_heads,
-        weights=lambda: heads.weights_of(module, attention),
+        weights=lambda: heads.weights_of(shallow_copy(module), attention),
         statistics=lambda statistics: statistics.blocks[block].heads,
         gradients=lambda gradients: gradients.blocks[block],
     )
@@ -388,7 +313,7 @@ def _scores(
         elif name == "gradients":
             arguments.append(gradients(_differentiated(entry, evidence)))
         else:
-            arguments += [count, control.generator_for(evidence.seed, entry.kind, block)]
+            arguments += [count, generator_for(evidence.seed, entry.kind, block)]
     with torch.inference_mode():
         return entry.function(*arguments).cpu()
 

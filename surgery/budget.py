@@ -51,12 +51,17 @@ class Budget:
         """Name of the amount that is set.
 
         Raises:
-            InputError: none or several are.
+            InputError: none or several are, or it is negative or not a number.
         """
         names = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(names) != 1:
             *most, last = AMOUNTS.values()
             raise InputError(f"Give exactly one budget: {', '.join(most)} or {last}.")
+        amount = getattr(self, names[0])
+        if not isinstance(amount, str) and not amount >= 0:
+            raise InputError(
+                f"A budget of {amount:g} makes no sense: give {AMOUNTS[names[0]]} with a number from 0 on."
+            )
         return names[0]
 
 

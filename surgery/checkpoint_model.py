@@ -65,8 +65,11 @@ def classes(base_model_type: str) -> tuple[Any, Any]:
             self.allow_global_per_layer_attribute_access = True
             super().__post_init__(**kwargs)
 
-        def validate_architecture(self) -> None:
-            """Head counts need not divide the hidden size here."""
+        def validate(self) -> None:
+            """The family's checks but the one that head counts divide the hidden size: here they need not."""
+            for check in base_config.__class_validators__:
+                if check.__name__ != "validate_architecture":
+                    check(self)
 
     class SurgeryForCausalLM(base_model):
         """The family's model with each block built from its own configuration."""

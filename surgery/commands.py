@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from surgery import build_commands, catalogue, documents, suggestion_commands
+from analysis.registry import Evidence
+from surgery import build_commands, catalogue, documents, export_commands, suggestion_commands
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -35,6 +36,8 @@ from surgery.errors import InputError
 from surgery.jobs import Context
 from surgery.memory import fit as fit_structure
 from surgery.recipe import Recipe
+from surgery.scan import KINDS
+from surgery.scan import scan as scan_model
 from surgery.structure import Structure, dense
 from surgery.workbench import TextChoice, Workbench
 
@@ -44,6 +47,7 @@ application = typer.Typer(
 application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
+application.command()(export_commands.export)
 
 
 def main() -> None:
@@ -91,6 +95,7 @@ def analyze(
     gradients: Annotated[
         bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
     ] = False,
+    measure: Annotated[bool, typer.Option(help="Also measure each single removal on the same text (minutes).")] = False,
     out: OutOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -101,11 +106,13 @@ def analyze(
     opened = open_model(bench, model, revision, trust)
     cut = opened.windows(TextChoice(text, window, windows, "calibration"))
     begun = time.perf_counter()
-    run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
-    if gradients:
-        run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report))
-    evidence = opened.evidence(cut)
+    statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
+    slopes = run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report)) if gradients else None
+    evidence = Evidence(opened.runner, statistics, slopes)
     document = documents.analysis(opened, cut, evidence, time.perf_counter() - begun)
+    if measure:
+        found = run_job(bench, "Measuring", lambda job: scan_model(opened, cut, KINDS, job.stop, job.report))
+        document |= documents.measured_document(found, evidence)
     if out is not None:
         whole = document | documents.score_document(opened, cut, evidence)
         documents.write(out, json.dumps(whole, allow_nan=False) + "\n")
@@ -113,13 +120,21 @@ def analyze(
     if as_json:
         emit(document, True)
         return
-    table = Table("block", "block influence", "attention", "MLP", box=None)
     similarity = document["similarity"]
-    for index, row in enumerate(
-        zip(similarity["block_influence"], similarity["attention"], similarity["mlp"], strict=True)
-    ):
+    columns = {"block influence": similarity["block_influence"], "attention": similarity["attention"],
+               "MLP": similarity["mlp"]}  # fmt: skip
+    if document["predicted"] is not None:
+        columns["predicted loss without it"] = document["predicted"]["second"]["blocks"]
+    if measure:
+        columns["measured"] = document["measured"]["blocks"]
+    table = Table("block", *columns, box=None)
+    for index, row in enumerate(zip(*columns.values(), strict=True)):
         table.add_row(str(index), *(f"{value:.4f}" for value in row))
     Console().print(table)
+    if measure and gradients:
+        agreement = document["rank_correlation"]["second"]
+        words = ", ".join(f"{part} {value:.2f}" for part, value in agreement.items())
+        Console().print(f"Rank correlation of predicted and measured: {words}")
     Console().print(f"{document['tokens']:,} tokens, {document['seconds']:.1f} s")
 
 

@@ -28,6 +28,7 @@ from surgery.refitting import Fitted, PairMoments, best_refit
 from surgery.structure import BlockSpec, Part, Refit, Structure, narrowed, output_of, whole
 
 Report = Callable[[float, str], None]
+Run = tuple[BlockSpec, ...]
 GROUP_TOKENS = 2048
 """Tokens that go through a block together."""
 
@@ -39,7 +40,7 @@ class Entry:
     block: int
     """In the source model's numbering."""
     part: str
-    """`attention`, `mlp`, or `run` for a linear patch across removed blocks."""
+    """`attention`, `mlp`, or `run` for a linear patch across the removed sublayers behind the block."""
     applied: bool
     ridge: float | None
     plain_error: float
@@ -118,11 +119,11 @@ class Compensator:
             if stop is not None and stop.is_set():
                 raise Cancelled("Cancelled.")
             report(position / len(kept), f"Compensating block {position + 1} of {len(kept)}")
-            following = kept[position + 1].source if position + 1 < len(kept) else len(self.runner.blocks)
-            link = hashlib.sha256(f"{link}>{spec.key}>{following}".encode()).hexdigest()[:32]
+            runs = self._runs_behind(structure, kept, position)
+            link = hashlib.sha256(f"{link}>{spec.key}>{runs}".encode()).hexdigest()[:32]
             known = self._known.get(link)
             if known is None:
-                known = self._refit(structure, spec, following, groups, link)
+                known = self._refit(structure, spec, runs, groups, link)
                 self._known.put(link, known, _bytes(known[0]))
             new = replace(spec, refit=known[0])
             entries += known[1]
@@ -144,8 +145,30 @@ class Compensator:
                 groups.append(_Group(prepared, prepared.state.clone(), is_aside))
         return groups
 
+    def _runs_behind(self, structure: Structure, kept: list[BlockSpec], position: int) -> dict[Part, Run]:
+        """The removed sublayers behind each sublayer that stays, up to the next one that stays; empty runs left out.
+
+        A run is given as what is left to compute: specs of source blocks that hold the removed parts alone. Blocks
+        whose sublayers stand side by side can only be missing as a whole.
+        """
+        if not any(edit.how == "linear_patch" for edit in structure.compensations):
+            return {}
+        blocks = self.runner.architecture.blocks
+        spec = kept[position]
+        block = blocks[spec.source]
+        end = kept[position + 1] if position + 1 < len(kept) else None
+        behind = [whole(blocks[index]) for index in range(spec.source + 1, end.source if end else len(blocks))]
+        if end is not None and not end.attention and blocks[end.source].attention and not blocks[end.source].parallel:
+            behind.append(replace(whole(blocks[end.source]), neurons=()))
+        runs: dict[Part, Run] = {}
+        if spec.mlp:
+            runs["mlp"] = tuple(behind)
+        elif spec.attention and block.mlp is not None and not block.parallel:
+            runs["attention"] = (replace(whole(block), query_heads=(), kv_heads=()), *behind)
+        return {part: run for part, run in runs.items() if run}
+
     def _refit(
-        self, structure: Structure, spec: BlockSpec, following: int, groups: list[_Group], key: str
+        self, structure: Structure, spec: BlockSpec, runs: dict[Part, Run], groups: list[_Group], key: str
     ) -> tuple[Refit | None, tuple[Entry, ...]]:
         """Everything that is refitted in one block: attention, then MLP on its result, then the run behind it."""
         weights: dict[str, torch.Tensor] = {}
@@ -169,16 +192,19 @@ class Compensator:
             entries.append(_entry(spec.source, part, fitted))
             if fitted.ridge is not None:
                 weights[path] = fitted.weight.float()
-        edit = _edit_for(structure, ("linear_patch",), spec.source)
-        if edit is not None and following > spec.source + 1 and block.mlp is not None and spec.mlp:
+        for part, run in runs.items():
+            edit = _edit_for(structure, ("linear_patch",), spec.source)
+            if edit is None:
+                continue
             so_far = replace(spec, refit=Refit(key, dict(weights), dict(biases)))
-            fitted = self._patch(so_far, following, groups, edit.ridge)
+            fitted = self._patch(so_far, part, run, groups, edit.ridge)
             entries.append(_entry(spec.source, "run", fitted))
             if fitted.ridge is not None:
-                weight, bias = self._weight(so_far, block.mlp.down.module)
-                weights[block.mlp.down.module] = (fitted.weight @ weight).float()
+                path = output_of(block, part).module
+                weight, bias = self._weight(so_far, path)
+                weights[path] = (fitted.weight @ weight).float()
                 if bias is not None:
-                    biases[block.mlp.down.module] = (fitted.weight @ bias).float()
+                    biases[path] = (fitted.weight @ bias).float()
         return (Refit(key, weights, biases) if weights or biases else None), tuple(entries)
 
     def _module(self, spec: BlockSpec) -> nn.Module:
@@ -208,8 +234,12 @@ class Compensator:
         pair: dict[bool, PairMoments] = {}
         for group in groups:
             call = group.prepared.calls[spec.source]
-            inputs = self._input_of(narrow_module, path, group.state, call)
-            written = self._input_of(whole_module, path, group.state, call) @ weight_of(linear).T
+            read = self._input_of(whole_module, path, group.state, call)
+            if part == "mlp":  # neurons do not see each other: what stays reads the same
+                inputs = read[..., list(spec.neurons)]
+            else:
+                inputs = self._input_of(narrow_module, path, group.state, call)
+            written = read @ weight_of(linear).T
             moments = pair.setdefault(group.aside, PairMoments.empty(inputs.shape[-1], written.shape[-1]))
             moments.update(inputs, written)
         return pair[False], pair[True]
@@ -222,36 +252,41 @@ class Compensator:
         self.runner.run(observed, state, call)
         return caught[0]
 
-    def _patch(self, spec: BlockSpec, following: int, groups: list[_Group], ridge: float | None) -> Fitted:
-        """The map T of what the MLP adds, so that the state behind it is nearest to the one behind the removed run.
+    def _patch(self, spec: BlockSpec, part: Part, run: Run, groups: list[_Group], ridge: float | None) -> Fitted:
+        """The map T of what a sublayer adds, so that the state behind it is nearest to the one behind the removed run.
 
-        With Y the state beside the MLP, C what the MLP adds and R the state after the run: min |C T^T + Y - R|^2,
-        pulled towards the identity. Source: ReplaceMe (2505.02819), Eq. 4 to 6.
+        With Y the state beside the sublayer, C what it adds and R the state after the run: min |C T^T + Y - R|^2,
+        pulled towards the identity. Source: ReplaceMe (2505.02819), Eq. 4 to 6, for whole blocks; here a run of
+        removed sublayers, folded into whichever output projection stands before it.
         """
-        without = self._module(replace(spec, neurons=(), biases=(), refit=_without_mlp(spec, self.runner)))
+        beside = self._module(_without(spec, part, self.runner.architecture.blocks[spec.source]))
         pair: dict[bool, PairMoments] = {}
         for group in groups:
             call = group.prepared.calls[spec.source]
-            beside = self.runner.run(without, group.state, call)
+            alone = self.runner.run(beside, group.state, call)
             out = self._run(spec, group)
             after = out
-            for index in range(spec.source + 1, following):
-                after = self.runner.run(self.runner.blocks[index], after, group.prepared.calls[index])
+            for missing in run:
+                after = self.runner.run(self._module(missing), after, group.prepared.calls[missing.source])
             size = out.shape[-1]
             moments = pair.setdefault(group.aside, PairMoments.empty(size, size))
-            moments.update(out - beside, after - beside)
+            moments.update(out - alone, after - alone)
         return best_refit(pair[False], pair[True], torch.eye(size, dtype=torch.float64), ridge)
 
 
-def _without_mlp(spec: BlockSpec, runner: Runner) -> Refit | None:
-    """The refit of a block's attention alone."""
-    block = runner.architecture.blocks[spec.source]
-    if spec.refit is None or block.attention is None or not spec.attention:
-        return None
-    path = block.attention.output.module
-    chosen = [{name: value for name, value in part.items() if name == path}
-              for part in (spec.refit.weights, spec.refit.biases)]  # fmt: skip
-    return Refit(f"{spec.refit.key} attention", *chosen)
+def _without(spec: BlockSpec, part: Part, block: Block) -> BlockSpec:
+    """The spec with one sublayer gone, and the other's refit alone."""
+    other: Part = "mlp" if part == "attention" else "attention"
+    new = replace(spec, biases=tuple(kept for kept in spec.biases if kept == other))
+    new = replace(new, query_heads=(), kv_heads=(), merged="") if part == "attention" else replace(new, neurons=())
+    if spec.refit is None or not getattr(new, other):
+        return replace(new, refit=None)
+    path = output_of(block, other).module
+    weights, biases = (
+        {name: value for name, value in values.items() if name == path}
+        for values in (spec.refit.weights, spec.refit.biases)
+    )
+    return replace(new, refit=Refit(f"{spec.refit.key} {other}", weights, biases))
 
 
 def _edit_for(structure: Structure, how: tuple[str, ...], block: int) -> Compensate | None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from analysis import registry, similarity
-from analysis.predictions import predicted_changes
+from analysis.predictions import predicted_changes, rank_correlation
 from analysis.registry import Evidence, Kind, Method
 from analysis.text import Windows
 from surgery.live import Estimate
 from surgery.recipe import Recipe, write_atomically
+from surgery.scan import Scan
 from surgery.structure import Structure
 from surgery.workbench import OpenModel
 
@@ -128,6 +129,24 @@ def _prediction_document(evidence: Evidence) -> dict[str, Any] | None:
         order: {part: plain(getattr(changes, part)) for part in ("blocks", "attention", "mlp", "kv_groups")}
         for order, changes in (("first", found.first), ("second", found.second))
     }
+
+
+def measured_document(found: Scan, evidence: Evidence) -> dict[str, Any]:
+    """What removing each part costs, in nats, beside what was predicted, with the rank correlation of the two.
+
+    `rank_correlation.<order>.<part>` is Spearman's; empty without gradients.
+    """
+    measured = {part: [row and row.difference for row in rows] for part, rows in found.removals.items()}
+    correlations: dict[str, dict[str, float]] = {}
+    if evidence.gradients is not None:
+        predictions = predicted_changes(evidence.gradients)
+        for order, changes in (("first", predictions.first), ("second", predictions.second)):
+            correlations[order] = {}
+            for part, rows in measured.items():
+                there = [index for index, value in enumerate(rows) if value is not None]
+                values = torch.tensor([rows[index] for index in there], dtype=torch.float64)
+                correlations[order][part] = rank_correlation(getattr(changes, part)[there], values)
+    return {"measured": plain(measured), "rank_correlation": plain(correlations)}
 
 
 def score_document(model: OpenModel, windows: Windows, evidence: Evidence) -> dict[str, Any]:

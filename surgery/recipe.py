@@ -164,7 +164,8 @@ class Compensate(_Edit):
 
     `least_squares` refits the output projections of narrowed sublayers, `bias` adds the removed inputs' mean
     contribution, `linear_patch` folds a map across each run of removed blocks into the MLP before it. `ridge` is
-    relative to the mean diagonal of the input moments; None chooses it, sublayer by sublayer, on windows kept aside.
+    relative to the mean diagonal of the input moments; None chooses it, sublayer by sublayer, on windows kept aside,
+    and leaves out what does not help there.
     """
 
     op: Literal["compensate"] = "compensate"

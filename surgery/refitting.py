@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +92,7 @@ class Fitted:
 
 
 def best_refit(fit: PairMoments, aside: PairMoments, start: torch.Tensor, ridge: float | None) -> Fitted:
-    """Refit with the given ridge, or with the one that is best on the windows kept aside, if it beats `start` there.
+    """Refit with the given ridge as it is, or with the best one on the windows kept aside, if it beats `start` there.
 
     Args:
         fit: moments of the windows that are fitted.
@@ -98,9 +100,28 @@ def best_refit(fit: PairMoments, aside: PairMoments, start: torch.Tensor, ridge:
         start: the weight without a refit, (outputs, inputs), float64.
         ridge: a fixed ridge; None chooses among `RIDGES`.
     """
-    tried = [(value, refit(fit, start, value)) for value in (RIDGES if ridge is None else (ridge,))]
-    chosen, weight = min(tried, key=lambda pair: aside.error(pair[1]))
-    helps = aside.error(weight) < aside.error(start)
-    if not helps:
-        chosen, weight = None, start  # type: ignore[assignment]
+    if ridge is not None:
+        chosen: float | None = ridge
+    else:
+        best, error = _walk(lambda value: aside.error(refit(fit, start, value)))
+        chosen = best if error < aside.error(start) else None
+    weight = start if chosen is None else refit(fit, start, chosen)
     return Fitted(weight, chosen, fit.error(start), fit.error(weight), aside.error(start), aside.error(weight))
+
+
+def _walk(error_of: Callable[[float], float]) -> tuple[float, float]:
+    """The ridge of the least error and that error, walking from the middle of `RIDGES` while the error falls."""
+    known: dict[int, float] = {}
+
+    def error(place: int) -> float:
+        if not 0 <= place < len(RIDGES):
+            return math.inf
+        if place not in known:
+            known[place] = error_of(RIDGES[place])
+        return known[place]
+
+    place = len(RIDGES) // 2
+    step = 1 if error(place + 1) < error(place) else -1
+    while error(place + step) < error(place):
+        place += step
+    return RIDGES[place], known[place]

@@ -268,6 +268,72 @@ def test_the_least_distant_run_is_the_best_of_all_runs(seed: int) -> None:
     assert single == (int(similarity.angular_distance(found).argmin()),)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_coarse_importance_is_the_mean_angle_of_a_block(seed: int) -> None:
+    found = _random_similarities(5, seed)
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(2 * 5, 6, 16, generator=generator).cumsum(dim=1).double()
+    for block, importance in enumerate(similarity.coarse_importance(found).tolist()):
+        angles = [
+            math.acos(float(token[block] @ token[block + 1] / (token[block].norm() * token[block + 1].norm())))
+            for token in states
+        ]
+        assert importance == pytest.approx(sum(angles) / len(angles) / math.pi, rel=1e-4)
+
+
+NORMS = {
+    "llama": ("input_layernorm", "post_attention_layernorm"),
+    "gemma2": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "phi3": ("input_layernorm", "post_attention_layernorm"),
+    "gpt2": ("ln_1", "ln_2"),
+    "opt": ("self_attn_layer_norm", "final_layer_norm"),
+    "gpt_neox": ("input_layernorm", "post_attention_layernorm"),
+    "phi": ("input_layernorm",),
+}
+
+
+@pytest.mark.parametrize("family", NORMS)
+def test_minitron_channels_follow_the_formula(family: str) -> None:
+    model: Any = copy.deepcopy(runner_of(family).model)
+    seen: list[torch.Tensor] = []
+    for block in model.get_submodule(layout_of(family).blocks):
+        for name in NORMS[family]:
+            norm = block.get_submodule(name)
+            norm.register_forward_hook(lambda module, args, out: seen.append(out.double().reshape(3, 24, 48)))
+    with torch.no_grad():
+        model(input_ids=WINDOWS.ids)
+    assert len(seen) == 4 * len(NORMS[family])
+    expected = [
+        sum(_norm([sum(map(abs, window[:, channel].tolist())) / 24 for window in outputs]) for outputs in seen)
+        for channel in range(48)
+    ]
+    found = registry.score_hidden(registry.method("minitron_hidden"), Evidence(runner_of(family), collected(family)))
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_random_scores_depend_on_seed_kind_and_block_alone() -> None:
+    controls = [entry for entry in METHODS if entry.needs_seed]
+    assert {entry.kind for entry in controls} == {"blocks", "attention", "mlp", "heads", "neurons", "hidden"}
+    runner, seen = runner_of("llama"), []
+    for entry in controls:
+        torch.manual_seed(1)
+        first = _scored(entry, Evidence(runner))
+        state = torch.get_rng_state()
+        again = _scored(entry, Evidence(runner, seed=0))
+        assert torch.equal(state, torch.get_rng_state()), "the global generator is not touched"
+        assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+        seen += [*first, *_scored(entry, Evidence(runner, seed=1))]
+    starts = {tuple(scores[:4].tolist()) for scores in seen}
+    assert len(starts) == len(seen), "no two blocks, kinds or seeds share their numbers"
+    assert all(0 <= value < 1 for scores in seen for value in scores.tolist())
+
+
 def _scored(entry: Method, evidence: Evidence) -> list[torch.Tensor]:
     """All scores of a method: one tensor a block, or one in all."""
     if entry.kind == "neurons":

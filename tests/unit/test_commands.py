@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from analysis.registry import METHODS
 from surgery import commands
 from tests.tiny_models import VOCAB, build
 
@@ -88,6 +89,70 @@ def test_analyze_writes_everything(folder, tmp_path):
     assert len(found["similarity"]["block_influence"]) == len(found["similarity"]["mlp"]) == 4
     assert len(whole["neurons"]["maw"]) == 4 and len(whole["neurons"]["hybrid"][0]) == 80
     assert all(len(row) == 6 for row in found["heads"]["entropy"])
+    assert found["predicted"] is None and "taylor_first" not in whole["neurons"]
+    written = {name for part in (whole["neurons"], whole["heads"], *whole["scores"].values()) for name in part}
+    assert written >= {entry.name for entry in METHODS if not entry.needs_gradients}
+    assert not written & {entry.name for entry in METHODS if entry.needs_gradients}
+
+
+def test_analyze_with_gradients_predicts_every_removal(folder, tmp_path):
+    out = tmp_path / "analysis.json"
+    arguments = ("analyze", folder, "--text", folder / "text.txt", *TEXT, "--gradients")
+    found = json.loads(run(*arguments, "--out", out, "--json"))
+    whole = json.loads(out.read_text())
+    assert set(found["predicted"]) == set(whole["predicted_neurons"]) == {"first", "second"}
+    for order, parts in found["predicted"].items():
+        assert {part: len(values) for part, values in parts.items()} == {
+            "blocks": 4, "attention": 4, "mlp": 4, "kv_groups": 4
+        }  # fmt: skip
+        assert [len(groups) for groups in parts["kv_groups"]] == [2] * 4
+        assert [len(neurons) for neurons in whole["predicted_neurons"][order]] == [80] * 4
+    first, second = found["predicted"]["first"]["blocks"], found["predicted"]["second"]["blocks"]
+    assert all(one < two for one, two in zip(first, second, strict=True)), "the Fisher term is positive"
+    written = {"neurons": whole["neurons"], "heads": whole["heads"]} | whole["scores"]
+    for entry in METHODS:
+        assert entry.name in written[entry.kind], "a score of every method"
+    assert whole["scores"]["blocks"]["predicted_blocks"] == second
+    assert "predicted loss without it" in run(*arguments)
+
+
+def test_analyze_sets_predictions_beside_measurements(folder):
+    text = ("--text", folder / "text.txt", *TEXT)
+    found = json.loads(run("analyze", folder, *text, "--gradients", "--measure", "--json"))
+    scanned = json.loads(run("scan", folder, *text, "--json"))
+    for part in ("blocks", "attention", "mlp"):
+        assert found["measured"][part] == scanned["difference"][part]
+        order = sorted(range(4), key=lambda block: found["measured"][part][block])
+        guess = sorted(range(4), key=lambda block: found["predicted"]["second"][part][block])
+        ranks = [[order.index(block) for block in range(4)], [guess.index(block) for block in range(4)]]
+        distance = sum((one - other) ** 2 for one, other in zip(*ranks))
+        expected = 1 - 6 * distance / (4 * 15)  # Spearman's own formula, no ties
+        assert found["rank_correlation"]["second"][part] == pytest.approx(expected)
+    assert "Rank correlation" in run("analyze", folder, *text, "--gradients", "--measure")
+    assert json.loads(run("analyze", folder, *text, "--measure", "--json"))["rank_correlation"] == {}
+
+
+def test_build_and_evaluate_with_a_compensation(folder, tmp_path):
+    """A recipe with a refit: measured, built, and the built folder measures the same."""
+    text = ("--text", folder / "text.txt", *TEXT)
+    recipe = tmp_path / "recipe.json"
+    run("suggest", folder, "--method", "maw", "--width", 40, "--out", recipe)
+    document = json.loads(recipe.read_text())
+    fingerprint = json.loads(run("analyze", folder, *text, "--json"))["text"]["fingerprint"]
+    named = {"source": "text.txt", "fingerprint": fingerprint, "window": 16, "windows": 8}
+    document["edits"] += [{"op": "compensate", "how": "least_squares", "text": named}]
+    recipe.write_text(json.dumps(document))
+    calibration = ("--calibration", folder / "text.txt")
+    found = json.loads(run("evaluate", folder, "--recipe", recipe, *calibration, *text, "--json"))
+    assert [entry["block"] for entry in found["compensation"]] == [0, 1, 2, 3]
+    assert found["perplexity"] != found["perplexity_without_compensation"]
+    built = json.loads(run("build", recipe, "--out", tmp_path / "small", *calibration, "--json"))
+    assert built["uniform"] is True and built["parameters"] == found["parameters"]
+    assert "model.safetensors" in built["files"] and built["bytes"] > 4 * built["parameters"]
+    again = json.loads(run("evaluate", tmp_path / "small", *text, "--json"))
+    assert again["perplexity"] == pytest.approx(found["perplexity"], rel=1e-5)
+    assert "there already" in run("build", recipe, "--out", tmp_path / "small", *calibration, code=2)
+    assert "text.txt" in run("build", recipe, "--out", tmp_path / "other", code=2), "another text must not be used"
 
 
 def test_suggest_evaluate_and_fit_share_a_recipe(folder, tmp_path):

@@ -73,6 +73,31 @@ def test_equal_or_zero_scores_can_be_drawn() -> None:
         _round_trip(heat)
 
 
+def test_signed_scores_are_drawn_in_standard_deviations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {block: 5 * torch.randn(400, generator=generator) + 3 for block in range(6)}
+    figure = figures.neuron_importance(scores, "Method")
+    heat = figure.data[0]
+    assert -3.5 < heat.zmin < -1.5 and 1.5 < heat.zmax < 3.5 and "deviations" in heat.hovertemplate
+    assert heat.customdata[0][0] == pytest.approx(float((scores[0].min() - scores[0].mean()) / scores[0].std()))
+    _round_trip(figure)
+
+
+def test_predictions_are_drawn_against_measurements_with_their_rank_correlation() -> None:
+    predicted, measured = torch.tensor([0.1, 0.4, 0.2, 3.0]), torch.tensor([0.3, 0.2, 0.5, 9.0])
+    figure = figures.predicted_and_measured(predicted, measured, ["a", "b", "c", "d"], "Blocks")
+    line, points = figure.data
+    assert list(points.x) == pytest.approx(measured.tolist()) and list(points.y) == pytest.approx(predicted.tolist())
+    assert list(points.text) == ["a", "b", "c", "d"] and "text" in points.mode
+    assert list(line.x) == list(line.y) == pytest.approx([0.1, 9.0])
+    assert figure.layout.title.text == "Blocks: rank correlation 0.40"
+    many = figures.predicted_and_measured(torch.rand(90), torch.rand(90), ["unit"] * 90, "Groups")
+    assert many.data[1].mode == "markers"
+    nothing = figures.predicted_and_measured(torch.tensor([float("nan")]), torch.tensor([1.0]), ["a"], "Blocks")
+    assert "undefined" in nothing.layout.title.text and list(nothing.data[1].y) == [None]
+    _round_trip(nothing)
+
+
 def test_heads_of_blocks_without_attention_are_blank() -> None:
     figure = figures.head_statistic([torch.tensor([1.0, 2.0]), torch.zeros(0)], "entropy")
     assert [row[1] for row in figure.data[0].z] == [None, None] and figure.data[0].z[1][0] == 2.0

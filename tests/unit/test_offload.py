@@ -6,6 +6,8 @@ from accelerate import cpu_offload, disk_offload
 
 from analysis.describe import describe
 from analysis.execution import Runner
+from analysis.gradients import collect_gradients
+from analysis.registry import METHODS, Evidence, score_blocks, score_heads, score_neurons
 from analysis.statistics import collect
 from analysis.text import Windows
 from surgery.live import Evaluator
@@ -36,12 +38,21 @@ def test_offloaded_model_measures_the_same(place, family, tmp_path):
     else:
         cpu_offload(offloaded, execution_device="cpu")
     assert next(offloaded.parameters()).is_meta
-    results = []
+    results, scores = [], []
     for model in (plain, offloaded):
         architecture = describe(model)
         runner = Runner(model, architecture)
         estimate = Evaluator(runner).measure(resolve(architecture, RECIPE), windows)
-        results.append((architecture.parameters, estimate.nll, collect(runner, windows).similarities.angular))
+        statistics, gradients = collect(runner, windows), collect_gradients(runner, windows)
+        results.append((architecture.parameters, estimate.nll, statistics.similarities.angular))
+        evidence = Evidence(runner, statistics, gradients)
+        scores.append(
+            [score_neurons(entry, evidence, 1) for entry in METHODS if entry.kind == "neurons"]
+            + [score_heads(entry, evidence, 1) for entry in METHODS if entry.kind == "heads"]
+            + [score_blocks(entry, evidence) for entry in METHODS if entry.kind in ("blocks", "attention", "mlp")]
+        )
     assert results[0][0] == results[1][0]
     assert results[0][1] == pytest.approx(results[1][1], abs=1e-6)
     torch.testing.assert_close(results[0][2], results[1][2])
+    for one, two in zip(*scores, strict=True):
+        torch.testing.assert_close(one, two)

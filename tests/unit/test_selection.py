@@ -93,6 +93,14 @@ def test_exactly_one_amount_is_given():
 
 
 @pytest.mark.parametrize(
+    "budget", [Budget(heads=-1), Budget(percent=-5), Budget(percent=float("nan")), Budget(blocks=-1)]
+)
+def test_amounts_are_not_negative(budget):
+    with pytest.raises(InputError, match="makes no sense"):
+        budget.given()
+
+
+@pytest.mark.parametrize(
     "rules",
     [
         Rules(protect_first=-1),

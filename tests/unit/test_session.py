@@ -198,6 +198,28 @@ def test_a_method_that_needs_text_analyses_first_and_then_narrows(session: Sessi
     assert session.narrow("cfsp_fine", 0.5) is None, "analysed by now"
 
 
+def test_a_method_that_needs_gradients_gathers_them_and_then_narrows(session: Session) -> None:
+    assert session.narrow("cfsp_fine", 0.75) is not None
+    idle(session)
+    assert session.narrow("taylor_first", 0.5) is not None, "the analysis alone is not enough"
+    view = idle(session)
+    assert view.error == "" and view.structure is not None and set(view.structure.expansion_ratios) == {0.5}
+    [edit] = view.history.current.edits  # type: ignore[union-attr]
+    assert edit.chosen_by is not None and edit.chosen_by.method == "taylor_first"
+    assert session.narrow("taylor_mixed", 0.75) is None, "gathered by now"
+
+
+def test_a_method_of_gradients_that_is_chosen_during_an_analysis_gets_them(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = slow_analysis(session, monkeypatch)
+    job = session.narrow("cfsp_fine", 0.75)
+    assert session.narrow("predicted_neurons", 0.5) is job
+    go.set()
+    view = idle(session)
+    assert view.error == "" and view.structure is not None and set(view.structure.expansion_ratios) == {0.5}
+
+
 def test_of_several_moves_during_an_analysis_the_last_counts(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     go = slow_analysis(session, monkeypatch)
     job = session.narrow("cfsp_fine", 0.75)

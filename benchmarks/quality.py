@@ -1,0 +1,198 @@
+"""Perplexity of every method at the same sizes, without training, with and without compensation.
+
+    python -m benchmarks.quality [--sizes 90,80,70] [--methods cfsp_fine,block_influence] [--data DIR] [--out F]
+
+The embedded model on WikiText-2-raw: scores, searches and compensations from the first windows of the validation
+split, perplexity from the first windows of the test split, rows joined by two line feeds, no BOS. Each result is
+written at once, and what the file holds already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis.text import Windows
+from benchmarks import measuring
+from surgery import catalogue
+from surgery.budget import Budget, Rules
+from surgery.errors import InputError
+from surgery.narrowing import shown_source
+from surgery.recipe import Compensate, Recipe, TextReference
+from surgery.structure import Structure
+from surgery.suggestion import suggest
+from surgery.workbench import OpenModel, TextChoice, Workbench
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+WINDOW = 512
+GREEDY = Rules(keep_candidates=12, per_parameter=True)
+COMPENSATIONS = {
+    "blocks": "linear_patch",
+    "attention": "linear_patch",
+    "mlp": "linear_patch",
+    "sublayers": "linear_patch",
+    "neurons": "least_squares",
+    "heads": "least_squares",
+}
+"""What makes up for the removals of each kind; channels of the residual stream cannot be compensated."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method under rules, with the name of its row."""
+
+    name: str
+    method: str
+    rules: Rules = field(default_factory=Rules)
+
+
+def variants() -> list[Variant]:
+    """Every method with its usual rules, and the rules that are published with some of them."""
+    found = []
+    for item in catalogue.everything():
+        if item.kind == "kv_heads":  # merging heads has no parameter budget
+            continue
+        greedy = item.name in ("perplexity_greedy", "greedy_sublayers")
+        found.append(Variant(item.name, item.name, GREEDY if greedy else Rules()))
+    ends = Rules(protect_first=4, protect_last=2)
+    found += [Variant(f"{name}+", name, ends) for name in ("taylor_blocks", "magnitude_blocks", "block_influence")]
+    found.append(Variant("maw, block 0 spared", "maw", Rules(protect_first=1)))
+    found.append(Variant("cfsp_fine, CFSP budget", "cfsp_fine", Rules(allocation="cfsp")))
+    found.append(Variant("taylor_first, one ranking", "taylor_first", Rules(allocation="raw")))
+    return found
+
+
+class Quality:
+    """The open model and its two texts.
+
+    Args:
+        data: the folder with the WikiText-2 files.
+        windows: test windows that are measured.
+        calibration: validation windows that methods and compensations see.
+    """
+
+    def __init__(self, data: Path, windows: int, calibration: int) -> None:
+        self.model: OpenModel = Workbench().open("default")
+        self.test = self._windows(data / "wikitext-2-raw-test.jsonl", windows)
+        self.calibration = self._windows(data / "wikitext-2-raw-validation.jsonl", calibration)
+
+    def _windows(self, path: Path, count: int) -> Windows:
+        return self.model.windows(TextChoice(str(path), WINDOW, count))
+
+    @property
+    def text(self) -> TextReference:
+        """How a recipe names the calibration windows."""
+        return reference(self.calibration)
+
+    def perplexity(self, structure: Structure) -> float:
+        """On the test windows. States of one recipe do not help the next: they would only fill the memory."""
+        self.model.evaluator.states.clear()
+        return self.model.evaluator.measure(structure, self.test).perplexity
+
+    def compensated(self, recipe: Recipe, *how: str) -> Structure:
+        """The structure of a recipe with compensations computed."""
+        edits = [Compensate(how=name, text=self.text) for name in how]  # type: ignore[arg-type]
+        structure = self.model.resolve(recipe.with_edits(*recipe.edits, *edits))
+        return self.model.compensator.compute(structure, self.calibration).structure
+
+    def row(self, variant: Variant, size: float) -> dict[str, Any]:
+        """One method at one size in percent of the parameters."""
+        begun = time.perf_counter()
+        kind = catalogue.entry(variant.method).kind
+        made: dict[str, Any] = {"method": variant.name, "kind": kind, "size": size}
+        try:
+            recipe = suggest(self.model, variant.method, Budget(params=f"{size}%"), variant.rules, self.calibration)
+        except InputError as error:
+            return made | {"refused": str(error)}
+        structure = self.model.resolve(recipe)
+        made["parameters"] = 100 * structure.parameters / self.model.architecture.parameters
+        made["perplexity"] = self.perplexity(structure)
+        how = COMPENSATIONS.get(kind)
+        made["compensated"] = self.perplexity(self.compensated(recipe, how)) if how else None
+        return made | {"seconds": time.perf_counter() - begun}
+
+
+def reference(windows: Windows) -> TextReference:
+    """How a recipe names token windows."""
+    return TextReference(
+        source=shown_source(windows.source),
+        fingerprint=windows.text_fingerprint,
+        window=windows.length,
+        windows=windows.count,
+    )
+
+
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is asked for and not yet in the result file."""
+    torch.set_num_threads(options.threads)
+    quality = Quality(options.data, options.windows, options.calibration)
+    document = _known(options.out) or {
+        "machine": measuring.machine(),
+        "model": quality.model.reference.model_dump(),
+        "test": reference(quality.test).model_dump(),
+        "calibration": quality.text.model_dump(),
+        "dense": quality.perplexity(quality.model.evaluator.dense),
+        "rows": [],
+    }
+    done = {(row["method"], row["size"]) for row in document["rows"]}
+    chosen = [variant for variant in variants() if not options.methods or variant.name in options.methods.split(",")]
+    for size in map(float, options.sizes.split(",")):
+        for variant in chosen:
+            if (variant.name, size) not in done:
+                row = quality.row(variant, size)
+                document["rows"].append(row)
+                measuring.write("quality", document, options.out)
+                print({key: value for key, value in row.items() if key != "kind"}, file=sys.stderr)
+    return document
+
+
+def _known(out: Path) -> dict[str, Any] | None:
+    return json.loads(out.read_text("utf-8")) if out.is_file() else None
+
+
+def summary(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line a method: perplexity and, behind an arrow, with compensation, at each size."""
+    sizes = sorted({row["size"] for row in document["rows"]}, reverse=True)
+    lines: dict[str, dict[str, Any]] = {}
+    for row in document["rows"]:
+        empty = {"method": row["method"], "removes": row["kind"]} | {f"{size:g}%": "" for size in sizes}
+        lines.setdefault(row["method"], empty)[f"{row['size']:g}%"] = _cell(row)
+    return list(lines.values())
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return "out of reach"
+    plain = _number(row["perplexity"])
+    return plain if row["compensated"] is None else f"{plain} → {_number(row['compensated'])}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", default="90,80,70", help="percent of the parameters that stay")
+    parser.add_argument("--methods", default="", help="names of rows; all if absent")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--calibration", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with wikitext-2-raw-{test,validation}.jsonl")
+    parser.add_argument("--out", type=Path, default=measuring.RESULTS / "quality.json")
+    options = parser.parse_args()
+    document = benchmark(options)
+    measuring.table(summary(document), f"Perplexity (dense {document['dense']:.2f}), → with compensation")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The verb `export` of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from surgery import embedded
+from surgery.checkpoint import RECIPE_FILE
+from surgery.console import JsonOption, TrustOption, emit, open_model, run_job
+from surgery.errors import InputError
+from surgery.gguf_export import write_gguf
+from surgery.jobs import Context
+from surgery.loading import DEFAULT
+from surgery.mergekit import mergekit_yaml
+from surgery.recipe import Recipe, write_atomically
+from surgery.workbench import Workbench
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A checkpoint folder (or default); for mergekit a recipe file too.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    format_name: Annotated[str, typer.Option("--format", help="gguf or mergekit.")] = "gguf",
+    type_name: Annotated[str, typer.Option("--type", help="F32, F16 or Q8_0, for GGUF.")] = "F16",
+    model: Annotated[
+        str | None, typer.Option("--model", help="The source model, if not where the recipe says; for mergekit.")
+    ] = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint for other tools: a GGUF file for llama.cpp, or mergekit's YAML for whole blocks."""
+    if format_name == "gguf":
+        emit(_gguf(source, out, type_name), as_json)
+    elif format_name == "mergekit":
+        emit(_mergekit(source, out, model, trust), as_json)
+    else:
+        raise InputError(f"There is no export format {format_name!r}: choose gguf or mergekit.")
+
+
+def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
+    if source.is_file():
+        raise InputError(f"{source.name} is a file and GGUF is made from a checkpoint folder: run `build` first.")
+    bench = Workbench()
+
+    def work(job: Context) -> Any:
+        folder = embedded.directory(job.report) if str(source) == DEFAULT else source
+        return write_gguf(folder, out, type_name, job.report, job.stop)  # type: ignore[arg-type]
+
+    made = run_job(bench, "Writing GGUF", work)
+    return {
+        "path": str(made.path),
+        "bytes": made.bytes,
+        "format": "gguf",
+        "type": made.type_name,
+        "architecture": made.architecture,
+        "tensors": made.tensors,
+        "parameters": made.parameters,
+        "notes": list(made.notes),
+    }
+
+
+def _mergekit(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
+    recipe = Recipe.load(source / RECIPE_FILE if source.is_dir() else source)
+    opened = open_model(Workbench(), model or recipe.model.id, None if model else recipe.model.revision, trust)
+    write_atomically(out, mergekit_yaml(recipe, opened.architecture))
+    return {"path": str(out), "bytes": out.stat().st_size, "format": "mergekit"}

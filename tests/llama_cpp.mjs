@@ -1,0 +1,53 @@
+// Runs a GGUF file in llama.cpp: node llama_cpp.mjs FOLDER_OF_NODE_MODULES MODEL.gguf < request.json > answer.json
+// Request: {"prompts": [[token ids], ...], "tokens": n, "texts": ["...", ...], "probabilities": true, "threads": 1}
+// Answer:  {"greedy": [[token ids], ...], "tokenized": [[token ids], ...], "probabilities": [[[id, p], ...], ...],
+//           "load_seconds": s, "tokens_per_second": r}
+import {readFileSync} from "node:fs";
+import {join, resolve} from "node:path";
+import {pathToFileURL} from "node:url";
+
+const [folder, file] = process.argv.slice(2);
+const entry = join(resolve(folder), "node_modules", "node-llama-cpp", "dist", "index.js");
+const {getLlama} = await import(pathToFileURL(entry).href);
+const request = JSON.parse(readFileSync(0, "utf8"));
+
+const begun = performance.now();
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", progressLogs: false});
+const model = await llama.loadModel({modelPath: resolve(file), gpuLayers: 0});
+const loadSeconds = (performance.now() - begun) / 1000;
+
+const count = request.tokens ?? 0;
+const prompts = request.prompts ?? [];
+const longest = Math.max(0, ...prompts.map((ids) => ids.length)) + count + 1;
+const greedy = [], probabilities = [];
+let generated = 0, seconds = 0;
+if (prompts.length > 0) {
+    const context = await model.createContext({contextSize: Math.max(64, longest), batchSize: Math.max(64, longest),
+        threads: request.threads ?? 1, flashAttention: false,
+        experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"});
+    for (const ids of prompts) {
+        const sequence = context.getSequence();
+        if (request.probabilities) {
+            const input = ids.map((id, index) => index === ids.length - 1
+                ? [id, {generateNext: {probabilities: true, options: {temperature: 0}}}] : id);
+            const last = (await sequence.controlledEvaluate(input)).at(-1);
+            probabilities.push([...last.next.probabilities.entries()]);
+            await sequence.clearHistory();
+        }
+        const made = [];
+        const start = performance.now();
+        if (count > 0)
+            for await (const token of sequence.evaluate(ids, {temperature: 0, yieldEogToken: true})) {
+                made.push(token);
+                if (made.length === count) break;
+            }
+        seconds += (performance.now() - start) / 1000;
+        generated += made.length;
+        greedy.push(made);
+        sequence.dispose();
+    }
+}
+const tokenized = (request.texts ?? []).map((text) => [...model.tokenize(text, true)]);
+const answer = {greedy, tokenized, probabilities, load_seconds: loadSeconds,
+    tokens_per_second: seconds > 0 ? generated / seconds : 0};
+process.stdout.write(JSON.stringify(answer), () => process.exit(0));
