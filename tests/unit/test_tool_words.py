@@ -78,6 +78,9 @@ def test_a_suggestion_is_read_from_the_fields_that_go_with_it() -> None:
     assert read == (Budget(percent=12.5), Rules(protect_first=1, unit="query_heads", seed=9))
     spread = values | {"allocation": "cfsp", "sharpness": 5}
     assert inputs.suggestion("maw", "params", {"params": "-20%"}, spread)[1].sharpness == 5
+    greedy = values | {"keep_candidates": 4, "per_parameter": True}
+    read = inputs.suggestion("greedy_sublayers", "blocks", {"blocks": "3"}, greedy)[1]
+    assert (read.keep_candidates, read.per_parameter, read.no_neighbours) == (4, True, True)
     assert inputs.suggestion("gqa_mean", "kv_heads", {"kv_heads": "1"}, {})[0] == Budget(kv_heads=1)
 
 
