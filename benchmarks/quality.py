@@ -23,6 +23,7 @@ from analysis.text import Windows
 from benchmarks import measuring
 from surgery import catalogue
 from surgery.budget import Budget, Rules
+from surgery.catalogue import Procedure
 from surgery.errors import InputError
 from surgery.narrowing import shown_source
 from surgery.recipe import Compensate, Recipe, TextReference
@@ -32,6 +33,8 @@ from surgery.workbench import OpenModel, TextChoice, Workbench
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 WINDOW = 512
+SEARCH_WINDOWS = 2
+"""Of the calibration windows, what a search by measuring sees: it measures hundreds of times."""
 GREEDY = Rules(keep_candidates=12, per_parameter=True)
 COMPENSATIONS = {
     "blocks": "linear_patch",
@@ -62,7 +65,7 @@ def variants() -> list[Variant]:
         greedy = item.name in ("perplexity_greedy", "greedy_sublayers")
         found.append(Variant(item.name, item.name, GREEDY if greedy else Rules()))
     ends = Rules(protect_first=4, protect_last=2)
-    found += [Variant(f"{name}+", name, ends) for name in ("taylor_blocks", "magnitude_blocks", "block_influence")]
+    found.append(Variant("taylor_blocks+", "taylor_blocks", ends))
     found.append(Variant("maw, block 0 spared", "maw", Rules(protect_first=1)))
     found.append(Variant("cfsp_fine, CFSP budget", "cfsp_fine", Rules(allocation="cfsp")))
     found.append(Variant("taylor_first, one ranking", "taylor_first", Rules(allocation="raw")))
@@ -80,11 +83,17 @@ class Quality:
 
     def __init__(self, data: Path, windows: int, calibration: int) -> None:
         self.model: OpenModel = Workbench().open("default")
-        self.test = self._windows(data / "wikitext-2-raw-test.jsonl", windows)
-        self.calibration = self._windows(data / "wikitext-2-raw-validation.jsonl", calibration)
+        self.data = data
+        self.test = self._windows("test", windows)
+        self.calibration = self.validation(calibration)
+        self.searching = self.validation(SEARCH_WINDOWS)
 
-    def _windows(self, path: Path, count: int) -> Windows:
-        return self.model.windows(TextChoice(str(path), WINDOW, count))
+    def validation(self, count: int) -> Windows:
+        """The first windows of the validation split."""
+        return self._windows("validation", count)
+
+    def _windows(self, split: str, count: int) -> Windows:
+        return self.model.windows(TextChoice(str(self.data / f"wikitext-2-raw-{split}.jsonl"), WINDOW, count))
 
     @property
     def text(self) -> TextReference:
@@ -107,8 +116,9 @@ class Quality:
         begun = time.perf_counter()
         kind = catalogue.entry(variant.method).kind
         made: dict[str, Any] = {"method": variant.name, "kind": kind, "size": size}
+        text = self.searching if isinstance(catalogue.entry(variant.method), Procedure) else self.calibration
         try:
-            recipe = suggest(self.model, variant.method, Budget(params=f"{size}%"), variant.rules, self.calibration)
+            recipe = suggest(self.model, variant.method, Budget(params=f"{size}%"), variant.rules, text)
         except InputError as error:
             return made | {"refused": str(error)}
         structure = self.model.resolve(recipe)
@@ -184,7 +194,7 @@ def main() -> int:
     parser.add_argument("--sizes", default="90,80,70", help="percent of the parameters that stay")
     parser.add_argument("--methods", default="", help="names of rows; all if absent")
     parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--calibration", type=int, default=16)
+    parser.add_argument("--calibration", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, default=DATA, help="folder with wikitext-2-raw-{test,validation}.jsonl")
     parser.add_argument("--out", type=Path, default=measuring.RESULTS / "quality.json")
