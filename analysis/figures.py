@@ -9,16 +9,12 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from analysis.predictions import rank_correlation
-
 INK = "#7a869a"
 """Axis and label colour with contrast on white and on near-black; the page's style sheet replaces it by its own."""
 GRID = "rgba(128, 138, 156, 0.22)"
 ATTENTION, MLP, BLOCK = "#3b82c4", "#d97a1f", "#2a9d7f"
 PARTS = {"blocks": ("Block", BLOCK), "attention": ("Attention", ATTENTION), "mlp": ("MLP", MLP)}
 SCALE = "Viridis"
-MOST_LABELS = 40
-"""Points that still get their names written beside them."""
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 HEAD_TITLES = {
     "entropy": "Attention entropy (nats)",
@@ -91,11 +87,11 @@ def predicted_and_measured(
         ):
             if values is None:
                 continue
-            every += values
+            every += [value for value in values if math.isfinite(value)]
             figure.add_scatter(
                 x=list(blocks),
-                y=[_bent(value) for value in values],
-                customdata=list(values),
+                y=[_bent(value) if math.isfinite(value) else None for value in values],
+                customdata=[value if math.isfinite(value) else None for value in values],
                 name=f"{name}, {kind}",
                 mode="lines+markers",
                 marker={"color": colour, "symbol": symbol, "size": 7},
@@ -189,46 +185,6 @@ def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int
     figure.update_xaxes(title="Block", dtick=_ticks(len(blocks)))
     figure.update_yaxes(title="Neurons by rank (%)")
     figure.update_layout(title={"text": title})
-    return _styled(figure)
-
-
-def predicted_and_measured(
-    predicted: torch.Tensor, measured: torch.Tensor, names: Sequence[str], title: str, colour: str = BLOCK
-) -> go.Figure:
-    """Scatter of predicted against measured changes of the loss, a point a unit, with their rank correlation.
-
-    The dashed line is where they are equal.
-
-    Args:
-        predicted: changes of the mean loss in nats, (units,).
-        measured: the same, measured.
-        names: of the units, for the labels.
-        title: what the units are.
-        colour: of the points.
-    """
-    both = torch.cat([predicted, measured]).double()
-    low, high = (float(bound) for bound in both[both.isfinite()].aminmax()) if both.isfinite().any() else (0.0, 1.0)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line={"color": GRID, "dash": "dash"}, hoverinfo="skip",
-        showlegend=False,
-    )  # fmt: skip
-    figure.add_scatter(
-        x=_cells(measured[None])[0],
-        y=_cells(predicted[None])[0],
-        mode="markers+text" if len(names) <= MOST_LABELS else "markers",
-        text=list(names),
-        textposition="top center",
-        textfont={"size": 10},
-        marker={"color": colour, "size": 8},
-        hovertemplate="%{text}<br>measured %{x:.4f}, predicted %{y:.4f}<extra></extra>",
-        showlegend=False,
-    )
-    correlation = rank_correlation(predicted, measured)
-    said = "undefined" if math.isnan(correlation) else f"{correlation:.2f}"
-    figure.update_xaxes(title="Measured change of the loss (nats)")
-    figure.update_yaxes(title="Predicted change (nats)")
-    figure.update_layout(title={"text": f"{title}: rank correlation {said}"})
     return _styled(figure)
 
 

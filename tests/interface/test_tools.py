@@ -215,6 +215,7 @@ def test_every_tool_changes_something(page: Any) -> None:
     page.click("#reset")
 
     changes("suggest-method", rules, lambda: choose(page, "suggest-method", "Heads: Magnitude, heads"))
+    choose(page, "suggest-unit", "Number")
     again("amount-heads", "6", words)
     picked("rule-unit", "Query heads", words)
     page.click("#reset")
