@@ -42,7 +42,7 @@ def on_little_text(page: Any, words: str, windows: int = 3) -> None:
     paste_text(page, words + TEXT, 64, windows)
     page.wait_for_function(
         "tokens => document.querySelector('[data-tile=perplexity]').innerText.includes(tokens)",
-        arg=f"on {63 * windows} tokens",
+        arg=f"on {63 * windows:,} tokens",
     )
     page.get_by_role("button", name=SETTINGS).click()
 
@@ -65,8 +65,8 @@ def test_suggest_narrow_compensate_build_and_load(page: Any, tmp_path: Path) -> 
     page.wait_for_selector("#map [data-block-map][data-analysed=true]")
 
     choose(page, "method", "L2 norms")
-    set_ratio(page, 200)
-    plain = wait_measured(page, "expansion ratio 200.0%, neurons chosen by L2 norms.")
+    set_ratio(page, 100)  # so narrow that the refits are quick
+    plain = wait_measured(page, "expansion ratio 100.0%, neurons chosen by L2 norms.")
     tool(page, "Compensate")
     page.locator("#least-squares input").focus()
     page.keyboard.press("Space")
@@ -125,10 +125,10 @@ def test_predicted_stands_beside_measured(page: Any) -> None:
 
 
 def test_a_compensation_can_be_cancelled_and_is_out_of_date_until_it_is_computed(page: Any) -> None:
-    on_little_text(page, "Cancelled. ", 40)
+    on_little_text(page, "Cancelled. ", 16)
     choose(page, "method", "L2 norms")
-    set_ratio(page, 150)
-    wait_measured(page, "expansion ratio 150.0%")
+    set_ratio(page, 100)
+    wait_measured(page, "expansion ratio 100.0%")
     tool(page, "Compensate")
     page.locator("#least-squares input").click()
     wait_for_message(page, "Compensating")
@@ -140,11 +140,10 @@ def test_a_compensation_can_be_cancelled_and_is_out_of_date_until_it_is_computed
     page.click("#compute")
     wait_for_message(page, "Compensating")
     page.reload()
-    wait_for_message(page, "not the text given here")
-    assert page.locator("[data-tile=perplexity][data-state=failed]").count() == 1, "that text is gone with the page"
+    wait_measured(page, "neurons chosen by L2 norms; compensated by least squares.")
     tool(page, "Compensate")
-    page.locator("#least-squares input").click()
-    wait_measured(page, "neurons chosen by L2 norms.")
+    said(page, "#compensation", "1,024 tokens of the pasted text")
+    assert page.locator("#least-squares input").is_checked(), "the reloaded page has followed it to its end"
 
 
 def test_a_recipe_cannot_make_the_page_read_a_file(page: Any, tmp_path: Path) -> None:
@@ -224,7 +223,7 @@ def test_every_tool_changes_something(page: Any) -> None:
     page.click("#reset")
 
     message = "document.querySelector('#status .ms-message')?.textContent ?? ''"
-    choose(page, "suggest-method", "Attention and MLPs: Greedy sublayer removal")
+    choose(page, "suggest-method", "Blocks: Perplexity scan, step by step")
     fill("rule-keep-candidates", "3")
     fill("amount-blocks", "2")
     changes("rule-keep-candidates", message, lambda: suggest(page))
