@@ -9,15 +9,12 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from analysis.predictions import rank_correlation
-
 INK = "#7a869a"
 """Axis and label colour with contrast on white and on near-black; the page's style sheet replaces it by its own."""
 GRID = "rgba(128, 138, 156, 0.22)"
 ATTENTION, MLP, BLOCK = "#3b82c4", "#d97a1f", "#2a9d7f"
+PARTS = {"blocks": ("Block", BLOCK), "attention": ("Attention", ATTENTION), "mlp": ("MLP", MLP)}
 SCALE = "Viridis"
-MOST_LABELS = 40
-"""Points that still get their names written beside them."""
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 HEAD_TITLES = {
     "entropy": "Attention entropy (nats)",
@@ -68,6 +65,54 @@ def sublayer_influence(attention: torch.Tensor, mlp: torch.Tensor) -> go.Figure:
     figure.update_yaxes(title="Influence (1 - cosine)")
     figure.update_xaxes(title="Block", dtick=_ticks(len(mlp)), showgrid=False, range=[-0.6, len(mlp) - 0.4])
     return _styled(figure)
+
+
+def predicted_and_measured(
+    pairs: Mapping[str, tuple[Sequence[int], Sequence[float] | None, Sequence[float]]],
+) -> go.Figure:
+    """Rise of the loss without each part, measured and predicted, on an axis that is linear near zero and logarithmic
+    beyond: predictions may be negative.
+
+    Args:
+        pairs: by part (`blocks`, `attention`, `mlp`): blocks, predicted rises if there are any, and measured rises, of
+            one length.
+    """
+    figure = go.Figure()
+    every: list[float] = [0.0]
+    for part, (blocks, predicted, measured) in pairs.items():
+        name, colour = PARTS[part]
+        for kind, values, dash, symbol in (
+            ("measured", measured, "solid", "circle"),
+            ("predicted", predicted, "dot", "diamond-open"),
+        ):
+            if values is None:
+                continue
+            every += [value for value in values if math.isfinite(value)]
+            figure.add_scatter(
+                x=list(blocks),
+                y=[_bent(value) if math.isfinite(value) else None for value in values],
+                customdata=[value if math.isfinite(value) else None for value in values],
+                name=f"{name}, {kind}",
+                mode="lines+markers",
+                marker={"color": colour, "symbol": symbol, "size": 7},
+                line={"color": colour, "width": 1.5, "dash": dash},
+                hovertemplate=f"{name} {kind}, block %{{x}}<br>%{{customdata:+.4f}} nats<extra></extra>",
+            )
+    marks = [sign * mark for mark in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0) for sign in (-1, 1)]
+    marks = [0.0, *(mark for mark in marks if min(every) <= mark <= max(every))]
+    figure.update_yaxes(
+        title="Rise of the loss (nats)",
+        tickvals=[_bent(mark) for mark in marks],
+        ticktext=[f"{mark:g}" for mark in marks],
+    )
+    count = 1 + max((max(blocks, default=0) for blocks, _, _ in pairs.values()), default=0)
+    figure.update_xaxes(title="Block", dtick=_ticks(count), showgrid=False, range=[-0.6, count - 0.4])
+    return _styled(figure).update_layout(legend={"y": 1.02, "yanchor": "bottom"})
+
+
+def _bent(value: float, linear: float = 0.005) -> float:
+    """A scale that is linear up to about `linear` and logarithmic beyond, for either sign."""
+    return math.asinh(value / linear)
 
 
 def angular_triangle(distances: torch.Tensor) -> go.Figure:
@@ -140,46 +185,6 @@ def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int
     figure.update_xaxes(title="Block", dtick=_ticks(len(blocks)))
     figure.update_yaxes(title="Neurons by rank (%)")
     figure.update_layout(title={"text": title})
-    return _styled(figure)
-
-
-def predicted_and_measured(
-    predicted: torch.Tensor, measured: torch.Tensor, names: Sequence[str], title: str, colour: str = BLOCK
-) -> go.Figure:
-    """Scatter of predicted against measured changes of the loss, a point a unit, with their rank correlation.
-
-    The dashed line is where they are equal.
-
-    Args:
-        predicted: changes of the mean loss in nats, (units,).
-        measured: the same, measured.
-        names: of the units, for the labels.
-        title: what the units are.
-        colour: of the points.
-    """
-    both = torch.cat([predicted, measured]).double()
-    low, high = (float(bound) for bound in both[both.isfinite()].aminmax()) if both.isfinite().any() else (0.0, 1.0)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line={"color": GRID, "dash": "dash"}, hoverinfo="skip",
-        showlegend=False,
-    )  # fmt: skip
-    figure.add_scatter(
-        x=_cells(measured[None])[0],
-        y=_cells(predicted[None])[0],
-        mode="markers+text" if len(names) <= MOST_LABELS else "markers",
-        text=list(names),
-        textposition="top center",
-        textfont={"size": 10},
-        marker={"color": colour, "size": 8},
-        hovertemplate="%{text}<br>measured %{x:.4f}, predicted %{y:.4f}<extra></extra>",
-        showlegend=False,
-    )
-    correlation = rank_correlation(predicted, measured)
-    said = "undefined" if math.isnan(correlation) else f"{correlation:.2f}"
-    figure.update_xaxes(title="Measured change of the loss (nats)")
-    figure.update_yaxes(title="Predicted change (nats)")
-    figure.update_layout(title={"text": f"{title}: rank correlation {said}"})
     return _styled(figure)
 
 

@@ -66,6 +66,18 @@ BUDGETS: dict[str, tuple[str, ...]] = {
 }
 """Amounts that go with each kind."""
 
+OPS: dict[str, tuple[str, ...]] = {
+    "blocks": ("remove_blocks",),
+    "attention": ("remove_attention",),
+    "mlp": ("remove_mlp",),
+    "sublayers": ("remove_blocks", "remove_attention", "remove_mlp"),
+    "neurons": ("prune_neurons",),
+    "heads": ("prune_kv_groups", "prune_heads"),
+    "kv_heads": ("merge_kv_heads",),
+    "hidden": ("prune_hidden",),
+}
+"""Ops of the edits that each kind may make."""
+
 ENDS = ("protect_first", "protect_last")
 RULES: dict[str, tuple[str, ...]] = {
     "blocks": (*ENDS, "no_neighbours"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from surgery.recipe import (
     ArrangeBlocks,
@@ -22,6 +23,15 @@ from surgery.recipe import (
 )
 
 Indices = tuple[int, ...]
+FIELDS = {
+    "remove_blocks": "blocks",
+    "remove_attention": "attention",
+    "remove_mlp": "mlp",
+    "prune_neurons": "neurons",
+    "prune_kv_groups": "kv_groups",
+    "prune_heads": "heads",
+}
+"""Which field of the choices an edit's indices are in, by its op."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +52,16 @@ class Choices:
     @classmethod
     def of(cls, recipe: Recipe) -> Choices:
         """The choices that a valid recipe stands for; edits of one kind are joined."""
+        return cls.of_edits(recipe.edits)
+
+    @classmethod
+    def of_edits(cls, edits: Iterable[Edit]) -> Choices:
+        """The choices that some edits stand for."""
         sets: dict[str, set[int]] = {"remove_blocks": set(), "remove_attention": set(), "remove_mlp": set()}
         maps: dict[str, dict[int, Indices]] = {"prune_neurons": {}, "prune_kv_groups": {}, "prune_heads": {}}
         origins: dict[str, ChosenBy] = {}
         others: list[Edit] = []
-        for edit in recipe.edits:
+        for edit in edits:
             if isinstance(edit, ArrangeBlocks | MergeKvHeads | PruneHidden | Compensate):
                 others.append(edit)
                 continue
@@ -87,6 +102,14 @@ class Choices:
         if edit is not None and edit.chosen_by is not None:
             origins["prune_neurons"] = edit.chosen_by
         return replace(self, neurons=dict(edit.removed) if edit else {}, origins=origins)
+
+    def replaced(self, ops: Iterable[str], edits: Iterable[Edit]) -> Choices:
+        """Everything of some ops, also what is parked, gives way to these edits of theirs."""
+        names, new = set(ops), Choices.of_edits(edits)
+        origins = {op: origin for op, origin in self.origins.items() if op not in names} | dict(new.origins)
+        others = (*(edit for edit in self.others if edit.op not in names), *new.others)
+        fields: dict[str, Any] = {FIELDS[op]: getattr(new, FIELDS[op]) for op in names & FIELDS.keys()}
+        return replace(self, others=others, origins=origins, **fields)
 
     def edits(self) -> tuple[Edit, ...]:
         """The edits in canonical order, without parked ones."""

@@ -156,6 +156,9 @@ class TextReference(_Frozen):
     windows: int = Field(ge=1, le=2**20)
 
 
+How = Literal["least_squares", "linear_patch", "bias"]
+
+
 class Compensate(_Edit):
     """Refit weights that stay, without training, to make up for what the edits before it removed.
 
@@ -166,7 +169,7 @@ class Compensate(_Edit):
     """
 
     op: Literal["compensate"] = "compensate"
-    how: Literal["least_squares", "linear_patch", "bias"]
+    how: How
     text: TextReference
     blocks: Indices | None = None
     ridge: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from analysis.predictions import Predictions
 from analysis.statistics import Statistics
 from analysis.text import Windows
+from surgery.compensation import Compensated
 from surgery.devices import Device
+from surgery.download import Packed
 from surgery.history import History
 from surgery.jobs import Job
 from surgery.live import Estimate
 from surgery.memory import Fit
+from surgery.scan import Scan
 from surgery.structure import Structure
 from surgery.workbench import OpenModel, TextChoice
 
@@ -22,6 +26,29 @@ class Target:
     device: str = "raspberry-pi-5-8gb"
     context: int = 2048
     type: str = "F16"
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """Every single removal measured, and what the gradients predict of it once they are gathered."""
+
+    fingerprint: str
+    """Of the model."""
+    text: TextChoice
+    """That was measured on."""
+    scan: Scan
+    predicted: Predictions | None
+
+    def of(self, model: OpenModel, text: TextChoice) -> bool:
+        """Whether it belongs to that model and text."""
+        return (self.fingerprint, self.text) == (model.loaded.fingerprint, text)
+
+    def joined(self, earlier: Scanned) -> Scanned:
+        """This one and what an earlier one of the same model and text measured besides."""
+        if (self.fingerprint, self.text) != (earlier.fingerprint, earlier.text):
+            return self
+        scan = replace(self.scan, removals={**earlier.scan.removals, **self.scan.removals})
+        return replace(self, scan=scan, predicted=self.predicted or earlier.predicted)
 
 
 @dataclass(frozen=True)
@@ -52,6 +79,20 @@ class View:
     error: str
     text: TextChoice
     target: Target
+    compensated: Compensated | None = None
+    """The current structure with its compensations, once they are computed."""
+    compensating: bool = False
+    """Whether they are being computed."""
+    scanned: Scanned | None = None
+    """Every removal of the current model on the current text, if they were measured."""
+    packed: Packed | None = None
+    """The last build, if its file is complete."""
+
+    @property
+    def uncompensated(self) -> bool:
+        """Whether the recipe has compensations that are neither computed nor under way."""
+        pending = self.structure is not None and bool(self.structure.compensations)
+        return pending and self.compensated is None and not self.compensating
 
     @property
     def working(self) -> bool:

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import psutil
 import torch
@@ -28,6 +29,9 @@ from surgery.loading import DEFAULT, Loaded, load
 from surgery.recipe import ModelReference, Recipe, TextReference
 from surgery.resolving import resolve
 from surgery.structure import Structure
+
+if TYPE_CHECKING:
+    from surgery.download import Download
 
 Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
@@ -241,6 +245,8 @@ class Workbench:
         self.most_models = most_models
         self.devices = Devices()
         self.jobs = JobRegistry()
+        self.downloads: WeakValueDictionary[str, Download] = WeakValueDictionary()
+        """Builds by the id of the job that makes them; sessions hold them."""
         self._open: OrderedDict[tuple[str, str | None], OpenModel] = OrderedDict()
         self._lock = Lock()
         self._loading = Lock()

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis import figures, registry, similarity
 from surgery.view import View
-from ui import presenters
+from ui import presenters, tool_words
 
 NAMES = {
     "blocks": "Block influence",
@@ -14,16 +14,19 @@ NAMES = {
     "runs": "Runs of blocks",
     "neurons": "Neurons",
     "heads": "Heads",
+    "predicted": "Predicted and measured",
 }
 
 
 def needs_analysis(name: str, neuron_method: str) -> bool:
-    """Whether a chart can only be drawn from an analysis: neuron scores of the weights alone need none."""
-    return name != "neurons" or registry.method(neuron_method, "neurons").needs_text
+    """Whether a chart can only be drawn from an analysis: a scan, or neuron scores of the weights alone, need none."""
+    return name != "predicted" and (name != "neurons" or registry.method(neuron_method, "neurons").needs_text)
 
 
 def key(name: str, view: View, neuron_method: str, head_statistic: str) -> tuple[object, ...]:
     """What a drawn chart depends on; the first entry is its name."""
+    if name == "predicted":
+        return name, view.scanned
     choice = {"neurons": neuron_method, "heads": head_statistic}.get(name)
     removed = tuple(presenters.decisions(view)["blocks"]) if name == "blocks" else ()
     analysed = view.analysed.fingerprint if view.analysed is not None and view.statistics is not None else None
@@ -35,6 +38,8 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
     statistics, model = view.statistics, view.model
     if model is None or (statistics is None and needs_analysis(name, neuron_method)):
         return None
+    if name == "predicted":
+        return None if view.scanned is None else figures.predicted_and_measured(tool_words.series(view.scanned))
     if name == "neurons":
         method = registry.method(neuron_method, "neurons")
         if not model.knows(method, view.analysed):

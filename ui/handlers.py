@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from surgery.devices import read_device
 from surgery.errors import InputError
 from surgery.recipe import Recipe
 from surgery.view import Target, View
-from ui import charts, inputs, presenters
+from ui import charts, inputs, presenters, recipe_words
 from ui.sessions import Sessions, Tab
 from ui.widgets.block_map import BlockMap
 from ui.widgets.ratio import Ratio
@@ -213,28 +213,30 @@ class Handlers:
     def _changes(self, tab: Tab, picks: tuple[str, ...]) -> Update:
         view = tab.session.view()
         update: Update = {}
-
-        def send(name: str, value: Any, make: Callable[[Any], Any] = lambda value: value) -> None:
+        for name, value, make in self._values(tab, view):
             if name not in tab.sent or tab.sent[name] != value:
                 tab.sent[name] = value
                 update[self.parts[name]] = make(value)
-
-        send("timer", BUSY_TICK if tab.session.busy else IDLE_TICK, lambda seconds: gr.Timer(seconds, active=True))
-        send("status", presenters.status(view))
-        send("tiles", presenters.tiles(view))
-        send("removed", presenters.removed_text(view))
-        send("fit_table", presenters.fit_table(view))
-        for name, able in presenters.buttons(view).items():
-            send(name, able, lambda able: gr.update(interactive=able))
-        if view.history is not None:
-            send("kept", inputs.to_keep(view))
-            send("slider", presenters.ratios(view), _slider)
         update |= self._map(tab, view)
         update |= self._chart(tab, view, picks)
         if not update:
             return {self.parts["status"]: gr.skip()}
         tab.answer = str(int(tab.answer) + 1)
         return update | {self.parts["answer"]: tab.answer}
+
+    def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
+        """Parts of the page, what they should show now, and how that is sent."""
+        seconds = BUSY_TICK if tab.session.busy else IDLE_TICK
+        yield "timer", seconds, lambda seconds: gr.Timer(seconds, active=True)
+        yield "status", presenters.status(view), as_it_is
+        yield "tiles", presenters.tiles(view), as_it_is
+        yield "removed", recipe_words.removed_text(view), as_it_is
+        yield "fit_table", presenters.fit_table(view), as_it_is
+        for name, able in presenters.buttons(view).items():
+            yield name, able, lambda able: gr.update(interactive=able)
+        if view.history is not None:
+            yield "kept", inputs.to_keep(view), as_it_is
+            yield "slider", presenters.ratios(view), _slider
 
     def _map(self, tab: Tab, view: View) -> Update:
         """The map's decisions only if they are not those that the browser has: a click may be under way there."""
@@ -256,11 +258,16 @@ class Handlers:
             figure = charts.figure(tab.chart, view, *picks)
             tab.sent[f"has_{tab.chart}"] = figure is not None
             update[self.parts[f"chart_{tab.chart}"]] = figure
-        note = presenters.chart_note(view, bool(tab.sent.get(f"has_{tab.chart}")))
+        note = presenters.chart_note(view, bool(tab.sent.get(f"has_{tab.chart}")), tab.chart)
         if tab.sent.get("chart_note") != note:
             tab.sent["chart_note"] = note
             update[self.parts["chart_note"]] = note
         return update
+
+
+def as_it_is(value: Any) -> Any:
+    """A part that shows the value itself."""
+    return value
 
 
 def _slider(found: tuple[int, int]) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from surgery.budget import Budget, Rules
 from surgery.errors import InputError
 from surgery.recipe import Recipe
 from surgery.view import Target, View
 from surgery.workbench import TextChoice
+from ui import forms
 
 LONGEST_PASTE = 2**20
 """Characters of pasted text."""
+WHOLE_RULES = ("protect_first", "protect_last", "seed", "keep_candidates", "divisor")
 MOST_TOKENS = 2**17
 """Tokens that a measurement from the page may take."""
 
@@ -80,6 +84,60 @@ def text_choice(
     if source not in ("embedded", "wikitext-2") and not str(source or "").startswith("hub:"):
         raise InputError("Choose a text from the list, or write hub:owner/name for a data set of the Hub.")
     return TextChoice(source, length, count)
+
+
+def suggestion(method: str, unit: str, amounts: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Budget, Rules]:
+    """A budget and rules from the form; fields that do not go with the method are left out.
+
+    Args:
+        method: a name of the catalogue.
+        unit: the budget that is in force.
+        amounts: what the budgets' fields hold.
+        values: what the rules' fields hold, and the divisor's; None where a number is missing.
+
+    Raises:
+        InputError: unknown method, or a field that makes no sense.
+    """
+    shown = forms.form(method, unit)
+    if unit != shown.unit:
+        raise InputError("Choose a budget from the list.")
+    given = {name: values[name] for name in shown.rules if values.get(name) is not None}
+    given |= {name: _whole(value, forms.RULES[name][0]) for name, value in given.items() if name in WHOLE_RULES}
+    for name, known in (("allocation", forms.ALLOCATIONS), ("unit", forms.UNITS)):
+        if name in given and given[name] not in [key for _, key in known]:
+            raise InputError(f"Choose “{forms.RULES[name][0]}” from the list.")
+    if "sharpness" in given and given.get("allocation") != "cfsp":
+        del given["sharpness"]  # it is of that spread alone
+    divisor = given.pop("divisor", 1)
+    amount: dict[str, Any] = {unit: _amount(unit, str(amounts.get(unit) or "").strip())}
+    return Budget(divisor=divisor, **amount), Rules(**given)
+
+
+def _amount(unit: str, text: str) -> Any:
+    """What a budget's field holds, as the core takes it."""
+    label = forms.AMOUNTS[unit].label
+    if not text:
+        raise InputError(f"Fill in “{label}” first.")
+    if unit == "params":
+        return text
+    if unit in ("percent", "expansion_ratio"):
+        try:
+            number = float(text.removesuffix("%").strip())
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < float("inf"):
+            raise InputError(f"“{label}” must be a number of percent.")
+        return number / 100 if unit == "expansion_ratio" else number
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise InputError(f"“{label}” must be a whole number.")
+    return int(text)
+
+
+def _whole(value: Any, label: str) -> int:
+    """A number field's value, which the browser may send as 3.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or abs(value) > 1e9:
+        raise InputError(f"“{label}” must be a whole number.")
+    return int(value)
 
 
 def target(device: str, context: float | None, kind: str) -> Target:

@@ -13,8 +13,10 @@ from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts
-from ui.handlers import IDLE_TICK, Handlers
+from ui.handlers import IDLE_TICK
 from ui.sessions import Sessions
+from ui.tool_handlers import ToolHandlers
+from ui.tools import PLAIN, connect_tools, scan_fields, tool_tabs
 from ui.widgets.block_map import BlockMap
 from ui.widgets.ratio import Ratio
 
@@ -50,7 +52,6 @@ REMEMBER = """(kept) => {
   if (!window.modelSurgeryLoaded) return;
   try { sessionStorage.setItem('model-surgery', JSON.stringify(kept)); } catch (error) {}
 }"""
-PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LAST = {**QUIET, "trigger_mode": "always_last"}
 
@@ -84,7 +85,7 @@ def launch_arguments() -> dict[str, Any]:
 def build(bench: Workbench | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over a given one."""
     sessions = Sessions(bench or Workbench())
-    handlers = Handlers(sessions)
+    handlers = ToolHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         parts["tab"] = gr.State("", time_to_live=None, delete_callback=sessions.free)
@@ -106,6 +107,7 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
             parts["map"] = BlockMap(elem_id="map", label="Blocks")
             parts["removed"] = gr.HTML(elem_id="removed", **PLAIN)
         _narrowing_fields(parts)
+        tool_tabs(parts)
         _chart_tabs(parts)
         with gr.Accordion("Memory on the device, itemised", open=False, elem_id="fit-details"):
             parts["fit_table"] = gr.HTML(elem_id="fit-table", **PLAIN)
@@ -232,15 +234,20 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
                         label="Statistic",
                         elem_id="head-statistic",
                     )
+                if name == "predicted":
+                    scan_fields(parts)
                 parts[f"chart_{name}"] = gr.Plot(show_label=False, elem_id=f"chart-{name}", elem_classes="ms-chart")
     parts["chart_note"] = gr.HTML(elem_id="chart-note", **PLAIN)
 
 
-def _connect(page: gr.Blocks, handlers: Handlers) -> None:
+def _connect(page: gr.Blocks, handlers: ToolHandlers) -> None:
     """Which handler answers which event. Every handler may send any part of the page."""
     parts = handlers.parts
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
-    inputs_only = ("tab_", "revision", "text", "pasted", "upload", "window", "use_text", "own_device", "exported")
+    inputs_only = (
+        *("tab_", "revision", "text", "pasted", "upload", "window", "use_text", "own_device", "exported"),
+        *("suggest_", "amount_", "rule_", "scan_kinds"),
+    )
     shown = [part for name, part in parts.items() if not name.startswith(inputs_only)]
 
     def inputs(*names: str) -> list[Any]:
@@ -283,11 +290,12 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
     parts["own_device"].upload(handlers.own_device, inputs("own_device", "context", "type"), shown, **QUIET)
     for name in charts.NAMES:
         parts[f"tab_{name}"].select(_opener(handlers, name), inputs(), shown, **QUIET)
+    connect_tools(handlers, inputs, shown, QUIET, LAST)
     parts["neuron_method"].input(_opener(handlers, "neurons"), inputs(), shown, **QUIET)
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 
 
-def _opener(handlers: Handlers, name: str) -> Any:
+def _opener(handlers: ToolHandlers, name: str) -> Any:
     """A handler that shows one chart."""
 
     def draw(tab: str, neuron_method: str, head_statistic: str) -> Any:

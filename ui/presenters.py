@@ -6,7 +6,6 @@ import html
 import math
 from typing import Any
 
-from analysis import registry
 from analysis.architecture import Mlp
 from analysis.similarity import attention_influence, block_influence, mlp_influence
 from surgery.editing import Choices
@@ -15,6 +14,7 @@ from surgery.memory import Fit
 from surgery.recipe import Recipe
 from surgery.selection import WidthBudget
 from surgery.view import View
+from ui.forms import in_page_words
 
 CLASSES = {"mlp": "MLP", "norms": "norms and biases"}
 UNSAFE = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
@@ -143,7 +143,10 @@ def _perplexity_tile(view: View) -> str:
     if view.measure_error:
         return _tile("perplexity", "Perplexity", "–", view.measure_error, "not measured", "failed")
     if estimate is None:
-        return _tile("perplexity", "Perplexity", "…", "the dense model first", "measuring", "stale")
+        first = (
+            "what its compensation makes of it" if view.compensating or view.uncompensated else "the dense model first"
+        )
+        return _tile("perplexity", "Perplexity", "…", first, _state_of_measuring(view) or "measuring", "stale")
     value = number_text(estimate.perplexity)
     if estimate.standard_error is not None and math.isfinite(estimate.standard_error):
         value += f" ± {estimate.standard_error:,.2f}"
@@ -154,12 +157,20 @@ def _perplexity_tile(view: View) -> str:
         against = f"dense {number_text(estimate.dense_perplexity)}; loss {estimate.difference:+.3f}{paired} nats"
     kind, state = f"measured on {estimate.tokens:,} tokens", ""
     if not view.measured:
-        kind, state = ("out of date, measuring" if view.measuring else "out of date"), "stale"
+        doing = _state_of_measuring(view)
+        kind, state = f"out of date{', ' if doing else ''}{doing}", "stale"
     elif view.measuring and not estimate.complete:
         kind, state = f"measuring: window {estimate.windows} of {estimate.of_windows}", "stale"
     elif not estimate.complete:
         kind = f"stopped: measured on {estimate.windows} of {estimate.of_windows} windows, {estimate.tokens:,} tokens"
     return _tile("perplexity", "Perplexity", value, against, kind, state)
+
+
+def _state_of_measuring(view: View) -> str:
+    """What is done about a number that is out of date."""
+    if view.uncompensated:
+        return "its compensation is not computed"
+    return "compensating" if view.compensating else "measuring" if view.measuring else ""
 
 
 def _fit_tile(fit: Fit, device: str) -> str:
@@ -216,13 +227,18 @@ def _message(view: View) -> tuple[str, str]:
         return "busy", _progress(job, view.queue)
     if job is not None and job.state == "failed":
         return "error", _alert(job.error)
+    if view.uncompensated and job is not None and job.state == "cancelled":
+        words = (
+            "The compensation was cancelled, and the recipe is kept: compute it, or switch it off, to get its number."
+        )
+        return "cancelled", f'<p class="ms-message" role="status">{words}</p>'
     if job is not None and job.state == "cancelled":
         return "cancelled", f'<p class="ms-message" role="status">{escape(job.title)} was cancelled; start again.</p>'
     return "ready", f'<p class="ms-message" role="status">{escape(next_step(view))}</p>'
 
 
 def _alert(sentence: str) -> str:
-    return f'<p class="ms-message ms-error" role="alert">{escape(sentence)}</p>'
+    return f'<p class="ms-message ms-error" role="alert">{escape(in_page_words(sentence))}</p>'
 
 
 def next_step(view: View) -> str:
@@ -233,18 +249,20 @@ def next_step(view: View) -> str:
         return "Press Analyse to see which parts matter, or click parts of the map away and watch the numbers."
     if not view.history.current.edits:
         return "Click away the tiles with the least influence, or lower the expansion ratio, and watch the numbers."
-    return "Go on, or export the recipe to keep it; Undo takes the last step back."
+    return "Go on, or take it away: export the recipe, or build the model. Undo takes the last step back."
 
 
-def chart_note(view: View, drawn: bool) -> str:
+def chart_note(view: View, drawn: bool, name: str = "blocks") -> str:
     """What stands where a chart would be, when there is none."""
     if drawn:
         return ""
     words = "This chart shows what the analysis finds: press Analyse."
+    if name == "predicted":
+        words = "This chart compares what each removal costs with what the gradients predict: measure every removal."
     if view.model is None:
         words = "There is nothing to draw before a model is open."
     elif view.working:
-        words = "This chart is drawn when the analysis is done."
+        words = f"This chart is drawn when the {'measurement' if name == 'predicted' else 'analysis'} is done."
     return f'<p class="ms-empty">{escape(words)}</p>'
 
 
@@ -293,26 +311,8 @@ def buttons(view: View) -> dict[str, bool]:
         "import": view.model is not None,
         "analyse": view.model is not None and not view.working,
         "cancel": view.can_cancel,
+        **dict.fromkeys(("suggest", "scan", "build"), view.model is not None and not view.working),
     }
-
-
-def removed_text(view: View) -> str:
-    """What the recipe leaves, in words."""
-    if view.structure is None or view.dense is None or view.history is None:
-        return ""
-    choices = Choices.of(view.history.current)
-    words = [f"{len(view.structure.blocks)} blocks kept, {len(choices.blocks)} removed"]
-    words += [
-        f"{len(gone)} {one if len(gone) == 1 else many} removed"
-        for gone, one, many in ((choices.attention, "attention part", "attention parts"), (choices.mlp, "MLP", "MLPs"))
-        if gone
-    ]
-    found = {f"{100 * ratio:.1f}%" for ratio in view.structure.expansion_ratios if ratio}
-    words.append(f"expansion ratio {next(iter(found), 'none') if len(found) < 2 else f'{len(found)} different ones'}")
-    origin = choices.origins.get("prune_neurons")
-    known = {entry.name: entry.title for entry in registry.METHODS}
-    by = f", neurons chosen by {known.get(origin.method, origin.method)}" if origin else ""
-    return f'<p class="ms-removed">{escape("; ".join(words) + by)}.</p>'
 
 
 def ratios(view: View) -> tuple[int, int] | None:

@@ -95,8 +95,7 @@ class Sessions:
         if tab is None:
             return
         tab.session.close(stop_job=False)
-        job = tab.session.view().job
-        if job is not None and not job.over:
+        for job in tab.session.heavy:
             later = Timer(self.grace, self._stop_if_alone, [job])
             later.daemon = True
             later.start()

@@ -9,6 +9,11 @@ from typing import Any
 from playwright.sync_api import TimeoutError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", "more", "rule-protect-first",
+         "rule-protect-last", "rule-no-neighbours"}  # fmt: skip
+"""The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
+READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
+             "chart-neurons", "chart-heads", "chart-predicted"}  # fmt: skip
 CURRENT = "[data-tile=perplexity][data-state=current]"
 
 
@@ -99,6 +104,31 @@ def choose(page: Any, component: str, option: str) -> None:
     """Pick an option of a drop-down list."""
     page.locator(f"#{component} input").click()
     page.get_by_role("option", name=option, exact=True).click()
+
+
+def tool(page: Any, name: str) -> None:
+    """Open one of the tools below the map."""
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def suggest(page: Any, amount: str | None = None, words: str = "") -> None:
+    """Press Suggest, after another amount in the budget's field, and wait for the words below the map."""
+    if amount is not None:
+        page.locator("#tools [id^=amount-]:visible").locator("input, textarea").fill(amount)
+    page.click("#suggest:not([disabled])")
+    if words:
+        wait_for_words(page, words)
+
+
+def controls(page: Any) -> set[str]:
+    """Ids of everything on the page that can be worked, as it is shown now."""
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('main [id]')]
+             .filter(node => node.matches('button, .block') && !node.id.startsWith('component-'))
+             .filter(node => node.matches('button') || node.querySelector('input, textarea, button'))
+             .map(node => node.id)"""
+    )
+    return {name for name in found if not name.endswith("-button")} - READ_ONLY
 
 
 def export(page: Any, path: Path) -> dict[str, Any]:

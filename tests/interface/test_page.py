@@ -15,8 +15,10 @@ import pytest
 
 from tests.interface.driving import (
     ROOT,
+    TOOLS,
     analyse,
     choose,
+    controls,
     export,
     opened,
     part,
@@ -460,16 +462,7 @@ def test_every_control_changes_something(page: Any, tmp_path: Path) -> None:
     wait_measured(page, DENSE)
     changed.add("cancel")  # has a test of its own
 
-    known = page.evaluate(
-        """() => [...document.querySelectorAll('main [id]')]
-             .filter(node => node.matches('button, .block') && !node.id.startsWith('component-'))
-             .filter(node => node.matches('button') || node.querySelector('input, textarea, button'))
-             .map(node => node.id)"""
-    )
-    read_only = {"setup", "fit-details", "exported", "answer"} | {
-        f"chart-{name}" for name in ("blocks", "sublayers", "runs", "neurons", "heads")
-    }
-    missing = {name for name in known if not name.endswith("-button")} - changed - read_only
+    missing = controls(page) - changed - TOOLS
     assert not missing, f"nothing is known of the controls {missing}"
 
 

@@ -83,19 +83,17 @@ def test_signed_scores_are_drawn_in_standard_deviations() -> None:
     _round_trip(figure)
 
 
-def test_predictions_are_drawn_against_measurements_with_their_rank_correlation() -> None:
-    predicted, measured = torch.tensor([0.1, 0.4, 0.2, 3.0]), torch.tensor([0.3, 0.2, 0.5, 9.0])
-    figure = figures.predicted_and_measured(predicted, measured, ["a", "b", "c", "d"], "Blocks")
-    line, points = figure.data
-    assert list(points.x) == pytest.approx(measured.tolist()) and list(points.y) == pytest.approx(predicted.tolist())
-    assert list(points.text) == ["a", "b", "c", "d"] and "text" in points.mode
-    assert list(line.x) == list(line.y) == pytest.approx([0.1, 9.0])
-    assert figure.layout.title.text == "Blocks: rank correlation 0.40"
-    many = figures.predicted_and_measured(torch.rand(90), torch.rand(90), ["unit"] * 90, "Groups")
-    assert many.data[1].mode == "markers"
-    nothing = figures.predicted_and_measured(torch.tensor([float("nan")]), torch.tensor([1.0]), ["a"], "Blocks")
-    assert "undefined" in nothing.layout.title.text and list(nothing.data[1].y) == [None]
-    _round_trip(nothing)
+def test_predictions_are_drawn_beside_measurements() -> None:
+    nan = float("nan")
+    pairs = {"blocks": ([0, 1, 3], [0.1, -0.4, nan], [0.3, 0.2, 9.0]), "mlp": ([1, 2], None, [float("inf"), 0.0])}
+    figure = figures.predicted_and_measured(pairs)
+    assert [trace.name for trace in figure.data] == ["Block, measured", "Block, predicted", "MLP, measured"]
+    assert list(figure.data[1].x) == [0, 1, 3] and list(figure.data[1].customdata) == [0.1, -0.4, None]
+    assert figure.data[1].y[2] is None and figure.data[1].y[1] < 0 < figure.data[1].y[0] < figure.data[0].y[0]
+    assert list(figure.data[2].y) == [None, 0.0]
+    assert figure.data[0].line.color != figure.data[2].line.color
+    _round_trip(figure)
+    assert len(figures.predicted_and_measured({}).data) == 0
 
 
 def test_heads_of_blocks_without_attention_are_blank() -> None:

@@ -19,7 +19,7 @@ from surgery.structure import dense
 from surgery.view import Target, View
 from surgery.workbench import OpenModel, TextChoice, Workbench
 from tests.tiny_workbench import open_model
-from ui import charts, inputs, presenters
+from ui import charts, inputs, presenters, recipe_words
 
 ESTIMATE = Estimate(
     perplexity=41.2934,
@@ -128,7 +128,7 @@ def test_text_is_escaped_for_html_and_for_templates() -> None:
         presenters.status(view(job=job("failed", error=hostile))),
         presenters.status(view(job=job(message=hostile, progress=0.5))),
         presenters.tiles(view(measure_error=hostile)),
-        presenters.removed_text(view(PruneNeurons(removed={0: (1,)}, chosen_by=ChosenBy(method=hostile[:100])))),
+        recipe_words.removed_text(view(PruneNeurons(removed={0: (1,)}, chosen_by=ChosenBy(method=hostile[:100])))),
     ):
         assert "<img" not in shown and "${" not in shown and "{{" not in shown and "&lt;img" in shown
 
@@ -177,7 +177,7 @@ def test_before_a_model_is_open_everything_can_be_drawn() -> None:
     empty = nothing()
     assert presenters.tiles(empty).count('data-state="stale"') == 4
     assert "No model is open" in presenters.status(empty)
-    assert presenters.fit_table(empty) == presenters.removed_text(empty) == ""
+    assert presenters.fit_table(empty) == recipe_words.removed_text(empty) == ""
     assert presenters.block_map_model(empty)["blocks"] == 0
     assert presenters.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
     assert presenters.ratios(empty) is None and not any(presenters.buttons(empty).values())
@@ -230,11 +230,11 @@ def test_the_map_shows_decisions_and_kept_shares() -> None:
 
 
 def test_the_words_below_the_map_count_what_is_left() -> None:
-    assert "4 blocks kept, 0 removed; expansion ratio 111.1%." in presenters.removed_text(view())
+    assert "4 blocks kept, 0 removed; expansion ratio 111.1%." in recipe_words.removed_text(view())
     origin = ChosenBy(method="cfsp_fine")
     narrow = view(PruneNeurons(removed=dict.fromkeys(range(4), tuple(range(40))), chosen_by=origin))
-    assert "expansion ratio 55.6%, neurons chosen by CFSP fine-grained." in presenters.removed_text(narrow)
-    assert "2 different ones" in presenters.removed_text(view(PruneNeurons(removed={0: (1,)})))
+    assert "expansion ratio 55.6%, neurons chosen by CFSP fine-grained." in recipe_words.removed_text(narrow)
+    assert "2 different ones" in recipe_words.removed_text(view(PruneNeurons(removed={0: (1,)})))
 
 
 def test_the_slider_shows_the_ratio_that_was_asked_for_if_it_is_the_one_in_force() -> None:

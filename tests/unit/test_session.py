@@ -4,63 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 
-from surgery import workbench
-from surgery.errors import InputError, RecipeError, TextError, UnknownModel
+from surgery.errors import InputError, RecipeError, TextError
 from surgery.recipe import ModelReference, Recipe, RemoveBlocks, RemoveMlp
 from surgery.session import Session
-from surgery.view import Target, View
+from surgery.view import Target
 from surgery.workbench import OpenModel, TextChoice, Workbench
-from tests.tiny_workbench import loaded, open_model
-
-LONG = 30.0
-SMALL = TextChoice(window=16, windows=3)
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbench]:
-    def load(source: str, *rest: Any) -> Any:
-        if not source.startswith("tiny"):
-            raise UnknownModel(f"There is no model {source!r}.")
-        return loaded(name=source, seed=len(source))
-
-    monkeypatch.setattr(workbench, "load", load)
-    made = Workbench()
-    yield made
-    made.jobs.close()
-
-
-@pytest.fixture
-def session(bench: Workbench) -> Session:
-    made = Session(bench)
-    made.text, made.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
-    made.adopt(open_model())
-    return made
-
-
-def until(session: Session, reached: Callable[[View], bool]) -> View:
-    """The session's view as soon as it is as wanted."""
-    end = time.monotonic() + LONG
-    while time.monotonic() < end:
-        view = session.view()
-        if reached(view):
-            return view
-        time.sleep(0.005)
-    raise AssertionError("the session did not get there")
-
-
-def measured(session: Session) -> View:
-    return until(session, lambda v: not v.measuring and v.measured and v.estimate is not None and v.estimate.complete)
-
-
-def idle(session: Session) -> View:
-    return until(session, lambda view: not view.working)
+from tests.sessions import LONG, SMALL, idle, measured, until
+from tests.tiny_workbench import open_model
 
 
 def slow_analysis(session: Session, monkeypatch: pytest.MonkeyPatch) -> Event:

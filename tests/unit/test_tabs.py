@@ -14,21 +14,27 @@ from surgery.errors import NoNetwork
 from surgery.view import Target
 from surgery.workbench import TextChoice, Workbench
 from tests.tiny_workbench import loaded
-from ui.handlers import BUSY_TICK, IDLE_TICK, Handlers
+from ui import forms
+from ui.handlers import BUSY_TICK, IDLE_TICK
 from ui.sessions import Sessions, Tab
+from ui.tool_handlers import ToolHandlers
 from ui.widgets.ratio import Ratio
 
 PICKS = ("cfsp_fine", "entropy")
 PARTS = [
     *("tab", "source", "status", "tiles", "removed", "fit_table", "undo", "redo", "reset", "export", "import"),
     *("analyse", "cancel", "kept", "timer", "map", "slider", "device", "chart_note", "answer"),
-    *(f"chart_{name}" for name in ("blocks", "sublayers", "runs", "neurons", "heads")),
+    *(f"chart_{name}" for name in ("blocks", "sublayers", "runs", "neurons", "heads", "predicted")),
+    *("suggest", "scan", "build", "least_squares", "linear_patch", "bias", "compensation", "compute", "scan_note"),
+    *("build_note", "download", "suggest_unit", "suggest_note"),
+    *(f"amount_{name}" for name in forms.AMOUNTS),
+    *(f"rule_{name}" for name in forms.RULES),
 ]
 LONG = 30.0
 
 
 @pytest.fixture
-def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Handlers]:
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolHandlers]:
     def load(source: str, *rest: Any) -> Any:
         if source != "default":
             raise NoNetwork(f"{source} is not in the local cache.")
@@ -36,13 +42,13 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Handlers]:
 
     monkeypatch.setattr(workbench, "load", load)
     bench = Workbench()
-    made = Handlers(Sessions(bench, grace=0.05))
+    made = ToolHandlers(Sessions(bench, grace=0.05))
     made.parts = {name: name for name in PARTS}
     yield made
     bench.jobs.close()
 
 
-def opened(handlers: Handlers, kept: Any = None) -> tuple[str, Tab]:
+def opened(handlers: ToolHandlers, kept: Any = None) -> tuple[str, Tab]:
     """A tab with a measured model, as the browser has it."""
     identity = handlers.load(kept, *PICKS)["tab"]
     tab = handlers.sessions.get(identity)
@@ -54,19 +60,19 @@ def opened(handlers: Handlers, kept: Any = None) -> tuple[str, Tab]:
     return identity, tab
 
 
-def tick(handlers: Handlers, identity: str) -> dict[str, Any]:
+def tick(handlers: ToolHandlers, identity: str) -> dict[str, Any]:
     """A tick of a browser that shows the last answer."""
     return handlers.tick(identity, *shown(handlers, identity), *PICKS)
 
 
-def shown(handlers: Handlers, identity: str) -> tuple[str, Any, Any]:
+def shown(handlers: ToolHandlers, identity: str) -> tuple[str, Any, Any]:
     """What such a browser shows."""
     tab = handlers.sessions.get(identity)
     assert tab is not None
     return tab.answer, tab.sent.get("map_value"), tab.sent.get("slider", (None,))[0]
 
 
-def settle(handlers: Handlers, identity: str) -> dict[str, Any]:
+def settle(handlers: ToolHandlers, identity: str) -> dict[str, Any]:
     """Tick as the browser does until nothing is under way; everything that was sent."""
     tab, sent = handlers.sessions.get(identity), {}
     assert tab is not None
@@ -82,7 +88,7 @@ def until(reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_new_tab_gets_everything_once(handlers: Handlers) -> None:
+def test_a_new_tab_gets_everything_once(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     until(lambda: not tab.session.busy)
     tick(handlers, identity)
@@ -91,7 +97,7 @@ def test_a_new_tab_gets_everything_once(handlers: Handlers) -> None:
     assert "press Analyse" in tab.sent["chart_note"]
 
 
-def test_answers_that_overtook_each_other_are_sent_again(handlers: Handlers) -> None:
+def test_answers_that_overtook_each_other_are_sent_again(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     before = tab.answer
     newest = handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)["answer"]
@@ -106,7 +112,7 @@ def test_answers_that_overtook_each_other_are_sent_again(handlers: Handlers) -> 
     assert set(tick(handlers, identity)) == {"status"}
 
 
-def test_a_map_or_slider_that_shows_something_else_is_put_right_when_no_hand_is_on_it(handlers: Handlers) -> None:
+def test_a_map_or_slider_that_shows_something_else_is_put_right_when_no_hand_is_on_it(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)
     settle(handlers, identity)
@@ -120,7 +126,7 @@ def test_a_map_or_slider_that_shows_something_else_is_put_right_when_no_hand_is_
     assert set(tick(handlers, identity)) == {"status"}
 
 
-def test_a_click_sends_numbers_but_not_the_click_itself(handlers: Handlers) -> None:
+def test_a_click_sends_numbers_but_not_the_click_itself(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     update = handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)
     assert "map" not in update and {"tiles", "removed", "undo", "kept"} <= set(update)
@@ -130,13 +136,13 @@ def test_a_click_sends_numbers_but_not_the_click_itself(handlers: Handlers) -> N
     assert update["map"].value == {"blocks": [], "attention": [], "mlp": []}
 
 
-def test_a_click_that_is_refused_is_taken_back_on_the_map(handlers: Handlers) -> None:
+def test_a_click_that_is_refused_is_taken_back_on_the_map(handlers: ToolHandlers) -> None:
     identity, _ = opened(handlers)
     update = handlers.switch(identity, {"blocks": [0, 1, 2, 3], "attention": [], "mlp": []}, *PICKS)
     assert "every block" in update["status"] and update["map"].value["blocks"] == []
 
 
-def test_the_slider_is_not_moved_under_the_hand(handlers: Handlers) -> None:
+def test_the_slider_is_not_moved_under_the_hand(handlers: ToolHandlers) -> None:
     identity, _ = opened(handlers)
     update = handlers.narrow(identity, 60, "maw", 32, *PICKS)
     assert "slider" not in update and "map" in update, "the map shows the narrower MLPs"
@@ -145,7 +151,7 @@ def test_the_slider_is_not_moved_under_the_hand(handlers: Handlers) -> None:
     assert handlers.narrow(identity, 0, "maw", 1, *PICKS)["slider"].value == 112, "a refused number is taken back"
 
 
-def test_another_method_is_applied_only_to_narrowed_mlps(handlers: Handlers) -> None:
+def test_another_method_is_applied_only_to_narrowed_mlps(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     handlers.narrow_otherwise(identity, "maw", 8, *PICKS)
     assert tab.session.view().history.current.edits == ()  # type: ignore[union-attr]
@@ -156,7 +162,7 @@ def test_another_method_is_applied_only_to_narrowed_mlps(handlers: Handlers) -> 
     assert edit.chosen_by.budget == {"expansion_ratio": 0.6, "divisor": 8}
 
 
-def test_charts_are_drawn_when_the_analysis_ends_and_when_their_tab_opens(handlers: Handlers) -> None:
+def test_charts_are_drawn_when_the_analysis_ends_and_when_their_tab_opens(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     assert "chart_runs" not in handlers.draw(identity, "runs", *PICKS) or tab.sent["has_runs"] is False
     handlers.analyse(identity, *PICKS)
@@ -168,7 +174,7 @@ def test_charts_are_drawn_when_the_analysis_ends_and_when_their_tab_opens(handle
     assert "chart_neurons" in handlers.draw(identity, "neurons", "maw", "entropy")
 
 
-def test_a_page_that_is_not_loaded_yet_or_no_longer_known_is_told_so(handlers: Handlers) -> None:
+def test_a_page_that_is_not_loaded_yet_or_no_longer_known_is_told_so(handlers: ToolHandlers) -> None:
     assert set(handlers.draw("", "blocks", *PICKS)) == {"chart_note"}
     update = handlers.tick("nobody", "", {}, None, *PICKS)
     assert "reload the page" in update["status"] and update["timer"].active is False
@@ -176,7 +182,7 @@ def test_a_page_that_is_not_loaded_yet_or_no_longer_known_is_told_so(handlers: H
         handlers.undo("nobody", *PICKS)
 
 
-def test_an_unforeseen_error_is_one_sentence(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_is_one_sentence(handlers: ToolHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
     identity, tab = opened(handlers)
 
     def broken() -> None:
@@ -187,7 +193,7 @@ def test_an_unforeseen_error_is_one_sentence(handlers: Handlers, monkeypatch: py
     assert "Something unforeseen went wrong (ZeroDivisionError)" in status and "secret" not in status
 
 
-def test_a_reloaded_page_has_its_recipe(handlers: Handlers) -> None:
+def test_a_reloaded_page_has_its_recipe(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
     handlers.switch(identity, {"blocks": [2], "attention": [], "mlp": [1]}, *PICKS)
     kept = tab.sent["kept"]
@@ -195,7 +201,7 @@ def test_a_reloaded_page_has_its_recipe(handlers: Handlers) -> None:
     assert update["map"].value == {"blocks": [2], "attention": [], "mlp": [1]} and update["source"] == "default"
 
 
-def test_a_remembered_model_that_cannot_be_opened_is_said(handlers: Handlers) -> None:
+def test_a_remembered_model_that_cannot_be_opened_is_said(handlers: ToolHandlers) -> None:
     identity = handlers.load({"source": "somebody/else"}, *PICKS)["tab"]
     tab = handlers.sessions.get(identity)
     assert tab is not None
@@ -204,7 +210,7 @@ def test_a_remembered_model_that_cannot_be_opened_is_said(handlers: Handlers) ->
     assert "somebody/else is not in the local cache" in tab.sent["status"] and "alert" in tab.sent["status"]
 
 
-def _waiting_job(handlers: Handlers, identity: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _waiting_job(handlers: ToolHandlers, identity: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     def statistics(model: Any, windows: Any, report: Any) -> None:
         while True:
             Event().wait(0.005)
@@ -217,7 +223,7 @@ def _waiting_job(handlers: Handlers, identity: str, monkeypatch: pytest.MonkeyPa
     return tab.session.view().job
 
 
-def test_a_closed_tab_is_freed_and_its_job_stopped(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_tab_is_freed_and_its_job_stopped(handlers: ToolHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
     identity, _ = opened(handlers)
     job = _waiting_job(handlers, identity, monkeypatch)
     handlers.sessions.free(identity)
@@ -228,7 +234,7 @@ def test_a_closed_tab_is_freed_and_its_job_stopped(handlers: Handlers, monkeypat
     assert job.state == "cancelled"
 
 
-def test_a_job_that_a_reloaded_page_follows_goes_on(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_a_reloaded_page_follows_goes_on(handlers: ToolHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
     identity, tab = opened(handlers)
     job = _waiting_job(handlers, identity, monkeypatch)
     tick(handlers, identity)
@@ -241,7 +247,7 @@ def test_a_job_that_a_reloaded_page_follows_goes_on(handlers: Handlers, monkeypa
     until(lambda: job.over)
 
 
-def test_an_own_device_is_chosen_and_listed(handlers: Handlers, tmp_path: Any) -> None:
+def test_an_own_device_is_chosen_and_listed(handlers: ToolHandlers, tmp_path: Any) -> None:
     identity, tab = opened(handlers)
     own = tmp_path / "own.json"
     document = handlers.sessions.bench.devices.get(Target().device).model_dump_json(by_alias=True)
@@ -254,7 +260,7 @@ def test_an_own_device_is_chosen_and_listed(handlers: Handlers, tmp_path: Any) -
     assert "device" not in handlers.own_device(identity, None, 1024, "F16", *PICKS)
 
 
-def test_a_number_typed_into_the_slider_is_brought_into_its_range(handlers: Handlers) -> None:
+def test_a_number_typed_into_the_slider_is_brought_into_its_range(handlers: ToolHandlers) -> None:
     slider = Ratio(10, 267)
     assert [slider.preprocess(number) for number in (1, 150, 999, -3, None)] == [10, 150, 267, 10, None]
     identity, tab = opened(handlers)

@@ -1,0 +1,291 @@
+"""The recipe of one person's session: an open model, edits with undo, a text and a device, and the measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from analysis.text import Windows
+from surgery.compensation import Compensated
+from surgery.editor import Editor
+from surgery.errors import InputError, RecipeError, TextError
+from surgery.jobs import Context, Job
+from surgery.live import Estimate
+from surgery.memory import weight_type
+from surgery.narrowing import Narrowing, shown_source
+from surgery.recipe import Compensate, How, Recipe, TextReference
+from surgery.session_jobs import JobHolder
+from surgery.structure import Structure, dense
+from surgery.view import Target
+from surgery.workbench import OpenModel, TextChoice, Workbench
+
+MOST_TEXTS = 16
+"""Calibration texts of a session that its recipes may go on naming."""
+COMPENSATIONS: tuple[How, ...] = ("least_squares", "linear_patch", "bias")
+RIVALS: dict[How, How] = {"least_squares": "bias", "bias": "least_squares"}
+"""Compensations that make up for the same loss: switching one on switches the other off."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Result of a job that opened a model. It does not hold the model: finished jobs are remembered for long."""
+
+    source: str
+    revision: str | None
+
+
+class EditingSession(JobHolder):
+    """See the module.
+
+    Args:
+        bench: what all sessions share.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self.text = TextChoice()
+        self.calibration = TextChoice(windows=16, purpose="calibration")
+        self.target = Target()
+        self._device = bench.devices.get(self.target.device)
+        self._model: OpenModel | None = None
+        self._editor: Editor | None = None
+        self._dense: Structure | None = None
+        self._analysed: Windows | None = None
+        self._pending: Narrowing | None = None
+        self._last: Estimate | None = None
+        self._texts: dict[str, TextChoice] = {}
+        """Calibration texts that were chosen here, by fingerprint: the ones that a compensation may be computed on."""
+        self._refitted = ""
+        """Key of the structure that the compensation job is for."""
+        self._completed: tuple[str, Compensated] | None = None
+        """The last structure that was completed, by its key: the model's own memory of them is bounded."""
+
+    def open(self, source: str, revision: str | None = None, recipe: Recipe | None = None) -> Job | None:
+        """Open a model: at once if it is open for somebody else, otherwise as a job; then it is measured.
+
+        Args:
+            source: as for `surgery.loading.load`.
+            revision: for a Hub id.
+            recipe: to start with, see `adopt`.
+        """
+        source, revision = source.strip(), revision or None
+        with self._lock:
+            self._refuse_second_job()
+            known = self.bench.opened(source, revision)
+            if known is not None:
+                self.adopt(known, recipe)
+                return None
+
+        def work(job: Context) -> Opened:
+            self.adopt(self.bench.open(source, revision, job.report), recipe)
+            return Opened(source, revision)
+
+        return self._start(f"Opening {source}", work)
+
+    def adopt(self, model: OpenModel, recipe: Recipe | None = None) -> None:
+        """Work on an open model from now on; a remembered recipe that does not fit it is left out, and said so."""
+        editor, problem = Editor(model), ""
+        if recipe is not None:
+            try:
+                editor.take(recipe)
+            except RecipeError as error:
+                problem = f"The recipe kept in this browser was left out: {error}"
+        with self._lock:
+            self._model, self._editor, self._dense = model, editor, dense(model.architecture)
+            self._pending, self._last, self._completed = None, None, None
+            self._analysed = self._known_analysis(model)
+            self._fresh()
+            self.error = problem
+        self.measure()
+
+    def _known_analysis(self, model: OpenModel) -> Windows | None:
+        """The calibration windows, if somebody has had them analysed already."""
+        try:
+            windows = self._calibration_windows(model)
+        except TextError:
+            return None
+        return windows if model.known_statistics(windows) is not None else None
+
+    def _calibration_windows(self, model: OpenModel) -> Windows:
+        """The windows of the calibration text, which recipes of this session may name from now on."""
+        chosen = self.calibration
+        windows = model.windows(chosen)
+        with self._lock:
+            self._texts.pop(windows.text_fingerprint, None)
+            self._texts[windows.text_fingerprint] = chosen
+            for oldest in list(self._texts)[:-MOST_TEXTS]:
+                del self._texts[oldest]
+        return windows
+
+    def switch(self, blocks: list[int], attention: list[int], mlp: list[int]) -> None:
+        """Switch exactly these parts off."""
+        self._edit(lambda editor: editor.change(lambda choices: choices.switched(blocks, attention, mlp)))
+
+    def compensate(self, how: Collection[How], on: bool) -> None:
+        """Switch compensations on, on the calibration text, or off. Others stay, but least squares and bias exclude
+        each other.
+
+        Raises:
+            InputError: the calibration text has a single window.
+            RecipeError: the recipe cannot be compensated in that way.
+        """
+        model = self._need_model()
+        with self._lock:
+            there = [edit for edit in self._need_editor().history.current.edits if isinstance(edit, Compensate)]
+            going = {RIVALS.get(name) for name in how} - set(how) if on else set(how)
+            edits = [edit for edit in there if edit.how not in going]
+            new = [name for name in COMPENSATIONS if on and name in set(how) - {edit.how for edit in edits}]
+            if new:
+                text = edits[0].text if edits else self._text_reference(model)
+                edits += [Compensate(how=name, text=text) for name in new]
+            self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("compensate",), edits)))
+
+    def _text_reference(self, model: OpenModel) -> TextReference:
+        windows = self._calibration_windows(model)
+        if windows.count < 2:
+            raise InputError("A compensation needs at least 2 windows of text: set more windows to measure on.")
+        return TextReference(
+            source=shown_source(windows.source),
+            fingerprint=windows.text_fingerprint,
+            window=windows.length,
+            windows=windows.count,
+        )
+
+    def take(self, recipe: Recipe) -> None:
+        """Make a recipe the current one (import).
+
+        Raises:
+            RecipeError: it does not fit this model.
+        """
+        self._decide(lambda editor: editor.take(recipe))
+
+    def undo(self) -> None:
+        """One step back."""
+        self._decide(Editor.undo)
+
+    def redo(self) -> None:
+        """One step forward."""
+        self._decide(Editor.redo)
+
+    def reset(self) -> None:
+        """Back to the dense model, as a step that can be undone."""
+        self._decide(Editor.reset)
+
+    def _decide(self, change: Callable[[Editor], None]) -> None:
+        """A change that also settles how wide the MLPs are: a narrowing that waits for an analysis is dropped."""
+        with self._lock:
+            self._edit(change)
+            self._pending = None
+
+    def _edit(self, change: Callable[[Editor], None]) -> None:
+        """Change the recipe and measure it."""
+        with self._lock:
+            change(self._need_editor())
+            self._fresh()
+            self.measure()
+
+    def set_text(self, text: TextChoice) -> None:
+        """Measure on another text, and analyse its calibration half from now on.
+
+        Raises:
+            TextError: it cannot be cut into such windows.
+        """
+        model = self._need_model()
+        model.windows(text)
+        with self._lock:
+            self.text = text
+            windows = max(text.windows, 16) if text.source == "embedded" else text.windows
+            self.calibration = replace(text, purpose="calibration", windows=windows)
+            self._analysed = self._known_analysis(model)
+            self._fresh()
+        self.measure()
+
+    def set_target(self, target: Target) -> None:
+        """Another device, context or weight type.
+
+        Raises:
+            InputError: unknown or out of range.
+        """
+        device = self.bench.devices.get(target.device)
+        weight_type(target.type)
+        if target.context < 1:
+            raise InputError("The context must be at least 1 token.")
+        with self._lock:
+            self.target, self._device = target, device
+            self._fresh()
+
+    def measure(self) -> None:
+        """Measure the current recipe, after its compensations have been computed where it has some that are not known.
+
+        What is under way for an older recipe stops.
+        """
+        with self._lock:
+            model, structure, text = self._need_model(), self._need_editor().structure, self.text
+            if self._live is not None:
+                self._live.stop.set()
+            completed = self._known_complete(model, structure)
+            if completed is None:
+                self._live = None
+                self._complete(model, structure)
+                return
+            self._stop_refit()
+            self._completed = structure.key, completed
+
+            def work(job: Context) -> None:
+                for estimate in model.evaluator.evaluate(completed.structure, model.windows(text), job.stop):
+                    job.partial(estimate)
+                    job.report(estimate.windows / estimate.of_windows, "Measuring")
+                    self._keep(job.job, estimate)
+
+            self._live = self.bench.jobs.submit("Measuring", work, "live")
+
+    def _known_complete(self, model: OpenModel, structure: Structure) -> Compensated | None:
+        if self._completed is not None and self._completed[0] == structure.key:
+            return self._completed[1]
+        return model.known_complete(structure)
+
+    def _complete(self, model: OpenModel, structure: Structure) -> None:
+        """Compute the compensations as a job, then measure; one that is under way for this structure goes on."""
+        wanted = structure.key
+        if self._refit is not None and not self._refit.over and not self._refit.stop.is_set():
+            if self._refitted == wanted:
+                return
+            self._stop_refit()
+        texts = self._texts_for(structure)
+
+        def work(job: Context) -> None:
+            found = model.complete(structure, texts, job.report, job.stop)
+            with self._lock:
+                if self._refit is job.job and self._need_editor().structure.key == wanted:
+                    self._completed = wanted, found
+                    self.measure()
+
+        self._refitted = wanted
+        self._refit = self.bench.jobs.submit("Compensating", work)
+        self._changed()
+
+    def _stop_refit(self) -> None:
+        if self._refit is not None:
+            self._refit.stop.set()
+            self._refit = None
+
+    def _texts_for(self, structure: Structure) -> list[TextChoice]:
+        """The text that compensations name, if it was chosen in this session; the embedded one is always at hand."""
+        found = (self._texts.get(edit.text.fingerprint) for edit in structure.compensations[:1])
+        return [text for text in found if text is not None]
+
+    def _keep(self, job: Job, estimate: Estimate) -> None:
+        with self._lock:
+            if job is self._live:
+                self._last = estimate
+                self._changed()
+
+    def _need_model(self) -> OpenModel:
+        if self._model is None:
+            raise InputError("No model is open yet: wait for it to load, or open one.")
+        return self._model
+
+    def _need_editor(self) -> Editor:
+        if self._editor is None:
+            raise InputError("No model is open yet: wait for it to load, or open one.")
+        return self._editor

@@ -1,0 +1,417 @@
+"""Suggestions, compensations, scans and builds of a session on a tiny model; errors and cancels change nothing."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from analysis.predictions import predicted_changes
+from surgery import catalogue, download
+from surgery import session as sessions
+from surgery.budget import Budget, Rules
+from surgery.editing import Choices
+from surgery.errors import InputError, RecipeError
+from surgery.recipe import Compensate, PruneNeurons, RemoveBlocks, TextReference
+from surgery.scan import scan
+from surgery.session import Session
+from surgery.suggestion import suggest
+from surgery.view import View
+from surgery.workbench import OpenModel, TextChoice, Workbench
+from tests.sessions import LONG, SMALL, idle, measured, until
+from tests.tiny_workbench import open_model
+
+
+def ops(view: View) -> list[str]:
+    assert view.history is not None
+    return [edit.op for edit in view.history.current.edits]
+
+
+def model_of(session: Session) -> OpenModel:
+    model = session.view().model
+    assert model is not None
+    return model
+
+
+def waiting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Event:
+    """Makes a function that reports wait for the returned event."""
+    go, real = Event(), getattr(owner, name)
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        report = next(a for a in [*options.values(), *reversed(arguments)] if callable(a) and not isinstance(a, type))
+        while not go.wait(0.005):
+            report(0.3, "waiting")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, held)
+    return go
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("block_influence", Budget(blocks=1)),
+        ("taylor_blocks", Budget(params="-10%")),
+        ("perplexity_scan", Budget(blocks=2)),
+        ("greedy_sublayers", Budget(blocks=2)),
+        ("mlp_influence", Budget(blocks=1)),
+        ("cfsp_fine", Budget(expansion_ratio=0.5)),
+        ("random_neurons", Budget(percent=25.0)),
+        ("magnitude_heads", Budget(heads=1)),
+        ("gqa_mean", Budget(kv_heads=1)),
+        ("minitron_hidden", Budget(width=64)),
+    ],
+)
+def test_a_suggestion_is_the_one_of_the_core_and_one_step(session: Session, name: str, budget: Budget) -> None:
+    session.suggest(name, budget)
+    view, model = idle(session), model_of(session)
+    assert view.job is not None and view.job.state == "done", view.job and view.job.error
+    expected = suggest(model, name, budget, windows=model.windows(session.calibration))
+    assert view.history is not None and view.history.current.key == expected.key
+    assert set(ops(view)) <= set(catalogue.OPS[catalogue.entry(name).kind])
+    assert all(edit.chosen_by is not None and edit.chosen_by.method == name for edit in view.history.current.edits)
+    assert measured(session).estimate is not None
+    session.undo()
+    assert ops(session.view()) == []
+
+
+def test_a_suggestion_replaces_edits_of_its_kind_and_keeps_the_others(session: Session) -> None:
+    session.switch([3], [0], [])
+    session.narrow("maw", 0.5)
+    session.suggest("random_blocks", Budget(blocks=1), Rules(protect_last=2, seed=3))
+    view = idle(session)
+    assert ops(view) == ["remove_blocks", "remove_attention", "prune_neurons"]
+    choices = Choices.of(view.history.current)  # type: ignore[union-attr]
+    assert choices.blocks <= {0, 1} and choices.attention == {0} - choices.blocks and set(choices.neurons)
+    session.suggest("gqa_mean", Budget(kv_heads=1))
+    session_view = idle(session)
+    assert ops(session_view)[-1] == "merge_kv_heads" and session_view.history is not None
+    before = session_view.history.current
+    session.suggest("magnitude_heads", Budget(heads=1))
+    view = idle(session)
+    assert view.job is not None and view.job.state == "failed" and view.job.bad_input
+    assert "merged" in view.job.error or "keep one" in view.job.error
+    assert view.history is not None and view.history.current == before
+
+
+def test_a_suggestion_that_asks_for_nothing_brings_its_kind_back(session: Session) -> None:
+    session.switch([3], [], [1])
+    session.suggest("random_blocks", Budget(blocks=0))
+    assert ops(idle(session)) == ["remove_mlp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "rules", "said"),
+    [
+        ("block_influence", Budget(blocks=99), Rules(), "can go"),
+        ("block_influence", Budget(width=3), Rules(), "its budget is"),
+        ("block_influence", Budget(blocks=1), Rules(allocation="cfsp"), "does not go with"),
+        ("gqa_mean", Budget(kv_heads=2), Rules(), "evenly"),
+        ("maw", Budget(params="lots"), Rules(), "not a parameter budget"),
+    ],
+)
+def test_a_suggestion_that_cannot_be_is_refused_in_a_sentence(
+    session: Session, name: str, budget: Budget, rules: Rules, said: str
+) -> None:
+    session.switch([1], [], [])
+    session.suggest(name, budget, rules)
+    view = idle(session)
+    assert view.job is not None and view.job.state == "failed" and view.job.bad_input and said in view.job.error
+    assert ops(view) == ["remove_blocks"]
+    with pytest.raises(InputError, match="no method"):
+        session.suggest("nobody", Budget(blocks=1))
+
+
+def test_a_cancelled_suggestion_changes_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting(monkeypatch, OpenModel, "statistics")
+    session.suggest("block_influence", Budget(blocks=1))
+    until(session, lambda view: view.job is not None and view.job.state == "running")
+    with pytest.raises(InputError, match="still running"):
+        session.scan()
+    with pytest.raises(InputError, match="still running"):
+        session.narrow("cfsp_fine", 0.5)
+    assert session.view().pending_ratio is None
+    session.cancel()
+    view = idle(session)
+    assert view.job is not None and view.job.state == "cancelled" and ops(view) == []
+
+
+def test_a_reloaded_page_gets_the_suggestion_that_was_under_way(
+    bench: Workbench, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, model = waiting(monkeypatch, OpenModel, "statistics"), model_of(session)
+    job = session.suggest("block_influence", Budget(blocks=1))
+    again = Session(bench)
+    assert again.attach(job.id)
+    again.calibration = session.calibration
+    again.adopt(model, model.recipe(PruneNeurons(removed={0: (1, 2)})))
+    session.close(stop_job=False)
+    go.set()
+    view = idle(again)
+    assert ops(view) == ["remove_blocks"] or ops(view) == ["remove_blocks", "prune_neurons"]
+    assert view.statistics is not None, "and the map knows what was analysed for it"
+
+
+def narrowed(session: Session) -> float:
+    session.switch([1], [], [])
+    session.narrow("maw", 0.5)
+    estimate = measured(session).estimate
+    assert estimate is not None
+    return estimate.perplexity
+
+
+def test_compensations_are_edits_on_the_calibration_text_and_are_measured(session: Session) -> None:
+    plain = narrowed(session)
+    session.compensate({"least_squares"}, True)
+    view = session.view()
+    assert view.compensating and view.measuring and not view.measured, "the old number is out of date"
+    view = measured(session)
+    assert ops(view) == ["remove_blocks", "prune_neurons", "compensate"] and not view.uncompensated
+    [*_, edit] = view.history.current.edits  # type: ignore[union-attr]
+    windows = model_of(session).windows(session.calibration)
+    assert isinstance(edit, Compensate) and edit.text == TextReference(
+        source="embedded", fingerprint=windows.text_fingerprint, window=16, windows=4
+    )
+    assert view.compensated is not None and len(view.compensated.entries) == 3
+    assert view.structure is not None and view.estimate is not None
+    expected = model_of(session).complete(view.structure, [session.calibration]).structure
+    assert view.estimate.perplexity == model_of(session).evaluator.measure(expected, windows_of(session)).perplexity
+    session.compensate({"linear_patch"}, True)
+    assert ops(measured(session))[-2:] == ["compensate", "compensate"]
+    session.compensate({"bias"}, True)
+    view = measured(session)
+    hows = [edit.how for edit in view.history.current.edits if isinstance(edit, Compensate)]  # type: ignore[union-attr]
+    assert hows == ["linear_patch", "bias"], "a bias makes up for the same loss as least squares"
+    session.compensate({"linear_patch", "bias", "least_squares"}, False)
+    assert measured(session).estimate.perplexity == plain  # type: ignore[union-attr]
+    session.undo()
+    assert session.view().structure.compensations  # type: ignore[union-attr]
+
+
+def windows_of(session: Session) -> Any:
+    return model_of(session).windows(session.text)
+
+
+def test_a_cancelled_compensation_leaves_the_recipe_and_a_later_measurement_computes_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrowed(session)
+    go = waiting(monkeypatch, model_of(session).compensator, "compute")
+    session.compensate({"least_squares"}, True)
+    until(session, lambda view: view.job is not None and view.job.state == "running")
+    session.cancel()
+    view = idle(session)
+    assert view.job is not None and view.job.state == "cancelled" and view.uncompensated and not view.measured
+    assert ops(view)[-1] == "compensate" and not view.measuring
+    go.set()
+    session.measure()
+    assert not measured(session).uncompensated
+
+
+def test_an_edit_stops_the_compensation_of_the_older_recipe(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrowed(session)
+    go = waiting(monkeypatch, model_of(session).compensator, "compute")
+    session.compensate({"least_squares"}, True)
+    view = until(session, lambda view: view.job is not None and view.job.state == "running")
+    older = view.job
+    assert older is not None
+    session.set_text(TextChoice(window=16, windows=2))
+    assert not older.stop.is_set(), "another text to measure on needs the same compensation"
+    session.switch([1, 2], [], [])
+    assert older.stop.is_set()
+    go.set()
+    view = measured(session)
+    assert older.state == "cancelled" and view.compensated is not None
+    assert {entry.block for entry in view.compensated.entries} == {0, 3} and view.estimate is not None
+    assert view.estimate.tokens == 2 * 15
+
+
+def test_a_recipe_cannot_name_a_file_to_compensate_on(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("Nothing that a recipe may read. " * 50)
+    model, read = model_of(session), []
+    theirs = model.windows(TextChoice(str(secret), 16, 4))
+    reference = TextReference(source=str(secret), fingerprint=theirs.text_fingerprint, window=16, windows=4)
+    recipe = model.recipe(PruneNeurons(removed={0: (1, 2)}), Compensate(how="least_squares", text=reference))
+    windows = OpenModel.windows
+    monkeypatch.setattr(OpenModel, "windows", lambda self, text: (read.append(text.source), windows(self, text))[1])
+    session.take(recipe)
+    view = until(session, lambda view: bool(view.measure_error))
+    assert "not the text given here" in view.measure_error and view.uncompensated and ops(view)[-1] == "compensate"
+    assert set(read) == {"embedded"}
+    session.set_text(TextChoice(str(secret), 16, 4))
+    assert measured(session).compensated is not None, "the person has chosen it"
+    session.set_text(SMALL)
+    session.undo()
+    session.redo()
+    assert measured(session).compensated is not None
+
+
+def test_what_cannot_be_compensated_is_refused(session: Session) -> None:
+    session.suggest("random_hidden", Budget(width=64))
+    idle(session)
+    with pytest.raises(RecipeError, match="fewer channels"):
+        session.compensate({"least_squares"}, True)
+    session.undo()
+    with pytest.raises(RecipeError, match="keep one"):
+        session.compensate({"least_squares", "bias"}, True)
+    session.set_text(TextChoice("pasted", 16, 1, content="One window is too few. " * 4))
+    with pytest.raises(InputError, match="2 windows"):
+        session.compensate({"least_squares"}, True)
+    assert ops(session.view()) == []
+
+
+def test_a_scan_is_measured_and_predicted(session: Session) -> None:
+    session.scan(("blocks",))
+    view, model = idle(session), model_of(session)
+    assert view.scanned is not None and view.scanned.predicted is not None
+    again = scan(model, windows_of(session), ("blocks",))
+    assert view.scanned.scan.document()["blocks"] == again.document()["blocks"]
+    gradients = model.known_gradients(model.windows(session.calibration))
+    assert gradients is not None
+    assert torch.equal(view.scanned.predicted.second.blocks, predicted_changes(gradients).second.blocks)
+    session.scan(("mlp",))
+    view = idle(session)
+    assert view.scanned is not None and set(view.scanned.scan.removals) == {"blocks", "mlp"}
+    session.set_text(TextChoice(window=16, windows=2))
+    assert session.view().scanned is None, "it was measured on another text"
+    session.set_text(SMALL)
+    assert session.view().scanned is not None
+    with pytest.raises(InputError, match="Choose"):
+        session.scan(())
+
+
+def test_what_a_cancelled_scan_has_measured_is_kept(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting(monkeypatch, OpenModel, "gradients")
+    session.scan(("attention",))
+    until(session, lambda view: view.scanned is not None)
+    session.cancel()
+    view = idle(session)
+    assert view.job is not None and view.job.state == "cancelled"
+    assert view.scanned is not None and view.scanned.predicted is None
+
+
+def unpacked(view: View, folder: Path) -> Path:
+    assert view.packed is not None
+    with zipfile.ZipFile(view.packed.path) as archive:
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+        archive.extractall(folder)
+    return folder / view.packed.folder
+
+
+def test_a_build_is_one_file_that_transformers_loads(session: Session, tmp_path: Path) -> None:
+    narrowed(session)
+    session.compensate({"least_squares"}, True)
+    view = measured(session)
+    session.build(tmp_path / "downloads")
+    view = idle(session)
+    assert view.packed is not None and view.job is not None and view.job.state == "done"
+    made = unpacked(view, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(made)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert view.structure is not None and view.history is not None
+    assert count == view.packed.parameters == view.structure.parameters and view.packed.plain
+    assert view.packed.bytes == view.packed.path.stat().st_size > 4 * count
+    assert view.packed.recipe == view.history.current.key and (made / "recipe.json").is_file()
+    ids = torch.arange(16).view(1, -1)
+    expected = model_of(session).complete(view.structure, [session.calibration]).structure
+    losses = model_of(session).evaluator.token_losses(expected, ids)
+    found = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(-found, losses[0], rtol=0, atol=1e-4)
+
+
+def test_one_build_is_kept_until_the_next_one_or_the_end(session: Session, tmp_path: Path) -> None:
+    def build() -> Path:
+        session.build(tmp_path)
+        packed = idle(session).packed
+        assert packed is not None
+        return packed.path
+
+    first = build()
+    assert [entry.name for entry in first.parent.iterdir()] == [first.name], "nothing else is left behind"
+    session.switch([1], [], [])
+    second = build()
+    assert not first.parent.exists() and second.exists() and first.name != second.name
+    session.close()
+    assert list(tmp_path.iterdir()) == [] and session.view().packed is None
+
+
+def test_a_cancelled_build_leaves_nothing(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting(monkeypatch, download, "save_checkpoint")
+    job = session.build(tmp_path)
+    until(session, lambda view: view.job is not None and "waiting" in view.job.message)
+    session.cancel()
+    job.wait(LONG)
+    view = session.view()
+    assert job.state == "cancelled" and view.packed is None
+    assert [entry for folder in tmp_path.iterdir() for entry in folder.iterdir()] == []
+
+
+def test_a_full_disk_is_one_sentence(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download, "_zip", full)
+    session.build(tmp_path)
+    view = idle(session)
+    assert view.job is not None and view.job.bad_input
+    assert view.job.error == "The download cannot be written (No space left on device): free some disk space."
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match="MB of free disk space"):
+        session.build(tmp_path)
+    session.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reloaded_page_gets_the_build_and_keeps_it(
+    bench: Workbench, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, model = waiting(monkeypatch, sessions, "pack"), model_of(session)
+    job = session.build(tmp_path)
+    again = Session(bench)
+    assert again.attach(job.id)
+    again.adopt(model)
+    session.close(stop_job=False)
+    go.set()
+    view = idle(again)
+    assert view.packed is not None and view.packed.path.exists()
+    again.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mixed_recipe_says_that_its_checkpoint_needs_code(session: Session, tmp_path: Path) -> None:
+    session.switch([], [1], [])
+    session.build(tmp_path)
+    packed = idle(session).packed
+    assert packed is not None and not packed.plain
+
+
+def test_a_removed_block_is_what_choices_say(session: Session) -> None:
+    choices = Choices.of(model_of(session).recipe(RemoveBlocks(blocks=(1,)), PruneNeurons(removed={1 + 1: (3,)})))
+    other = choices.replaced(("remove_blocks", "prune_neurons"), (RemoveBlocks(blocks=(2,)),))
+    assert other.blocks == {2} and other.neurons == {}
+
+
+def test_the_text_of_a_compensation_is_the_one_it_was_made_with(session: Session) -> None:
+    narrowed(session)
+    session.set_text(TextChoice("pasted", 16, 4, content="A text of my own, pasted and long enough. " * 4))
+    session.compensate({"least_squares"}, True)
+    pasted = measured(session).history.current.edits[-1]  # type: ignore[union-attr]
+    session.set_text(SMALL)
+    session.compensate({"linear_patch"}, True)
+    view = measured(session)
+    *_, first, second = view.history.current.edits  # type: ignore[union-attr]
+    assert first == pasted and isinstance(second, Compensate) and second.text == first.text  # type: ignore[union-attr]
+    other = Session(session.bench)
+    other.text = SMALL
+    other.adopt(open_model(), view.history.current)  # type: ignore[union-attr]
+    assert "not the text given here" in until(other, lambda view: bool(view.measure_error)).measure_error
