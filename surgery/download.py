@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from surgery.build import build_model
 from surgery.checkpoint import save_checkpoint
 from surgery.errors import InputError
@@ -21,6 +23,7 @@ from surgery.workbench import OpenModel
 
 CHUNK = 8 * 2**20
 """Bytes copied between two looks at the stop flag."""
+PREFIX = "model-surgery-build-"
 SPARE = 64 * 2**20
 """Bytes that the tokenizer and the other small files may take."""
 Report = Callable[[float, str], None]
@@ -46,6 +49,8 @@ class Packed:
 class Download:
     """A folder of its own for one build. It is deleted with the last reference to this object, or with the process.
 
+    What a process that was killed has left is deleted when the next one makes such a folder in the same place.
+
     Args:
         base: where to make the folder; the system's place for temporary files when None.
 
@@ -57,12 +62,21 @@ class Download:
         try:
             if base is not None:
                 base.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix="model-surgery-", dir=base))
+            _sweep(base or Path(tempfile.gettempdir()))
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
         except OSError as error:
             raise InputError(f"No folder can be made for the build ({error.strerror}): free some disk space.") from None
         self.packed: Packed | None = None
         """Set when the file is complete."""
         weakref.finalize(self, shutil.rmtree, self.folder, True)
+
+
+def _sweep(base: Path) -> None:
+    """Delete the folders of processes that are gone."""
+    for folder in base.glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isascii() and owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_bytes(model: OpenModel, structure: Structure) -> int:

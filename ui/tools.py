@@ -16,7 +16,7 @@ from ui.widgets.choice import Choice
 PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 COMPENSATIONS = {
     "least_squares": "Refits what narrowed attention and MLPs write, to come nearest to what they wrote whole.",
-    "linear_patch": "Folds a map across each run of removed blocks into the MLP before it. No new parameters.",
+    "linear_patch": "Folds a map across each run of removed blocks or parts into the MLP before it. No new parameters.",
     "bias": "Adds the mean of what was removed from narrowed parts. A few new parameters; instead of least squares.",
 }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from threading import Event
@@ -370,6 +373,19 @@ def test_a_full_disk_is_one_sentence(session: Session, tmp_path: Path, monkeypat
         session.build(tmp_path)
     session.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_is_swept(session: Session, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    kept = [tmp_path / name for name in (f"{download.PREFIX}{os.getppid()}-x", f"{download.PREFIX}x-1", "mine")]
+    left = tmp_path / f"{download.PREFIX}{ended.pid}-x"
+    for folder in (*kept, left):
+        folder.mkdir()
+        (folder / "model.zip").write_text("")
+    session.build(tmp_path)
+    assert idle(session).packed is not None
+    assert not left.exists() and all((folder / "model.zip").exists() for folder in kept)
 
 
 def test_a_reloaded_page_gets_the_build_and_keeps_it(
