@@ -54,12 +54,12 @@ def build_model(base: nn.Module, source: Architecture, structure: Structure) -> 
             "when blocks move: it can be evaluated here but not built."
         )
     tensors = _tensors(base, source, structure, kept)
-    config = _plain_config(base, structure, kept)
-    plain = config is not None and _holds(type(base), config, tensors)
-    model_class: Any = type(base)
-    if not plain:
-        config, model_class = _mixed_config(base, source, structure, kept, tensors)
     with quiet():
+        config = _plain_config(base, structure, kept)
+        plain = config is not None and _holds(type(base), config, tensors)
+        model_class: Any = type(base)
+        if not plain:
+            config, model_class = _mixed_config(base, source, structure, kept, tensors)
         model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=_dtype(base))
     model.generation_config = copy.deepcopy(base.generation_config)
     return Built(model.eval().requires_grad_(False), plain)
