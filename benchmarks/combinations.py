@@ -20,13 +20,14 @@ import torch
 
 from analysis.text import Windows
 from benchmarks import measuring
-from benchmarks.quality import DATA, WINDOW, Quality, reference
+from benchmarks.quality import DATA, WINDOW, Quality
 from surgery import greedy
 from surgery.budget import Budget, Rules
 from surgery.depth import Goal
 from surgery.errors import InputError
 from surgery.recipe import ChosenBy, Compensate, Recipe, RemoveAttention
 from surgery.suggestion import suggest
+from surgery.text_names import text_reference
 
 CALIBRATION, SELECTION, SEARCH = slice(0, 32), slice(32, 37), slice(37, 40)
 """Windows of the validation split: scores and refits, the choice among combinations, the greedy search."""
@@ -85,7 +86,7 @@ class Combinations:
         stay = round(whole * size / 100) + gone
         if stay < whole:
             edits += suggest(self.model, "cfsp_fine", Budget(params=str(stay)), WIDTH, self.calibration).edits
-        text = reference(self.calibration)
+        text = text_reference(self.calibration)
         edits.append(Compensate(how="least_squares", text=text))
         return self.model.recipe(*edits, *([Compensate(how="linear_patch", text=text)] if order else []))
 
@@ -124,7 +125,7 @@ class Combinations:
             "perplexity_without_compensation": plain,
             "dense_perplexity": self.quality.perplexity(self.model.evaluator.dense),
             "parameters": parameters,
-            "text": reference(self.quality.test).model_dump(),
+            "text": text_reference(self.quality.test).model_dump(),
         }
         target = {"parameters_percent": size}
         recipe = best.recipe.model_copy(update={"target": target, "results": results})

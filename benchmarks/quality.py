@@ -25,10 +25,10 @@ from surgery import catalogue
 from surgery.budget import Budget, Rules
 from surgery.catalogue import Procedure
 from surgery.errors import InputError
-from surgery.narrowing import shown_source
 from surgery.recipe import Compensate, Recipe, TextReference
 from surgery.structure import Structure
 from surgery.suggestion import suggest
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -98,7 +98,7 @@ class Quality:
     @property
     def text(self) -> TextReference:
         """How a recipe names the calibration windows."""
-        return reference(self.calibration)
+        return text_reference(self.calibration)
 
     def perplexity(self, structure: Structure) -> float:
         """On the test windows. States of one recipe do not help the next: they would only fill the memory."""
@@ -133,16 +133,6 @@ class Quality:
         return made | {"seconds": time.perf_counter() - begun}
 
 
-def reference(windows: Windows) -> TextReference:
-    """How a recipe names token windows."""
-    return TextReference(
-        source=shown_source(windows.source),
-        fingerprint=windows.text_fingerprint,
-        window=windows.length,
-        windows=windows.count,
-    )
-
-
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is asked for and not yet in the result file."""
     torch.set_num_threads(options.threads)
@@ -150,7 +140,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     document = _known(options.out) or {
         "machine": measuring.machine(),
         "model": quality.model.reference.model_dump(),
-        "test": reference(quality.test).model_dump(),
+        "test": text_reference(quality.test).model_dump(),
         "calibration": quality.text.model_dump(),
         "dense": quality.perplexity(quality.model.evaluator.dense),
         "rows": [],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from analysis.registry import Method
 from analysis.text import Windows
 from surgery.recipe import ChosenBy, PruneNeurons
 from surgery.selection import WidthBudget, prune_neurons
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel
 
 
@@ -46,12 +46,6 @@ class Narrowing:
         scores = model.neuron_scores(self.method, windows)
         text = None
         if self.method.needs_text and windows is not None:
-            text = {"source": shown_source(windows.source), "fingerprint": windows.text_fingerprint,
-                    "window": windows.length, "windows": windows.count}  # fmt: skip
+            text = text_reference(windows).model_dump()
         origin = {"method": self.method.name, "budget": self.budget.document(), "text": text}
         return prune_neurons(model.architecture, scores, self.budget, ChosenBy.model_validate(origin))
-
-
-def shown_source(source: str) -> str:
-    """A text's name without the folders of this computer."""
-    return source if source.startswith("hub:") else Path(source).name

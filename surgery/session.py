@@ -21,13 +21,14 @@ from surgery.download import Download, checkpoint_bytes, pack, refuse_without_ro
 from surgery.errors import InputError
 from surgery.jobs import Context, Job
 from surgery.memory import fit
-from surgery.narrowing import Narrowing, shown_source
+from surgery.narrowing import Narrowing
 from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
 from surgery.session_editing import EditingSession, Opened
 from surgery.structure import Structure
 from surgery.suggestion import suggest
+from surgery.text_names import shown_source
 from surgery.view import Scanned, View
 from surgery.workbench import OpenModel, Workbench
 

@@ -12,10 +12,11 @@ from surgery.errors import InputError, RecipeError, TextError
 from surgery.jobs import Context, Job
 from surgery.live import Estimate
 from surgery.memory import weight_type
-from surgery.narrowing import Narrowing, shown_source
+from surgery.narrowing import Narrowing
 from surgery.recipe import Compensate, How, Recipe, TextReference
 from surgery.session_jobs import JobHolder
 from surgery.structure import Structure, dense
+from surgery.text_names import text_reference
 from surgery.view import Target
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
@@ -144,12 +145,7 @@ class EditingSession(JobHolder):
         windows = self._calibration_windows(model)
         if windows.count < 2:
             raise InputError("A compensation needs at least 2 windows of text: set more windows to measure on.")
-        return TextReference(
-            source=shown_source(windows.source),
-            fingerprint=windows.text_fingerprint,
-            window=windows.length,
-            windows=windows.count,
-        )
+        return text_reference(windows)
 
     def take(self, recipe: Recipe) -> None:
         """Make a recipe the current one (import).

@@ -18,9 +18,9 @@ from surgery.budget import AMOUNTS, Budget, Rules, parameter_target
 from surgery.catalogue import Procedure
 from surgery.depth import Goal, Removal, RemovalKind, least_distant_run, lowest_parts, sizes
 from surgery.errors import InputError
-from surgery.narrowing import shown_source
 from surgery.recipe import ChosenBy, MergeKvHeads, PruneHidden, Recipe, RemoveAttention, RemoveBlocks, RemoveMlp
 from surgery.selection import WidthBudget, lowest, narrow_to
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel
 
 Report = Callable[[float, str], None]
@@ -63,7 +63,7 @@ def suggest(
     needs_text = item.needs_text or rules.allocation == "cfsp"
     if needs_text and windows is None:
         raise InputError(f"The method {name!r} needs text here: name a calibration text.")
-    text = _text_note(windows) if needs_text and windows is not None else None
+    text = text_reference(windows).model_dump() if needs_text and windows is not None else None
     origin = ChosenBy.model_validate({"method": name, "budget": note, "text": text})
     if item.kind == "hidden":  # a model that cannot lose a single channel is refused before the work
         model.resolve(model.recipe(PruneHidden(removed=(0,))))
@@ -72,15 +72,6 @@ def suggest(
     recipe = model.recipe(*CHOICES[item.kind](request))
     model.resolve(recipe)
     return recipe
-
-
-def _text_note(windows: Windows) -> dict[str, Any]:
-    return {
-        "source": shown_source(windows.source),
-        "fingerprint": windows.text_fingerprint,
-        "window": windows.length,
-        "windows": windows.count,
-    }
 
 
 @dataclass(frozen=True)
