@@ -43,6 +43,8 @@ class Windows:
     text_fingerprint: str
     bos: bool
     """Whether every window begins with the tokenizer's BOS token (its own default decides)."""
+    spread: bool = False
+    """Whether the windows are evenly spaced over the whole text, instead of its first ones."""
 
     @property
     def count(self) -> int:
@@ -72,7 +74,7 @@ def fingerprint_of(ids: torch.Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = None) -> Windows:
+def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = None, spread: bool = False) -> Windows:
     """Tokenise once without special tokens and cut non-overlapping windows from the start.
 
     Args:
@@ -80,6 +82,8 @@ def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = No
         text: the text.
         window: tokens in a window, at least 2.
         count: number of windows; all that the text holds when None.
+        spread: take window floor(i x available / count) for each i, instead of the first ones: a text of many topics
+            is seen in all its parts.
 
     Raises:
         TextError: the text is blank, broken or too short, or the numbers make no sense.
@@ -100,10 +104,11 @@ def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = No
             f"The text has {len(tokens)} tokens, which is {available} windows of {window}: "
             f"{max(wanted, 1)} were asked for, so give a longer text, shorter windows or fewer of them."
         )
-    ids = tokens[: wanted * body].view(wanted, body)
+    ids = tokens[: available * body].view(available, body)
+    ids = ids[torch.arange(wanted) * available // wanted] if spread else ids[:wanted]
     if bos is not None:
         ids = torch.cat([torch.full((wanted, 1), bos, dtype=torch.long), ids], dim=1)
-    return Windows(ids, text.source, text.fingerprint, bos is not None)
+    return Windows(ids, text.source, text.fingerprint, bos is not None, spread)
 
 
 def _default_bos(tokenizer: Any) -> int | None:

@@ -28,10 +28,11 @@ from surgery.errors import InputError
 from surgery.recipe import ChosenBy, Compensate, Recipe, RemoveAttention
 from surgery.suggestion import suggest
 from surgery.text_names import text_reference
+from surgery.workbench import TextChoice
 
-CALIBRATION, SELECTION, SEARCH = slice(0, 32), slice(32, 37), slice(37, 40)
-"""Windows of the validation split: scores and refits, the choice among combinations, the greedy search."""
-VALIDATION_WINDOWS = 40
+CALIBRATION, SELECTION, SEARCH = 48, 8, 3
+"""Windows of the validation split: for scores and refits, evenly spaced over it; for the choice among combinations and
+for the greedy search, half-way between two of those."""
 WIDTH = Rules(allocation="cfsp", protect_first=1)
 PRESETS = Path(__file__).resolve().parents[1] / "presets" / "recipes"
 
@@ -55,12 +56,13 @@ class Combinations:
     """
 
     def __init__(self, data: Path, windows: int) -> None:
-        self.quality = Quality(data, windows, CALIBRATION.stop)
+        self.quality = Quality(data, windows, 1)
         self.model = self.quality.model
-        self.calibration = self.quality.calibration
-        whole = self.quality.validation(VALIDATION_WINDOWS)
-        self.selection = replace(whole, ids=whole.ids[SELECTION])
-        self.search = replace(whole, ids=whole.ids[SEARCH].reshape(-1, WINDOW // 2))
+        path = str(data / "wikitext-2-raw-validation.jsonl")
+        self.calibration = self.model.windows(TextChoice(path, WINDOW, CALIBRATION, spread=True))
+        between = self.model.windows(TextChoice(path, WINDOW, 2 * CALIBRATION, spread=True)).ids[1::2]
+        self.selection = replace(self.calibration, ids=between[:: CALIBRATION // SELECTION])
+        self.search = replace(self.calibration, ids=between[1 :: CALIBRATION // SEARCH].reshape(-1, WINDOW // 2))
 
     def attention_order(self, count: int) -> list[int]:
         """Blocks whose attention goes, first to last."""

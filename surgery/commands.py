@@ -22,6 +22,7 @@ from surgery.console import (
     OutOption,
     RecipeOption,
     RevisionOption,
+    SpreadOption,
     TextOption,
     TrustOption,
     WindowOption,
@@ -92,6 +93,7 @@ def analyze(
     text: TextOption = "embedded",
     windows: WindowsOption = 16,
     window: WindowOption = 256,
+    spread: SpreadOption = False,
     gradients: Annotated[
         bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
     ] = False,
@@ -104,7 +106,7 @@ def analyze(
     """One pass over a text: influence of blocks and sublayers, head statistics, neuron scores (in the file)."""
     bench = Workbench()
     opened = open_model(bench, model, revision, trust)
-    cut = opened.windows(TextChoice(text, window, windows, "calibration"))
+    cut = opened.windows(TextChoice(text, window, windows, "calibration", spread=spread))
     begun = time.perf_counter()
     statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
     slopes = run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report)) if gradients else None

@@ -26,6 +26,9 @@ TextOption = Annotated[
     str, typer.Option("--text", help="embedded, wikitext-2, hub:owner/name, or a .txt, .jsonl or .parquet file.")
 ]
 WindowOption = Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")]
+SpreadOption = Annotated[
+    bool, typer.Option("--spread", help="Windows evenly spaced over the whole text instead of its first ones.")
+]
 WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Number of windows.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")]

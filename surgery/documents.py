@@ -79,6 +79,7 @@ def text_document(windows: Windows) -> dict[str, Any]:
         "fingerprint": windows.text_fingerprint,
         "window": windows.length,
         "windows": windows.count,
+        "spread": windows.spread,
         "bos": "every window" if windows.bos else "none",
     }
 

@@ -154,6 +154,8 @@ class TextReference(_Frozen):
     fingerprint: str = Field(min_length=1, max_length=64)
     window: int = Field(ge=2, le=2**20)
     windows: int = Field(ge=1, le=2**20)
+    spread: bool = False
+    """Whether the windows are evenly spaced over the text, instead of its first ones."""
 
 
 How = Literal["least_squares", "linear_patch", "bias"]

@@ -16,6 +16,7 @@ from surgery.console import (
     ModelArgument,
     OutOption,
     RevisionOption,
+    SpreadOption,
     TextOption,
     TrustOption,
     WindowOption,
@@ -75,6 +76,7 @@ def suggest(
     text: TextOption = "embedded",
     windows: WindowsOption = 16,
     window: WindowOption = 256,
+    spread: SpreadOption = False,
     out: OutOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -101,7 +103,7 @@ def suggest(
     opened = open_model(bench, model, revision, trust)
     cut = None
     if item.needs_text or rules.allocation == "cfsp":
-        cut = opened.windows(TextChoice(text, window, windows, "calibration"))
+        cut = opened.windows(TextChoice(text, window, windows, "calibration", spread=spread))
     recipe = run_job(
         bench, "Choosing", lambda job: suggest_recipe(opened, method, budget, rules, cut, job.stop, job.report)
     )

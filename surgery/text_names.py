@@ -20,4 +20,5 @@ def text_reference(windows: Windows) -> TextReference:
         fingerprint=windows.text_fingerprint,
         window=windows.length,
         windows=windows.count,
+        spread=windows.spread,
     )

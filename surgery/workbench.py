@@ -44,13 +44,15 @@ SHORT_OF_MEMORY = 0.15
 
 @dataclass(frozen=True)
 class TextChoice:
-    """Which text is measured or analysed, and how it is cut. `content` holds a pasted text."""
+    """Which text is measured or analysed, and how it is cut. `content` holds a pasted text; with `spread` the windows
+    are evenly spaced over the text, else they are its first ones."""
 
     source: str = "embedded"
     window: int = 256
     windows: int = 4
     purpose: Purpose = "evaluation"
     content: str | None = None
+    spread: bool = False
 
 
 class OpenModel:
@@ -138,7 +140,7 @@ class OpenModel:
         for text in (TextChoice(purpose="calibration"), *texts):
             windows = self.windows(replace(text, window=wanted.window, windows=1))
             if windows.text_fingerprint == wanted.fingerprint:
-                return self.windows(replace(text, window=wanted.window, windows=wanted.windows))
+                return self.windows(replace(text, window=wanted.window, windows=wanted.windows, spread=wanted.spread))
         raise RecipeError(
             f"The recipe's compensation was computed on {wanted.source!r} (fingerprint {wanted.fingerprint}), which is "
             "not the text given here: name that text as the calibration text."
@@ -156,10 +158,10 @@ class OpenModel:
             text = load_text(choice.source, choice.purpose)
         else:
             text = load_text(choice.source, choice.purpose, self.loaded.tokenizer)
-        key = f"{text.fingerprint}|{choice.window}|{choice.windows}"
+        key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
         if known is None:
-            known = make_windows(self.loaded.tokenizer, text, choice.window, choice.windows)
+            known = make_windows(self.loaded.tokenizer, text, choice.window, choice.windows, choice.spread)
             self._windows.put(key, known, known.ids.numel() * 8)
         return known
 

@@ -11,6 +11,7 @@ from analysis import text
 from analysis.text import Text
 from surgery.errors import RecipeError
 from surgery.recipe import Compensate, PruneNeurons, TextReference
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice
 from tests.tiny_workbench import open_model
 
@@ -39,6 +40,13 @@ def test_the_embedded_text_is_always_there() -> None:
     assert len(made.entries) == 1 and not made.structure.compensations
     assert model.known_complete(structure(model, embedded())) is made
     assert model.complete(structure(model, embedded())) is made
+
+
+def test_windows_that_are_spread_over_the_text_are_found_again() -> None:
+    model = open_model()
+    spread = model.calibration(embedded().model_copy(update={"spread": True}))
+    assert spread.spread and spread.fingerprint != model.calibration(embedded()).fingerprint
+    assert text_reference(spread) == embedded().model_copy(update={"spread": True})
 
 
 def test_a_text_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:

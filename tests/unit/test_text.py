@@ -82,6 +82,15 @@ def test_the_number_of_windows_is_the_number_asked_for(tokenizer: Any) -> None:
     assert exact.count == 1 and exact.ids[0, -1] == 101
 
 
+def test_windows_can_be_spread_over_the_text() -> None:
+    everything = make_windows(PLAIN, Text("pasted", WORDS), 9)
+    for count in (1, 3, 4, everything.count):
+        spread = make_windows(PLAIN, Text("pasted", WORDS), 9, count, spread=True)
+        chosen = [index * everything.count // count for index in range(count)]
+        assert torch.equal(spread.ids, everything.ids[chosen]) and spread.spread and not everything.spread
+    assert torch.equal(make_windows(PLAIN, Text("pasted", WORDS), 9, 3).ids, everything.ids[:3])
+
+
 def test_the_same_text_gives_the_same_windows() -> None:
     one, two = (make_windows(WITH_BOS, Text("pasted", WORDS), 9, 4) for _ in range(2))
     assert torch.equal(one.ids, two.ids)
