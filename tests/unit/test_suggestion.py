@@ -266,7 +266,8 @@ def test_edits_say_how_they_were_chosen():
         "params": "-5%", "divisor": 4, "protect_first": 1, "protect_last": 0, "allocation": "cfsp", "sharpness": 13.1,
         "same_width": False,
     }  # fmt: skip
-    assert chosen_by.text == {"source": "text.txt", "fingerprint": "none", "window": 24, "windows": 3}
+    text = {"source": "text.txt", "fingerprint": "none", "window": 24, "windows": 3, "spread": False}
+    assert chosen_by.text == text
     rules = Rules(keep_candidates=2, no_neighbours=True)
     chosen_by = made("llama", "greedy_sublayers", Budget(blocks=2), rules)[0].edits[0].chosen_by
     assert chosen_by.budget == {
