@@ -128,8 +128,9 @@ class Compensator:
             new = replace(spec, refit=known[0])
             entries += known[1]
             done.append(new)
+            module = self._module(new)
             for group in groups:
-                group.state = self._run(new, group)
+                group.state = self.runner.run(module, group.state, group.prepared.calls[spec.source])
         report(1.0, "Compensated")
         return Compensated(replace(structure, blocks=tuple(done), compensations=()), tuple(entries))
 
@@ -210,9 +211,6 @@ class Compensator:
     def _module(self, spec: BlockSpec) -> nn.Module:
         return build_block(self.runner.blocks[spec.source], self.runner.architecture.blocks[spec.source], spec)
 
-    def _run(self, spec: BlockSpec, group: _Group) -> torch.Tensor:
-        return self.runner.run(self._module(spec), group.state, group.prepared.calls[spec.source])
-
     def _weight(self, spec: BlockSpec, path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A linear's weight (outputs, inputs) and bias in float64."""
         linear: Any = submodule(self._module(spec), path)
@@ -260,14 +258,16 @@ class Compensator:
         removed sublayers, folded into whichever output projection stands before it.
         """
         beside = self._module(_without(spec, part, self.runner.architecture.blocks[spec.source]))
+        present = self._module(spec)
+        removed = [(self._module(missing), missing.source) for missing in run]
         pair: dict[bool, PairMoments] = {}
         for group in groups:
             call = group.prepared.calls[spec.source]
             alone = self.runner.run(beside, group.state, call)
-            out = self._run(spec, group)
+            out = self.runner.run(present, group.state, call)
             after = out
-            for missing in run:
-                after = self.runner.run(self._module(missing), after, group.prepared.calls[missing.source])
+            for module, source in removed:
+                after = self.runner.run(module, after, group.prepared.calls[source])
             size = out.shape[-1]
             moments = pair.setdefault(group.aside, PairMoments.empty(size, size))
             moments.update(out - alone, after - alone)
