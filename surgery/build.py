@@ -38,13 +38,14 @@ def build_model(base: nn.Module, source: Architecture, structure: Structure) -> 
     Args:
         base: the loaded model; never changed, and nothing is shared with it.
         source: its map.
-        structure: what to build; its compensations must have been computed.
+        structure: what to build; its compensations must have been computed. Quantisation is left out.
 
     Raises:
         RecipeError: nothing is left, or the family's code cannot express the result.
     """
     if structure.compensations:
         raise ValueError("the structure's compensations have not been computed")
+    structure = structure.floating
     kept = [spec for spec in structure.blocks if not spec.empty]
     if not kept:
         raise RecipeError("The recipe removes every attention and every MLP: at least one must stay.")

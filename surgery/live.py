@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis.architecture import Architecture
 from analysis.execution import BlockCall, Prepared, Runner
+from analysis.modules import shallow_copy
 from analysis.text import Windows, fingerprint_of
 from surgery.cache import ByteCache
 from surgery.errors import Cancelled
 from surgery.hidden import with_channels
-from surgery.narrow import build_block, own_bytes
+from surgery.narrow import build_block, own_bytes, store
 from surgery.structure import BlockSpec, Structure, dense
 
 STATE_BUDGET = 768 * 2**20
@@ -97,7 +99,7 @@ class Evaluator:
         self.losses: ByteCache[torch.Tensor] = ByteCache(LOSS_BUDGET)
         self.prepared: ByteCache[Prepared] = ByteCache(LOSS_BUDGET)
         self.runners: ByteCache[Runner] = ByteCache(weight_budget)
-        """Runners of the model with fewer channels, by the structures' `hidden_key`."""
+        """Runners of the model with fewer channels or quantised embeddings, by the structures' `base_key`."""
         self.turn = RLock()
 
     def evaluate(self, structure: Structure, windows: Windows, stop: Event | None = None) -> Iterator[Estimate]:
@@ -146,8 +148,8 @@ class Evaluator:
         known = self.losses.get(end)
         if known is not None:
             return known
-        if structure.compensations:
-            raise ValueError("the structure's compensations have not been computed")
+        if structure.pending:
+            raise ValueError("the structure's compensations or quantisation have not been computed")
         runner = self.runner_of(structure)
         state = self._final_state(runner, structure, ids, links, check, keep)
         with self._my_turn():
@@ -158,15 +160,16 @@ class Evaluator:
         return known
 
     def runner_of(self, structure: Structure) -> Runner:
-        """The runner whose blocks a structure's specs select from: the model's own unless channels are gone."""
-        if structure.hidden is None:
+        """The runner whose blocks a structure's specs select from: the model's own unless channels are gone or what
+        stands around the blocks is quantised."""
+        if not structure.base_key:
             return self.runner
-        known = self.runners.get(structure.hidden_key)
+        known = self.runners.get(structure.base_key)
         if known is None:
             with self._my_turn():
-                model = with_channels(self.runner.model, self.runner.architecture, structure.hidden)
+                model = model_around(self.runner.model, self.runner.architecture, structure)
                 known = Runner(model, structure.architecture)
-                self.runners.put(structure.hidden_key, known, own_bytes(model, self.runner.model))
+                self.runners.put(structure.base_key, known, own_bytes(model, self.runner.model))
         return known
 
     def module(self, runner: Runner, spec: BlockSpec, hidden_key: str = "") -> nn.Module:
@@ -184,7 +187,7 @@ class Evaluator:
 
     def _chain(self, structure: Structure, ids: torch.Tensor) -> list[str]:
         """Keys of the state entering the first kept block and of the state leaving each one."""
-        links = [fingerprint_of(ids) + structure.hidden_key]
+        links = [fingerprint_of(ids) + structure.base_key]
         for spec in structure.blocks:
             links.append(links[-1] if spec.empty else _link(links[-1], spec))
         return links
@@ -240,6 +243,26 @@ class Evaluator:
     def _my_turn(self) -> AbstractContextManager[Any]:
         """One computation at a time on this model: more would only share the same cores."""
         return self.turn
+
+
+def model_around(model: nn.Module, source: Architecture, structure: Structure) -> nn.Module:
+    """The model with only the channels that stay, and with its embeddings and head as they are stored.
+
+    Args:
+        model: the loaded model; never changed.
+        source: its map.
+        structure: what to make of it; the blocks are left as they are.
+    """
+    if structure.hidden is not None:
+        model = with_channels(model, source, structure.hidden)
+    if structure.outer:
+        model = shallow_copy(model)
+        for path, codec in structure.outer:
+            store(model, path, codec)
+        if source.tied:
+            head, embeddings = (model.get_submodule(path) for path in (source.head, source.embeddings))
+            head._parameters["weight"] = embeddings._parameters["weight"]
+    return model
 
 
 def chunks(count: int, length: int) -> list[tuple[int, int]]:

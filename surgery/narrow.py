@@ -11,7 +11,7 @@ from torch import nn
 from analysis.architecture import Attention, Block, HeadNorm, Mlp, Projection
 from analysis.modules import is_transposed, replace, shallow_copy, submodule, weight_of
 from surgery.checkpoint_model import NoAttention, Zeros
-from surgery.structure import BlockSpec, Refit, narrowed, output_of
+from surgery.structure import BlockSpec, Codec, Refit, narrowed, output_of
 
 
 def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module:
@@ -38,7 +38,24 @@ def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module
     _add_biases(new, block, spec)
     if spec.refit is not None:
         _refit(new, spec.refit)
+    for path, codec in spec.codecs:
+        store(new, path, codec)
+    if spec.repair is not None:
+        for path, down in spec.repair.down.items():
+            _set_weight(new, path, weight_of(submodule(new, path)) + spec.repair.up[path] @ down)
     return new
+
+
+def store(root: nn.Module, path: str, codec: Codec) -> None:
+    """Give a linear or an embedding of one's own the weight that its stored form reads back as."""
+    _set_weight(root, path, codec.apply(weight_of(submodule(root, path))))
+
+
+def _set_weight(root: nn.Module, path: str, weight: torch.Tensor) -> None:
+    """Set a weight given as (outputs, inputs)."""
+    linear: Any = submodule(root, path)
+    weight = weight.to(linear.weight.device, linear.weight.dtype)
+    set_parameter(linear, "weight", weight.T.contiguous() if is_transposed(linear) else weight)
 
 
 def own_bytes(new: nn.Module, original: nn.Module) -> int:
@@ -77,8 +94,7 @@ def _refit(new: nn.Module, refit: Refit) -> None:
         linear: Any = submodule(new, path)
         weight, bias = refit.weights.get(path), refit.biases.get(path)
         if weight is not None:
-            weight = weight.to(linear.weight.device, linear.weight.dtype)
-            set_parameter(linear, "weight", weight.T.contiguous() if is_transposed(linear) else weight)
+            _set_weight(new, path, weight)
         if bias is not None:
             set_parameter(linear, "bias", bias.to(linear.weight.device, linear.weight.dtype))
 

@@ -8,9 +8,18 @@ import os
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from surgery.errors import RecipeError
 from surgery.ranges import LARGEST_INDEX, Indices, length
@@ -177,6 +186,57 @@ class Compensate(_Edit):
     ridge: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
 
 
+GgufType = Literal[
+    "F32", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_K_M", "Q5_K_S", "Q4_K", "Q4_K_M", "Q4_K_S", "Q3_K", "Q3_K_L", "Q3_K_M",
+    "Q3_K_S", "Q2_K", "Q2_K_S", "Q4_0", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_M", "MXFP4",
+]  # fmt: skip
+TorchaoType = Literal["int8", "int4"]
+PackedType = Literal["int8", "int4", "int3", "int2"]
+TYPES_OF = {"gguf": get_args(GgufType), "torchao": get_args(TorchaoType), "compressed-tensors": get_args(PackedType)}
+"""Weight types by format."""
+
+
+class Quantize(_Edit):
+    """Store weights in fewer bits. `text` gives the importance matrix (GGUF) or the moments of the solver (GPTQ);
+    without it neither is used.
+
+    GGUF's types are llama.cpp's: those that end in _S, _M or _L and Q2_K mix types per tensor as `llama-quantize` does,
+    Q3_K to Q5_K without an ending are the type alone. `group_size` is the number of neighbouring weights of a row that
+    share a scale (None: the whole row), for torchao's int4 and compressed-tensors.
+    """
+
+    op: Literal["quantize"] = "quantize"
+    format: Literal["gguf", "torchao", "compressed-tensors"] = "gguf"
+    type: str = Field(max_length=20)
+    text: TextReference | None = None
+    method: Literal["round_to_nearest", "gptq"] = "round_to_nearest"
+    group_size: int | None = Field(default=None, ge=8, le=2**20)
+    symmetric: bool = True
+    act_order: bool = False
+    """GPTQ: solve the columns of the largest input moment first."""
+    true_sequential: bool = True
+    """GPTQ: inside a block, solve each sublayer on what the quantised ones before it give."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Quantize:
+        known = TYPES_OF[self.format]
+        if self.type not in known:
+            raise ValueError(f"{self.format} has no type {self.type!r}: choose {', '.join(known)}")
+        if (self.method == "gptq") != (self.text is not None) and self.format != "gguf":
+            raise ValueError("gptq needs a text, and round_to_nearest uses none")
+        if self.format != "compressed-tensors" and self.method == "gptq":
+            raise ValueError("gptq is stored as compressed-tensors: choose that format")
+        return self
+
+
+class Eora(_Edit):
+    """Repair a compressed model by low-rank matrices beside its linears, from a text and without training."""
+
+    op: Literal["eora"] = "eora"
+    rank: int = Field(ge=1, le=4096)
+    text: TextReference
+
+
 Edit = Annotated[
     RemoveBlocks
     | RemoveAttention
@@ -187,7 +247,9 @@ Edit = Annotated[
     | ArrangeBlocks
     | MergeKvHeads
     | PruneHidden
-    | Compensate,
+    | Compensate
+    | Quantize
+    | Eora,
     Field(discriminator="op"),
 ]
 

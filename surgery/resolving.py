@@ -13,6 +13,8 @@ from surgery.recipe import Recipe
 from surgery.structure import BlockSpec, Part, Structure, narrowed, whole
 
 NAMES = {"attention": "attention", "mlp": "MLP"}
+LATE = (recipes.Compensate, recipes.Quantize, recipes.Eora)
+"""What comes after the edits of the structure, in this order."""
 
 
 def resolve(architecture: Architecture, recipe: Recipe) -> Structure:
@@ -41,10 +43,17 @@ class _Draft:
         self.order: tuple[int, ...] | None = None
         self.hidden: set[int] = set()
         self.compensations: list[recipes.Compensate] = []
+        self.quantize: recipes.Quantize | None = None
+        self.eora: recipes.Eora | None = None
+        self.stage = 0
 
     def apply(self, edit: recipes.Edit) -> None:
-        if self.compensations and not isinstance(edit, recipes.Compensate):
-            raise RecipeError(f"{edit.op}: compensations come after every other edit: move this one before them.")
+        stage = next((place for place, kinds in enumerate(LATE, 1) if isinstance(edit, kinds)), 0)
+        if stage < self.stage:
+            raise RecipeError(
+                f"{edit.op}: edits come in the order structure, compensation, quantize, eora: move this one forward."
+            )
+        self.stage = stage
         match edit:
             case recipes.RemoveBlocks():
                 self._remove_blocks(edit.op, edit.blocks)
@@ -66,6 +75,12 @@ class _Draft:
                 self._prune_hidden(edit.op, edit.removed)
             case recipes.Compensate():
                 self._compensate(edit)
+            case recipes.Quantize():
+                self._once(edit.op, self.quantize)
+                self.quantize = edit
+            case recipes.Eora():
+                self._once(edit.op, self.eora)
+                self.eora = edit
 
     def finish(self) -> Structure:
         source = self.architecture
@@ -78,7 +93,11 @@ class _Draft:
             hidden = tuple(channel for channel in range(source.hidden_size) if channel not in self.hidden)
             source = source.with_hidden(len(hidden))
         blocks = tuple(self._spec(block) for block in kept)
-        return Structure(source, blocks, hidden, tuple(self.compensations))
+        return Structure(source, blocks, hidden, tuple(self.compensations), self.quantize, self.eora)
+
+    def _once(self, op: str, there: object | None) -> None:
+        if there is not None:
+            raise RecipeError(f"{op}: there are two such edits: keep one.")
 
     def _spec(self, block: Block) -> BlockSpec:
         new = whole(block)

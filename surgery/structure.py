@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
 from analysis.architecture import Architecture, Attention, Block, Projection
 from surgery.ranges import format_ranges
-from surgery.recipe import Compensate
+from surgery.recipe import Compensate, Eora, Quantize
 
 Part = Literal["attention", "mlp"]
 
@@ -26,6 +26,35 @@ class Refit:
     """(outputs, inputs) each, of the narrowed module."""
     biases: Mapping[str, torch.Tensor] = field(compare=False, repr=False)
     """(outputs,) each; the module may have had none."""
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Codec(Protocol):
+    """How a quantised weight is stored, seen through what it reads back as."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the stored form, for caches."""
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight (outputs, inputs) as it reads back, of the same shape, type and device."""
+
+
+Codecs = tuple[tuple[str, Codec], ...]
+"""Codecs by module path, in ascending order of the paths."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank matrices beside the linears of one kept block, by path: the weight that counts is W + up down."""
+
+    key: str
+    down: Mapping[str, torch.Tensor] = field(compare=False, repr=False)
+    """(rank, inputs) each."""
+    up: Mapping[str, torch.Tensor] = field(compare=False, repr=False)
+    """(outputs, rank) each."""
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -48,6 +77,10 @@ class BlockSpec:
     biases: tuple[Part, ...] = ()
     """Sublayers whose output gets a bias from a compensation."""
     refit: Refit | None = None
+    codecs: Codecs = ()
+    """How linears are quantised, after everything above."""
+    repair: LowRank | None = None
+    """What stands beside the quantised linears."""
 
     @property
     def attention(self) -> bool:
@@ -69,19 +102,23 @@ class BlockSpec:
         """Identity of the block's content, for caches."""
         kept = (format_ranges(units) for units in (self.query_heads, self.kv_heads, self.neurons))
         text = "|".join([str(self.source), *kept, self.merged, *self.biases, self.refit.key if self.refit else ""])
+        if self.codecs or self.repair:
+            text += f"|{_key_of(self.codecs)}|{self.repair.key if self.repair else ''}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:
         return hash(self.key)
 
     def is_whole(self, block: Block) -> bool:
-        """Whether nothing of the source block is missing or refitted."""
+        """Whether nothing of the source block is missing, refitted or quantised."""
         heads = (block.attention.query_heads, block.attention.kv_heads) if block.attention else (0, 0)
         return (
             (len(self.query_heads), len(self.kv_heads)) == heads
             and len(self.neurons) == (block.mlp.width if block.mlp else 0)
             and self.refit is None
             and not self.biases
+            and not self.codecs
+            and self.repair is None
         )
 
     def parameters(self, block: Block) -> int:
@@ -135,6 +172,23 @@ class Structure:
     """Channels of the residual stream that stay; None when all do."""
     compensations: tuple[Compensate, ...] = ()
     """Compensations that are still to be computed (see `surgery.compensation`)."""
+    quantize: Quantize | None = None
+    """How it is still to be quantised (see `surgery.quantising`)."""
+    eora: Eora | None = None
+    """The low-rank repair that is still to be computed."""
+    outer: Codecs = ()
+    """How the embeddings and the head are quantised, by path in the model; a tied head follows the embeddings."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is still to be computed before the model can be measured."""
+        return bool(self.compensations or self.quantize or self.eora)
+
+    @property
+    def floating(self) -> Structure:
+        """The same without quantisation and what comes after it: what a checkpoint is built from."""
+        blocks = tuple(replace(spec, codecs=(), repair=None) for spec in self.blocks)
+        return replace(self, blocks=blocks, quantize=None, eora=None, outer=())
 
     @cached_property
     def parameters(self) -> int:
@@ -165,11 +219,21 @@ class Structure:
         return "" if self.hidden is None else hashlib.sha256(format_ranges(self.hidden).encode()).hexdigest()[:16]
 
     @cached_property
+    def base_key(self) -> str:
+        """Identity of what stands around the blocks: the channels that stay and the stored embeddings and head."""
+        return self.hidden_key + (f"|{_key_of(self.outer)}" if self.outer else "")
+
+    @cached_property
     def key(self) -> str:
         """Identity of the structure, for caches."""
-        pending = (edit.model_dump_json(exclude={"chosen_by"}) for edit in self.compensations)
-        parts = [self.hidden_key, *(spec.key for spec in self.blocks), *pending]
+        edits = (*self.compensations, self.quantize, self.eora)
+        pending = (edit.model_dump_json(exclude={"chosen_by"}) for edit in edits if edit is not None)
+        parts = [self.base_key, *(spec.key for spec in self.blocks), *pending]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def _key_of(codecs: Codecs) -> str:
+    return ",".join(f"{path}={codec.key}" for path, codec in codecs)
 
 
 def dense(architecture: Architecture) -> Structure:
