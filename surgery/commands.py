@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, suggestion_commands
+from surgery import build_commands, catalogue, documents, export_commands, fit_commands, suggestion_commands
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -35,7 +35,6 @@ from surgery.console import (
 )
 from surgery.errors import InputError
 from surgery.jobs import Context
-from surgery.memory import fit as fit_structure
 from surgery.recipe import Recipe
 from surgery.scan import KINDS
 from surgery.scan import scan as scan_model
@@ -49,6 +48,7 @@ application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(export_commands.export)
+application.command()(fit_commands.fit)
 
 
 def main() -> None:
@@ -188,23 +188,3 @@ def evaluate(
         without = run_job(bench, "Measuring without compensation", lambda job: work(job, plain))
         document |= {"compensation": completed.document(), "perplexity_without_compensation": without.perplexity}
     emit(document, as_json, {key: value for key, value in document.items() if not isinstance(value, dict)})
-
-
-@application.command()
-def fit(
-    model: ModelArgument,
-    device: Annotated[str, typer.Option("--device", help="An id of presets/devices, this-computer, or a .json file.")],
-    recipe: RecipeOption = None,
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of context.")] = 2048,
-    type_name: Annotated[str, typer.Option("--type", help="F32, F16, Q8_0 or Q4_0.")] = "F16",
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """The memory and speed model: does it fit the device, and how fast could it run."""
-    wanted = Recipe.load(recipe) if recipe is not None else None
-    bench = Workbench()
-    chosen = bench.devices.get(device)
-    opened = open_model(bench, model, revision, trust)
-    structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
-    emit(fit_structure(structure, chosen, context, type_name).document(), as_json)

@@ -210,7 +210,7 @@ def evaluation(
         "text": text_document(windows),
         "dtype": next(iter(model.architecture.bytes_by_dtype)),
         "parameters": structure.parameters,
-        "bytes": sum(weights_by_class(structure, TYPES["F32"]).values()),
+        "bytes": sum(weights_by_class(structure, TYPES["safetensors-F32"]).values()),
         "model": model.reference.model_dump(exclude_none=True),
         "recipe": recipe.key if recipe else None,
     }

@@ -1,83 +1,45 @@
-"""The memory and speed model: arithmetic on a structure, a number type, a context length and a device."""
+"""The memory and speed model: arithmetic on a structure, a weight type, a context, a KV-cache type and a device.
+
+What is counted is in files of its own: weights (`weights`, `weight_types`), the KV cache (`kv_cache`), activations and
+the program (`runtimes`), speed (`speed`). `benchmarks.fit` compares all of it with measurement.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from surgery.devices import Device
 from surgery.errors import InputError
-from surgery.structure import BlockSpec, Structure
+from surgery.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
+from surgery.runtimes import GPUS, TRANSFORMERS, Runtime, activation_bytes, runtime_for
+from surgery.speed import Speed, speed
+from surgery.structure import Structure
+from surgery.weight_types import TYPES, WeightType, weight_type, weights_by_class
 
-TensorClass = Literal["embeddings", "attention", "mlp", "norms", "head"]
-KV_BYTES = 2
-"""Bytes of a KV-cache element (F16)."""
-PREFILL_TOKENS = 512
-"""Tokens that a runtime puts through together while it reads a prompt; 1 on a microcontroller."""
-ACTIVATION_BYTES = 4
-OVERHEAD_BYTES = {
-    "microcontroller": 64 * 2**10,
-    "single-board computer": 32 * 2**20,
-    "phone": 64 * 2**20,
-    "edge GPU": 256 * 2**20,
-    "laptop": 64 * 2**20,
-    "GPU": 256 * 2**20,
-    "server": 64 * 2**20,
-}
-"""Estimates: code, tokenizer and allocator of a small runtime; a GPU's context."""
-
-
-@dataclass(frozen=True)
-class WeightType:
-    """How weights are stored. `block` weights take `block_bytes`; vectors take `vector_bytes` each."""
-
-    name: str
-    block: int
-    block_bytes: int
-    vector_bytes: int
-
-    def matrix_bytes(self, elements: int, row: int) -> int:
-        """Bytes of a matrix with rows of `row` elements; rows that blocks do not divide stay in F16."""
-        return elements * 2 if row % self.block else elements // self.block * self.block_bytes
-
-
-TYPES = {
-    kind.name: kind
-    for kind in (
-        WeightType("F32", 1, 4, 4),
-        WeightType("F16", 1, 2, 2),
-        WeightType("Q8_0", 32, 34, 4),
-        WeightType("Q4_0", 32, 18, 4),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """Tensors of one class and one row length: matrix elements and vector elements."""
-
-    kind: TensorClass
-    row: int
-    matrix: int
-    vector: int
+__all__ = ["TYPES", "Fit", "fit", "weight_type", "weights_by_class"]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether and how an edited model fits a device. Bytes and tokens per second; everything is arithmetic, the
-    activations and the overhead are estimates."""
+    """Whether and how an edited model fits a device. Bytes; everything is arithmetic, the activations and the overhead
+    are estimates."""
 
     device: str
     type: str
+    kv_type: str
+    """Of the KV cache's elements; F16 where the wanted one is not possible, see `notes`."""
     context: int
+    runtime: str
     weights: dict[str, int]
     kv_cache_bytes: int
     activation_bytes: int
     overhead_bytes: int
     capacity_bytes: int
     working_bytes: int
-    decode_tokens_per_second: float
-    prefill_tokens_per_second: float
+    speed: Speed
+    notes: tuple[str, ...] = ()
+    """What a person should know of the figures, one sentence each."""
 
     @property
     def weights_bytes(self) -> int:
@@ -100,12 +62,24 @@ class Fit:
         """Whether nothing is missing."""
         return self.spare_bytes >= 0
 
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """See `surgery.speed`."""
+        return self.speed.decode
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """See `surgery.speed`."""
+        return self.speed.prefill
+
     def document(self) -> dict[str, Any]:
-        """The contract's JSON keys."""
+        """The contract's JSON keys, and more."""
         return {
             "device": self.device,
             "type": self.type,
+            "kv_type": self.kv_type,
             "context": self.context,
+            "runtime": self.runtime,
             "fits": self.fits,
             "weights_bytes": self.weights_bytes,
             "weights": self.weights,
@@ -115,127 +89,82 @@ class Fit:
             "needed_bytes": self.needed_bytes,
             "capacity_bytes": self.capacity_bytes,
             "spare_bytes": self.spare_bytes,
-            "decode_tokens_per_second": self.decode_tokens_per_second,
-            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "decode_tokens_per_second": self.speed.decode,
+            "prefill_tokens_per_second": self.speed.prefill,
+            "speed_basis": self.speed.basis,
+            "decode_bound_tokens_per_second": self.speed.decode_bound,
+            "prefill_bound_tokens_per_second": self.speed.prefill_bound,
+            "energy_joules_per_token": self.speed.energy_joules_per_token,
+            "notes": list(self.notes),
         }
 
 
-def weight_type(name: str) -> WeightType:
-    """The weight type of that name.
-
-    Raises:
-        InputError: unknown; the message lists the names.
-    """
-    if name not in TYPES:
-        raise InputError(f"There is no weight type {name!r}: use one of {', '.join(TYPES)}.")
-    return TYPES[name]
-
-
-def tensors(structure: Structure) -> list[Tensors]:
-    """What a checkpoint of the structure holds, tied tensors once."""
-    source = structure.architecture
-    found = [Tensors("embeddings", source.hidden_size, source.embedding_parameters, 0)]
-    if source.head_parameters:
-        vector = source.head_parameters % source.hidden_size
-        found.append(Tensors("head", source.hidden_size, source.head_parameters - vector, vector))
-    if source.final_norm_parameters:
-        found.append(Tensors("norms", source.hidden_size, 0, source.final_norm_parameters))
-    for spec in structure.blocks:
-        found.extend(_block_tensors(structure, spec))
-    return found
-
-
-def _block_tensors(structure: Structure, spec: BlockSpec) -> list[Tensors]:
-    source = structure.architecture
-    block, hidden = source.blocks[spec.source], source.hidden_size
-    found: list[Tensors] = []
-    counted = 0
-    if block.attention is not None and spec.attention:
-        size = block.attention.head_size
-        inputs = (len(spec.query_heads) + 2 * len(spec.kv_heads)) * size * hidden
-        output = len(spec.query_heads) * size
-        missing = (block.attention.query_heads - len(spec.query_heads)) * block.attention.per_query_head + (
-            block.attention.kv_heads - len(spec.kv_heads)
-        ) * block.attention.per_kv_head
-        total = block.attention.parameters - missing
-        found.append(Tensors("attention", hidden, inputs, total - inputs - output * hidden))
-        found.append(Tensors("attention", output, output * hidden, 0))
-        counted += total
-    if block.mlp is not None and spec.mlp:
-        width = len(spec.neurons)
-        inputs = (2 if block.mlp.gated else 1) * width * hidden
-        total = block.mlp.parameters - (block.mlp.width - width) * block.mlp.per_neuron
-        found.append(Tensors("mlp", hidden, inputs, total - inputs - width * hidden))
-        found.append(Tensors("mlp", width, width * hidden, 0))
-        counted += total
-    found.append(Tensors("norms", hidden, 0, spec.parameters(block) - counted))
-    return found
-
-
-def weights_by_class(structure: Structure, kind: WeightType) -> dict[str, int]:
-    """Bytes of the weights of each tensor class."""
-    sizes: dict[str, int] = {}
-    for item in tensors(structure):
-        size = kind.matrix_bytes(item.matrix, item.row) + item.vector * kind.vector_bytes
-        sizes[item.kind] = sizes.get(item.kind, 0) + size
-    return sizes
-
-
-def kv_cache_bytes(structure: Structure, context: int) -> int:
-    """Keys and values in F16: nothing for a block without attention, at most its window for a sliding one."""
-    total = 0
-    for spec in structure.blocks:
-        attention = structure.architecture.blocks[spec.source].attention
-        if attention is not None and spec.attention:
-            tokens = min(context, attention.window or context)
-            total += 2 * len(spec.kv_heads) * attention.head_size * tokens * KV_BYTES
-    return total
-
-
-def activation_bytes(structure: Structure, context: int, batch: int) -> int:
-    """Estimate of the peak while a prompt is read: residual stream, the widest sublayer, attention scores, logits."""
-    source = structure.architecture
-    widest = scores = 0
-    for spec in structure.blocks:
-        block = source.blocks[spec.source]
-        if block.attention is not None:
-            rows = (2 * len(spec.query_heads) + 2 * len(spec.kv_heads)) * block.attention.head_size
-            scores = max(scores, len(spec.query_heads) * batch * context)
-            widest = max(widest, rows)
-        widest = max(widest, 2 * len(spec.neurons))
-    elements = batch * (3 * source.hidden_size + widest) + scores + source.vocabulary_size
-    return elements * ACTIVATION_BYTES
-
-
-def fit(structure: Structure, device: Device, context: int, type_name: str = "F16") -> Fit:
+def fit(
+    structure: Structure,
+    device: Device,
+    context: int,
+    kind: str | WeightType = "F16",
+    kv_type: str = "F16",
+    runtime: Runtime | None = None,
+) -> Fit:
     """The memory and speed model.
 
-    Speeds are bounds: decoding reads every weight (of the embeddings only one row, unless they are the head too) and
-    the KV cache once a token, and computes two operations a weight; reading a prompt is bound by compute.
+    Args:
+        structure: what runs; nothing in it has to be computed.
+        device: where.
+        context: tokens, all of them in use.
+        kind: how its weights are stored, by name or as `weight_types.type_of_edit` gives it.
+        kv_type: of the KV cache's elements.
+        runtime: the program that runs it; the one that goes with the type and the device when None.
 
     Raises:
-        InputError: the context is not positive, or the type is unknown.
+        InputError: the context is not positive, or a type is unknown.
     """
     if context < 1:
         raise InputError("The context must be at least 1 token.")
-    kind = weight_type(type_name)
-    source = structure.architecture
+    check_kv_type(kv_type)
+    kind = weight_type(kind) if isinstance(kind, str) else kind
+    runtime = runtime or runtime_for(kind, device)
+    used = _kv_type(structure, kind, runtime, kv_type)
     weights = weights_by_class(structure, kind)
-    batch = 1 if device.kind == "microcontroller" else min(context, PREFILL_TOKENS)
-    cache = kv_cache_bytes(structure, context)
-    read = sum(weights.values()) + cache - (0 if source.tied else weights["embeddings"])
-    used = structure.parameters - (0 if source.tied else source.embedding_parameters)
-    compute = device.compute_operations_per_second.value
+    idle = 0 if structure.architecture.tied else weights["embeddings"]
+    read = sum(weights.values()) - idle
     return Fit(
         device=device.id,
         type=kind.name,
+        kv_type=used,
         context=context,
+        runtime=runtime.name,
         weights=weights,
-        kv_cache_bytes=cache,
-        activation_bytes=activation_bytes(structure, context, batch),
-        overhead_bytes=OVERHEAD_BYTES[device.kind],
+        kv_cache_bytes=kv_cache_bytes(structure, context, used, runtime.together(context)),
+        activation_bytes=activation_bytes(structure, runtime, kind, context, device.kind in GPUS),
+        overhead_bytes=runtime.overhead_bytes(structure, device),
         capacity_bytes=device.capacity_bytes,
         working_bytes=device.working_bytes,
-        decode_tokens_per_second=min(device.bandwidth_bytes_per_second.value / read, compute / (2 * used)),
-        prefill_tokens_per_second=compute / (2 * used),
+        speed=speed(structure, device, kind, runtime, context, used, read),
+        notes=_notes(kind, runtime, kv_type, used),
     )
+
+
+def _kv_type(structure: Structure, kind: WeightType, runtime: Runtime, wanted: str) -> str:
+    """The type that the KV cache can have there: transformers keeps it in the type that it computes in."""
+    if runtime is TRANSFORMERS:
+        narrow = kind.type == "F16" or structure.architecture.bytes_per_parameter < 3
+        return "F16" if narrow else "F32"
+    return usable_kv_type(structure, wanted)
+
+
+def _notes(kind: WeightType, runtime: Runtime, wanted: str, used: str) -> tuple[str, ...]:
+    notes = []
+    if wanted != used and runtime is TRANSFORMERS:
+        notes.append(f"transformers keeps the KV cache in the type that it computes in, so it is counted in {used}.")
+    elif wanted != used:
+        notes.append(f"The heads are not whole blocks of {wanted}, so the KV cache is counted in {used}.")
+    if kind.format == "compressed-tensors":
+        notes.append(
+            "transformers unpacks these weights in its first forward pass and then needs what they take in floating "
+            "point; a runtime that computes on packed weights, such as vLLM, needs what is shown."
+        )
+    if kind.format == "torchao" and kind.type == "int4":
+        notes.append("torchao keeps each of its int4 values in a byte on a CPU: int4 takes no less than int8 here.")
+    return tuple(notes)

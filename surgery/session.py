@@ -20,7 +20,7 @@ from surgery.depth import RemovalKind
 from surgery.download import Download, checkpoint_bytes, pack, refuse_without_room
 from surgery.errors import InputError
 from surgery.jobs import Context, Job
-from surgery.memory import fit
+from surgery.memory import Fit, fit
 from surgery.narrowing import Narrowing
 from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
@@ -30,6 +30,7 @@ from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import shown_source
 from surgery.view import Scanned, View
+from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, Workbench
 
 ANALYSING = "Analysing"
@@ -282,10 +283,7 @@ class Session(EditingSession):
             self._settle()
             model, editor, live, job, target = self._model, self._editor, self._live, self._shown_job(), self.target
             structure = editor.structure if editor else None
-            fits = [
-                fit(shape, self._device, target.context, target.type) if shape else None
-                for shape in (structure, self._dense)
-            ]
+            fits = [self._fit(shape) if shape else None for shape in (structure, self._dense)]
             compensating = self._refit is not None and not self._refit.over
             measuring = compensating or (live is not None and not live.over)
             scanned = self._scanned
@@ -316,6 +314,12 @@ class Session(EditingSession):
                 scanned=scanned if scanned is not None and model is not None and scanned.of(model, self.text) else None,
                 packed=self._download.packed if self._download is not None else None,
             )
+
+    def _fit(self, shape: Structure) -> Fit:
+        """On the session's target; what a recipe quantises is counted as it says."""
+        target = self.target
+        kind = target.type if shape.quantize is None else type_of_edit(shape.quantize)
+        return fit(shape, self._device, target.context, kind, target.kv_type)
 
     def _shown_compensation(self, structure: Structure | None) -> Compensated | None:
         known = self._completed

@@ -10,6 +10,7 @@ from surgery.compensation import Compensated
 from surgery.editor import Editor
 from surgery.errors import InputError, RecipeError, TextError
 from surgery.jobs import Context, Job
+from surgery.kv_cache import check_kv_type
 from surgery.live import Estimate
 from surgery.memory import weight_type
 from surgery.narrowing import Narrowing
@@ -197,13 +198,14 @@ class EditingSession(JobHolder):
         self.measure()
 
     def set_target(self, target: Target) -> None:
-        """Another device, context or weight type.
+        """Another device, context, weight type or KV-cache type.
 
         Raises:
             InputError: unknown or out of range.
         """
         device = self.bench.devices.get(target.device)
         weight_type(target.type)
+        check_kv_type(target.kv_type)
         if target.context < 1:
             raise InputError("The context must be at least 1 token.")
         with self._lock:

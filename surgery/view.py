@@ -26,6 +26,7 @@ class Target:
     device: str = "raspberry-pi-5-8gb"
     context: int = 2048
     type: str = "F16"
+    kv_type: str = "F16"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import gradio as gr
 from surgery.devices import read_device
 from surgery.errors import InputError
 from surgery.recipe import Recipe
-from surgery.view import Target, View
+from surgery.view import View
 from ui import charts, inputs, presenters, recipe_words
 from ui.sessions import Sessions, Tab
 from ui.widgets.block_map import BlockMap
@@ -164,18 +165,23 @@ class Handlers:
             picks,
         )
 
-    def aim(self, identity: str, device: str, context: float | None, kind: str, *picks: str) -> Update:
-        """Another device, context or weight type."""
-        return self._answer(identity, lambda tab: tab.session.set_target(inputs.target(device, context, kind)), picks)
+    def aim(
+        self, identity: str, device: str, context: float | None, kind: str, kv_type: str, *picks: str
+    ) -> Update:
+        """Another device, context, weight type or KV-cache type."""
+        target = partial(inputs.target, device, context, kind, kv_type)
+        return self._answer(identity, lambda tab: tab.session.set_target(target()), picks)
 
-    def own_device(self, identity: str, path: str | None, context: float | None, kind: str, *picks: str) -> Update:
+    def own_device(
+        self, identity: str, path: str | None, context: float | None, kind: str, kv_type: str, *picks: str
+    ) -> Update:
         """A person's own device file."""
         chosen: Update = {}
 
         def act(tab: Tab) -> None:
             if path:
                 device = read_device(Path(path))
-                tab.session.set_target(Target(path, inputs.target(path, context, kind).context, kind))
+                tab.session.set_target(inputs.target(path, context, kind, kv_type))
                 names = [(name, key) for key, name in self.sessions.bench.devices.names().items()]
                 chosen[self.parts["device"]] = gr.Dropdown(choices=[*names, (device.name, path)], value=path)
 

@@ -140,12 +140,12 @@ def _whole(value: Any, label: str) -> int:
     return int(value)
 
 
-def target(device: str, context: float | None, kind: str) -> Target:
-    """Device, context and weight type.
+def target(device: str, context: float | None, kind: str, kv_type: str = "F16") -> Target:
+    """Device, context, weight type and KV-cache type.
 
     Raises:
         InputError: the context is out of range.
     """
     if not context or context < 1 or context > 2**24:
         raise InputError("The context must be between 1 and 16,777,216 tokens.")
-    return Target(device, int(context), kind)
+    return Target(device, int(context), kind, kv_type)

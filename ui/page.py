@@ -9,6 +9,7 @@ import gradio as gr
 
 from analysis import registry
 from analysis.figures import HEAD_TITLES
+from surgery.kv_cache import KV_TYPES
 from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
@@ -167,6 +168,9 @@ def _device_fields(parts: dict[str, Any], bench: Workbench) -> None:
             parts["type"] = gr.Dropdown(
                 list(TYPES), value=Target().type, label="Weights as", elem_id="type", min_width=100
             )
+            parts["kv_type"] = gr.Dropdown(
+                list(KV_TYPES), value=Target().kv_type, label="KV cache as", elem_id="kv-type", min_width=100
+            )
         parts["own_device"] = gr.UploadButton(
             "Use my own device file", file_types=[".json"], elem_id="own-device", size="md"
         )
@@ -285,9 +289,9 @@ def _connect(page: gr.Blocks, handlers: ToolHandlers) -> None:
         **QUIET,
     )
     parts["use_text"].click(handlers.use_text, inputs("text", "pasted", "upload", "window", "windows"), shown, **QUIET)
-    for name in ("device", "context", "type"):
-        parts[name].input(handlers.aim, inputs("device", "context", "type"), shown, **LAST)
-    parts["own_device"].upload(handlers.own_device, inputs("own_device", "context", "type"), shown, **QUIET)
+    for name in ("device", "context", "type", "kv_type"):
+        parts[name].input(handlers.aim, inputs("device", "context", "type", "kv_type"), shown, **LAST)
+    parts["own_device"].upload(handlers.own_device, inputs("own_device", "context", "type", "kv_type"), shown, **QUIET)
     for name in charts.NAMES:
         parts[f"tab_{name}"].select(_opener(handlers, name), inputs(), shown, **QUIET)
     connect_tools(handlers, inputs, shown, QUIET, LAST)

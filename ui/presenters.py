@@ -49,6 +49,13 @@ def number_text(value: float) -> str:
     return f"{value:,.3f}" if value < 1e6 else f"{value:.2e}"
 
 
+RUNTIMES = {
+    "llama.cpp": "llama.cpp",
+    "transformers": "Python and transformers",
+    "microcontroller": "a program without an operating system",
+}
+
+
 def decisions(view: View) -> dict[str, list[int]]:
     """The block map's value."""
     if view.history is None:
@@ -176,8 +183,12 @@ def _state_of_measuring(view: View) -> str:
 def _fit_tile(fit: Fit, device: str) -> str:
     word = "Fits" if fit.fits else "Does not fit"
     detail = f"{bytes_text(fit.spare_bytes)} to spare" if fit.fits else f"{bytes_text(-fit.spare_bytes)} missing"
-    speed = f"at most {fit.decode_tokens_per_second:,.1f} tokens/s"
+    speed = f"{_speed_word(fit)} {fit.speed.decode:,.1f} tokens/s"
     return _tile("fit", device, word, f"{detail}; {speed}", "estimated", "good" if fit.fits else "bad")
+
+
+def _speed_word(fit: Fit) -> str:
+    return "about" if fit.speed.basis == "expected" else "at most"
 
 
 def fit_table(view: View) -> str:
@@ -187,9 +198,9 @@ def fit_table(view: View) -> str:
         return ""
     items = [(f"Weights: {CLASSES.get(name, name)}", size, "arithmetic") for name, size in fit.weights.items()]
     items += [
-        (f"KV cache, {fit.context:,} tokens in F16", fit.kv_cache_bytes, "arithmetic"),
+        (f"KV cache, {fit.context:,} tokens in {fit.kv_type}", fit.kv_cache_bytes, "arithmetic"),
         ("Activations, at their peak", fit.activation_bytes, "estimated"),
-        ("Runtime", fit.overhead_bytes, "estimated"),
+        (f"Runtime: {RUNTIMES[fit.runtime]}", fit.overhead_bytes, "estimated"),
     ]
     largest = max(fit.capacity_bytes, fit.needed_bytes, 1)
     rows = "".join(
@@ -205,11 +216,24 @@ def fit_table(view: View) -> str:
         f'<td class="ms-number">{bytes_text(fit.capacity_bytes)}</td>'
         '<td></td><td class="ms-kind">from the device file</td></tr>'
     )
-    speeds = (
-        f"Decoding at most {fit.decode_tokens_per_second:,.1f} tokens/s (bandwidth and compute), "
-        f"reading a prompt at most {fit.prefill_tokens_per_second:,.0f} tokens/s (compute): upper bounds, estimated."
+    notes = escape(" ".join((_speed_words(fit), *fit.notes)))
+    return f'<table class="ms-table"><tbody>{rows}{total}</tbody></table><p class="ms-note">{notes}</p>'
+
+
+def _speed_words(fit: Fit) -> str:
+    speed = fit.speed
+    words = (
+        f"Decoding at most {speed.decode_bound:,.1f} tokens/s (bandwidth and compute), "
+        f"reading a prompt at most {speed.prefill_bound:,.0f} tokens/s (compute): upper bounds, estimated."
     )
-    return f'<table class="ms-table"><tbody>{rows}{total}</tbody></table><p class="ms-note">{speeds}</p>'
+    if speed.basis == "expected":
+        words = (
+            f"Expected of llama.cpp: decoding {speed.decode:,.1f} tokens/s, reading a prompt {speed.prefill:,.0f} "
+            f"tokens/s, estimated from what its kernels reach on a CPU. {words}"
+        )
+    if speed.energy_joules_per_token is not None:
+        words += f" Energy for each decoded token about {speed.energy_joules_per_token:.2g} J, estimated."
+    return words
 
 
 def status(view: View) -> str:

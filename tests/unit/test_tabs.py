@@ -252,12 +252,12 @@ def test_an_own_device_is_chosen_and_listed(handlers: ToolHandlers, tmp_path: An
     own = tmp_path / "own.json"
     document = handlers.sessions.bench.devices.get(Target().device).model_dump_json(by_alias=True)
     own.write_text(document.replace('"Raspberry Pi 5, 8 GB"', '"Mine"'))
-    update = handlers.own_device(identity, str(own), 1024, "F16", *PICKS)
+    update = handlers.own_device(identity, str(own), 1024, "F16", "F16", *PICKS)
     assert ("Mine", str(own)) in update["device"].choices and "Mine" in update["tiles"]
     own.unlink()
     handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)
     assert "Mine" in tab.sent["tiles"], "the device stays when its file is gone"
-    assert "device" not in handlers.own_device(identity, None, 1024, "F16", *PICKS)
+    assert "device" not in handlers.own_device(identity, None, 1024, "F16", "F16", *PICKS)
 
 
 def test_a_number_typed_into_the_slider_is_brought_into_its_range(handlers: ToolHandlers) -> None:

@@ -1,0 +1,137 @@
+"""The forms in which weights are stored, and the bytes that a tensor takes in each.
+
+GGUF's types are llama.cpp's with its mixes (`gguf_mixes`). The other formats are checkpoints of the transformers
+library: plain safetensors, torchao's weight-only integers, and compressed-tensors' packed integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, get_args
+
+from surgery.errors import InputError
+from surgery.gguf_mixes import kinds
+from surgery.gguf_types import bytes_of
+from surgery.recipe import GgufType, PackedType, Quantize, TorchaoType
+from surgery.structure import Structure
+from surgery.weights import Shape, Shapes, class_of, heads_per_group, weight_shapes
+
+Format = Literal["gguf", "safetensors", "torchao", "compressed-tensors"]
+GROUP_SIZE = 32
+"""Weights that share a scale where a 4-bit type's name alone is given."""
+WORD = 32
+SHAPE_BYTES = 16
+"""compressed-tensors keeps the shape of each packed weight, two 64-bit numbers."""
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """How the weights of a model are stored.
+
+    `group_size` neighbouring weights of a row share a scale (the whole row if None). Asymmetric grids have a zero point
+    beside each scale, and `act_order` keeps the group of each column.
+    """
+
+    name: str
+    """As chosen: GGUF's own name, or format and type, such as `torchao-int8`."""
+    format: Format
+    type: str
+    group_size: int | None = None
+    symmetric: bool = True
+    act_order: bool = False
+    importance: bool = False
+    """Whether there is an importance matrix: some of llama.cpp's mixes depend on it."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of an integer type or of a safetensors number."""
+        return int("".join(letter for letter in self.type if letter.isdigit()))
+
+    def tensor_bytes(self, shapes: Mapping[str, Shape], heads_per_group: int = 1, floating: int = 4) -> dict[str, int]:
+        """Bytes of each tensor, scales and zero points included.
+
+        Args:
+            shapes: as `weights.weight_shapes` gives them for this format.
+            heads_per_group: query heads per key/value head in the first block.
+            floating: bytes of the numbers that stay in floating point, in checkpoints.
+        """
+        if self.format == "gguf":
+            chosen = kinds(shapes, self.type, heads_per_group, self.importance)
+            return {name: bytes_of(tuple(shape), chosen[name]) for name, shape in shapes.items()}
+        return {name: self._checkpoint_bytes(name, tuple(shape), floating) for name, shape in shapes.items()}
+
+    def _checkpoint_bytes(self, name: str, shape: Shape, floating: int) -> int:
+        values = 1
+        for size in shape:
+            values *= size
+        if self.format == "safetensors":
+            return values * self.bits // 8
+        if len(shape) < 2 or not name.startswith("blk."):
+            return values * floating
+        outputs, inputs = shape
+        groups = ceil(inputs / (self.group_size or inputs))
+        scales = outputs * groups * floating
+        if self.format == "torchao":  # a byte a value, int4 too; zero points are stored even where all are zero
+            return values + scales + outputs * groups
+        size = outputs * 4 * ceil(inputs * self.bits / WORD) + scales + SHAPE_BYTES
+        if not self.symmetric:
+            size += groups * 4 * ceil(outputs * self.bits / WORD)
+        return size + (4 * inputs if self.act_order else 0)
+
+
+def _all_types() -> dict[str, WeightType]:
+    gguf = [WeightType(name, "gguf", name) for name in get_args(GgufType)]
+    plain = [WeightType(f"safetensors-{name}", "safetensors", name) for name in ("F32", "F16")]
+    torchao = [
+        WeightType(f"torchao-{name}", "torchao", name, None if name == "int8" else GROUP_SIZE)
+        for name in get_args(TorchaoType)
+    ]
+    packed = [
+        WeightType(f"compressed-tensors-{name}", "compressed-tensors", name, None if name == "int8" else GROUP_SIZE)
+        for name in get_args(PackedType)
+    ]
+    return {kind.name: kind for kind in (*gguf, *plain, *torchao, *packed)}
+
+
+TYPES = _all_types()
+"""Every type by name: GGUF's first."""
+
+
+def weight_type(name: str) -> WeightType:
+    """The weight type of that name.
+
+    Raises:
+        InputError: unknown; the message lists the names.
+    """
+    if name not in TYPES:
+        raise InputError(f"There is no weight type {name!r}: use one of {', '.join(TYPES)}.")
+    return TYPES[name]
+
+
+def type_of_edit(edit: Quantize) -> WeightType:
+    """The weight type that a recipe's quantisation makes."""
+    name = edit.type if edit.format == "gguf" else f"{edit.format}-{edit.type}"
+    return WeightType(
+        name, edit.format, edit.type, edit.group_size, edit.symmetric, edit.act_order, edit.text is not None
+    )
+
+
+def shapes_for(structure: Structure, kind: WeightType) -> Shapes:
+    """Shapes of the tensors that a file of that type holds."""
+    return weight_shapes(structure, kind.format == "gguf")
+
+
+def bytes_by_tensor(structure: Structure, kind: WeightType) -> dict[str, int]:
+    """Bytes of each tensor of the file."""
+    floating = max(1, round(structure.architecture.bytes_per_parameter))
+    return kind.tensor_bytes(shapes_for(structure, kind), heads_per_group(structure), floating)
+
+
+def weights_by_class(structure: Structure, kind: WeightType) -> dict[str, int]:
+    """Bytes of the weights of each tensor class."""
+    sizes: dict[str, int] = {}
+    for name, size in bytes_by_tensor(structure, kind).items():
+        sizes[class_of(name)] = sizes.get(class_of(name), 0) + size
+    return sizes
