@@ -14,7 +14,7 @@ from surgery.download import checkpoint_bytes
 from surgery.recipe import Compensate
 from surgery.view import Scanned, View
 from ui.presenters import bytes_text, count_text, escape
-from ui.recipe_words import HOW
+from surgery.recipe_words import HOW
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
 KINDS: dict[RemovalKind, str] = {"blocks": "blocks", "attention": "attention parts", "mlp": "MLPs"}

@@ -9,7 +9,7 @@ import gradio as gr
 
 from surgery.budget import CFSP_SHARPNESS
 from ui import forms, tool_words
-from ui.recipe_words import HOW
+from surgery.recipe_words import HOW
 from ui.tool_handlers import HOWS, ToolHandlers
 from ui.widgets.choice import Choice
 
