@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, suggestion_commands
+from surgery import build_commands, catalogue, documents, export_commands, ship_commands, suggestion_commands
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -49,6 +49,8 @@ application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(export_commands.export)
+application.command()(ship_commands.ship)
+application.command()(ship_commands.verify)
 
 
 def main() -> None:

@@ -6,22 +6,27 @@ it stands in a command, and written as a literal where it stands in Python.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from surgery.checksums import SUMS
 from surgery.loading import DEFAULT
 from surgery.recipe import Compensate, Eora, Quantize, Recipe
 from surgery.recipe_words import STORED
-from surgery.ship_record import RECORD, SAMPLE, Number, Part, ShipRecord
+from surgery.ship_record import RECORD, SAMPLE, Number, Part, Protocol, ShipRecord
 
 MODELFILE = "Modelfile"
-MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*_{}[]()#+!|~$"} | {
+MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*_[]|~$"} | {
     ord("&"): "&amp;",
     ord("<"): "&lt;",
     ord(">"): "&gt;",
+    ord(":"): "&#58;",  # an address without brackets would become a link
 }
 HERE = "."
+PASTED = "the-text.txt"
+"""Stands for a text that was pasted, and that only who pasted it has."""
 
 
 def model_card(record: ShipRecord, recipe: Recipe, has_modelfile: bool = False) -> str:
@@ -37,18 +42,18 @@ def model_card(record: ShipRecord, recipe: Recipe, has_modelfile: bool = False) 
         f"# {escape(record.origin.name)}, made smaller",
         _introduction(record),
         "## Before and after\n\n" + _table(record),
-        _protocol(record),
+        _protocol_words(record.protocol),
         "## In this folder\n\n" + _contents(record, has_modelfile),
         "## Run it\n\n" + _running(record, has_modelfile),
         "## Make it again\n\n" + _again(record, recipe),
-        "## Check it\n\n" + _checking(record),
+        "## Check it\n\n" + _checking(record.protocol),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def escape(text: object) -> str:
     """Text of unknown origin as it may stand in a line of Markdown."""
-    return _line(text).translate(MARKDOWN)
+    return re.sub("(?i)www[.]", "www&#46;", _line(text).translate(MARKDOWN))
 
 
 def _line(text: object) -> str:
@@ -88,7 +93,7 @@ def _introduction(record: ShipRecord) -> str:
         base += f" at {escape(origin.revision)}"
     licence = escape(origin.licence_name or origin.licence or "as the base model")
     lines = [
-        f"This is {base} after structural surgery, without its weights having been trained again.",
+        f"This is {base}, made smaller with Model Surgery.",
         f"What was done: {escape(record.words)}.",
         f"Licence: {licence}.",
     ]
@@ -113,17 +118,15 @@ def _table(record: ShipRecord) -> str:
         ["blocks", str(record.dense_blocks), *(str(record.blocks) for _ in parts)],
         ["parameters", f"{record.dense_parameters:,}", *(_share(record) for _ in parts)],
         ["bytes of the weights", f"{record.dense_bytes:,}", *(f"{part.bytes:,}" for part in parts)],
-        [
-            "perplexity",
-            _number(protocol.dense_perplexity),
-            *(_with_error(part.measured.perplexity, part.measured.standard_error) for part in parts),
-        ],
-        [
-            "loss above the source, nats per token",
-            "",
-            *(_with_error(part.measured.difference, part.measured.difference_standard_error, "+") for part in parts),
-        ],
     ]
+    found = [part.measured for part in parts if part.measured is not None]
+    if protocol is not None:
+        dense = _number(protocol.dense_perplexity)
+        rises = (_with_error(one.difference, one.difference_standard_error, "+") for one in found)
+        rows += [
+            ["perplexity", dense, *(_with_error(one.perplexity, one.standard_error) for one in found)],
+            ["loss above the source, nats per token", "", *rises],
+        ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -143,8 +146,9 @@ def _with_error(value: Number, error: Number | None, sign: str = "") -> str:
     return _number(value, sign) + (f" ± {_number(error)}" if error is not None else "")
 
 
-def _protocol(record: ShipRecord) -> str:
-    protocol = record.protocol
+def _protocol_words(protocol: Protocol | None) -> str:
+    if protocol is None:
+        return "Perplexity was not measured when this card was written."
     where = "evenly spread over the text" if protocol.spread else "from its beginning"
     return (
         f"Perplexity on {escape(_source(protocol.text))} (SHA-256 {protocol.text_fingerprint}…), "
@@ -161,7 +165,7 @@ def _source(text: str) -> str:
 
 
 def _contents(record: ShipRecord, has_modelfile: bool) -> str:
-    checkpoint, gguf = record.part("checkpoint"), record.part("gguf")
+    checkpoint, gguf, protocol = record.part("checkpoint"), record.part("gguf"), record.protocol
     files: list[tuple[str, str]] = []
     if checkpoint:
         files.append((", ".join(checkpoint.files), "the weights, and beside them configuration and tokenizer"))
@@ -169,14 +173,15 @@ def _contents(record: ShipRecord, has_modelfile: bool) -> str:
         files.append((", ".join(gguf.files), f"the model for llama.cpp, architecture {gguf.architecture}"))
     if has_modelfile:
         files.append((MODELFILE, "what Ollama needs besides"))
-    kept = " and the token ids that perplexity was measured on" if record.protocol.kept else ""
-    files += [
-        ("recipe.json", "what was done, in the source model's numbering, with the measured results"),
-        (RECORD, "these numbers, machine-readable"),
-        (SAMPLE, f"logits of a few windows{kept}, to check the files against"),
-        (SUMS, "SHA-256 of every file"),
-    ]
-    notes = [f"\n{escape(note)}" for part in record.parts for note in part.notes]
+    files.append(("recipe.json", "what was done, in the source model's numbering"))
+    if protocol is not None:
+        kept = " and the token ids that perplexity was measured on" if protocol.kept else ""
+        files += [
+            (RECORD, "these numbers, machine-readable"),
+            (SAMPLE, f"logits of a few windows{kept}, to check the files against"),
+            (SUMS, "SHA-256 of every file"),
+        ]
+    notes = [f"\nNote: {escape(note)}" for part in record.parts for note in part.notes]
     return "\n".join([*(f"- {_code(name)}: {escape(words)}" for name, words in files), *notes])
 
 
@@ -208,7 +213,8 @@ def _running(record: ShipRecord, has_modelfile: bool) -> str:
     if gguf:
         file = shlex.quote(gguf.files[0])
         sections.append(
-            "With llama.cpp:\n\n" + _block("sh", f"llama-cli -m {file} -p 'Once upon a time' -n 64", f"llama-server -m {file}")
+            "With llama.cpp:\n\n"
+            + _block("sh", f"llama-cli -m {file} -p 'Once upon a time' -n 64", f"llama-server -m {file}")
         )
     if gguf and has_modelfile:
         name = _ollama_name(record.origin.name)
@@ -227,48 +233,62 @@ def _block(language: str, *lines: str) -> str:
 
 def _again(record: ShipRecord, recipe: Recipe) -> str:
     """Commands and Python lines that give the same numbers and the same folder."""
-    protocol, checkpoint, gguf = record.protocol, record.part("checkpoint"), record.part("gguf")
-    model = _model_argument(record, recipe)
-    texts = _calibration_texts(recipe)
-    calibration = f" --calibration {shlex.quote(texts[0])}" if texts else ""
-    spread = " --spread" if protocol.spread else ""
-    cut = f"--text {shlex.quote(_line(protocol.text))} --window {protocol.window} --windows {protocol.windows}{spread}"
-    elsewhere = "" if recipe.model.id == model else f" --model {shlex.quote(model)}"
-    forms = f" --type {gguf.type}" if gguf else ""
+    checkpoint, gguf = record.part("checkpoint"), record.part("gguf")
+    model = DEFAULT if recipe.model.id == DEFAULT else _line(record.origin.base_model or record.origin.name)
+    calibration = next(iter(_calibration_texts(recipe)), None)
+    cut = _Cut.of(record.protocol)
+    forms = "" if recipe.model.id == model else f" --model {shlex.quote(model)}"
+    forms += "" if calibration is None else f" --calibration {shlex.quote(calibration)}"
     forms += "" if checkpoint else " --no-checkpoint"
+    forms += f" --type {gguf.type}" if gguf else ""
     revision = f", {_line(recipe.model.revision)!r}" if recipe.model.revision else ""
-    offered = f"[TextChoice({texts[0]!r}, purpose='calibration')]" if texts else "[]"
+    offered = "[]" if calibration is None else f"[TextChoice({calibration!r}, purpose='calibration')]"
     lines = [
         "from pathlib import Path",
         "",
         "from surgery.recipe import Recipe",
-        "from surgery.shipping import ShipOptions, ship",
+        "from surgery.ship_files import ShipOptions",
+        "from surgery.shipping import ship",
         "from surgery.workbench import TextChoice, Workbench",
         "",
         f"model = Workbench().open({model!r}{revision})",
-        f"text = TextChoice({_line(protocol.text)!r}, {protocol.window}, {protocol.windows}, spread={protocol.spread})",
+        f"text = {cut.python}",
         f"options = ShipOptions(checkpoint={checkpoint is not None}, gguf={gguf.type if gguf else None!r})",
         f"shipped = ship(model, Recipe.load(Path('recipe.json')), Path('again'), text, options, {offered})",
         "print(shipped.document())",
     ]
-    commands = [
-        f"python -m surgery evaluate {shlex.quote(model)} --recipe recipe.json "
-        f"{cut.removesuffix(spread)}{calibration}",
-        f"python -m surgery ship recipe.json --out again{elsewhere} {cut}{calibration}{forms}",
-    ]
+    known = recipe.model.id == DEFAULT or record.origin.base_model is not None
+    place = "" if known else f" {_code(model)} stands for the source model, a folder or file of your own."
     return "\n\n".join(
         [
-            f"With Model Surgery, and the recipe `{record.recipe}` of this folder:",
-            _block("sh", *(commands[1:] if protocol.spread else commands)),
+            f"With Model Surgery, and the recipe `{record.recipe}` of this folder.{place}",
+            _block("sh", f"python -m surgery ship recipe.json --out again{forms}{cut.shell}"),
             "or from Python:",
             _block("python", *lines),
         ]
     )
 
 
-def _model_argument(record: ShipRecord, recipe: Recipe) -> str:
-    """The source model as a command names it: a folder of this computer by its last part alone."""
-    return DEFAULT if recipe.model.id == DEFAULT else _line(record.origin.base_model or record.origin.name)
+@dataclass(frozen=True)
+class _Cut:
+    """How the measured windows are asked for."""
+
+    shell: str
+    python: str
+
+    @classmethod
+    def of(cls, protocol: Protocol | None) -> _Cut:
+        """That of a protocol; the default one where nothing was measured."""
+        if protocol is None:
+            return cls("", "TextChoice()")
+        text = _text_name(protocol)
+        shell = f" --text {shlex.quote(text)} --window {protocol.window} --windows {protocol.windows}"
+        numbers = f"{protocol.window}, {protocol.windows}, spread={protocol.spread}"
+        return cls(shell + (" --spread" if protocol.spread else ""), f"TextChoice({text!r}, {numbers})")
+
+
+def _text_name(protocol: Protocol) -> str:
+    return PASTED if protocol.text == "pasted" else _line(protocol.text)
 
 
 def _calibration_texts(recipe: Recipe) -> list[str]:
@@ -278,8 +298,10 @@ def _calibration_texts(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(source for source in sources if source != "embedded"))
 
 
-def _checking(record: ShipRecord) -> str:
-    text = "" if record.protocol.kept else f" --text {shlex.quote(_line(record.protocol.text))}"
+def _checking(protocol: Protocol | None) -> str:
+    if protocol is None:
+        return "`python -m surgery ship` makes a folder that can be checked, with sums and measurements."
+    text = "" if protocol.kept else f" --text {shlex.quote(_text_name(protocol))}"
     return (
         _block("sh", f"sha256sum --check {SUMS}", f"python -m surgery verify .{text}")
         + "\n\nThe second reads the files back and compares logits and perplexity with what was recorded."

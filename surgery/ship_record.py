@@ -89,7 +89,8 @@ class Part(_Frozen):
     architecture: str = ""
     """llama.cpp's, of a GGUF file."""
     notes: tuple[str, ...] = ()
-    measured: Measured
+    measured: Measured | None
+    """None only in a card of a checkpoint that was built and not shipped."""
 
 
 class ShipRecord(_Frozen):
@@ -107,8 +108,9 @@ class ShipRecord(_Frozen):
     dense_blocks: int
     dense_bytes: int
     """Of the source model's weights as they are loaded."""
-    protocol: Protocol
-    sample_text: str
+    protocol: Protocol | None
+    """None as above."""
+    sample_text: str = ""
     """Fingerprint of the embedded text from which the sample's token ids were cut."""
     parts: tuple[Part, ...] = Field(min_length=1)
 
@@ -140,7 +142,10 @@ class ShipRecord(_Frozen):
         try:
             if path.stat().st_size > LARGEST_RECORD:
                 raise ValueError("it is too large")
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            record = TypeAdapter(cls).validate_json(path.read_bytes())
+            if record.protocol is None or any(part.measured is None for part in record.parts):
+                raise ValueError("it holds no measurement")
+            return record
         except (OSError, ValueError, RecursionError) as error:  # pydantic's errors are ValueErrors
             first = error.errors()[0] if isinstance(error, ValidationError) else None
             place = ".".join(map(str, first["loc"])) if first else ""

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from analysis.text import Windows
-from surgery.build import Built, build_model
-from surgery.checkpoint import RECIPE_FILE, check_free, save_checkpoint
-from surgery.checksums import write_sums
+from surgery.checkpoint import check_free
 from surgery.download import checkpoint_bytes, file_name
 from surgery.errors import InputError, VerificationFailed
-from surgery.gguf_export import write_gguf
-from surgery.live import Estimate
-from surgery.model_card import MODELFILE, model_card
-from surgery.modelfile import modelfile
-from surgery.origin import CARD, origin_of
+from surgery.jobs import part_of
 from surgery.packing import refuse_without_room
-from surgery.recipe import Quantize, Recipe
-from surgery.recipe_words import recipe_words
-from surgery.ship_record import RECORD, Kind, Measured, Part, Protocol, Sample, ShipRecord
-from surgery.structure import Structure, dense
-from surgery.text_names import shown_source
+from surgery.quantising import importance_of
+from surgery.recipe import Eora, Quantize, Recipe
+from surgery.ship_files import Form, ShipOptions, Shipping, write_folder
+from surgery.ship_record import Kind, ShipRecord
+from surgery.structure import Structure
 from surgery.verification import Verification, verify
 from surgery.workbench import OpenModel, TextChoice
 
@@ -40,17 +34,6 @@ SAMPLE_TOKENS = 64
 SAMPLE_EVERY = 8
 """Logits of every eighth token of the sample's windows are kept."""
 Report = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class ShipOptions:
-    """What goes into the folder."""
-
-    checkpoint: bool = True
-    gguf: str | None = None
-    """Type of a GGUF file; None for none."""
-    keep_windows: bool = True
-    """Whether the token ids of the measured text go along. Without them only who has the text can measure again."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +53,11 @@ class Shipped:
             "path": str(self.path),
             "bytes": sum(entry.stat().st_size for entry in self.path.rglob("*") if entry.is_file()),
             "parameters": self.record.parameters,
-            "perplexity": self.record.shipped.measured.perplexity,
+            "perplexity": found["perplexity"],
             "parts": {part.kind: part.model_dump(mode="json", exclude={"kind"}) for part in self.record.parts},
             **{key: found[key] for key in kept},
             "notes": list(self.notes),
         }
-
-
-@dataclass(frozen=True)
-class _Form:
-    """One form in which the model ships, as it is measured before it is written."""
-
-    kind: Kind
-    structure: Structure
-    estimate: Estimate
-    logits: torch.Tensor
 
 
 def ship(
@@ -120,19 +93,19 @@ def ship(
     if not options.checkpoint and options.gguf is None:
         raise InputError("There is nothing to ship: ask for the checkpoint, a GGUF file, or both.")
     check_free(out)
-    windows = model.windows(text)
-    structures = _structures(model, recipe, options, calibration, _share(report, 0.0, 0.2), stop)
-    refuse_without_room(out.parent, _needed_bytes(model, structures), "Shipping")
-    sample = sample_windows(model)
-    forms = _measured(model, structures, windows, sample, _share(report, 0.2, 0.4), stop)
+    recipe = shipped_recipe(recipe, options)
+    windows, sample = model.windows(text), sample_windows(model)
+    structures = _structures(model, recipe, options, calibration, part_of(report, 0.0, 0.2), stop)
+    refuse_without_room(out.parent, _needed_bytes(model, recipe, structures), "Shipping")
+    forms = _measured(model, structures, windows, sample, part_of(report, 0.2, 0.4), stop)
+    importance = _importance(model, recipe, structures, calibration)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             made = Path(scratch) / out.name
-            record, notes = _write(
-                model, recipe, made, forms, (windows, sample), options, _share(report, 0.4, 0.7), stop
-            )
-            verification = _verified(made, out, text, _share(report, 0.7, 0.99), stop)
+            job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance)
+            record, notes = write_folder(job, made, part_of(report, 0.4, 0.7), stop)
+            verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
             _put(made, out)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
@@ -149,6 +122,30 @@ def sample_windows(model: OpenModel) -> Windows:
     return model.windows(TextChoice(window=length, windows=SAMPLE_WINDOWS))
 
 
+def _positions(sample: Windows) -> torch.Tensor:
+    return torch.arange(sample.length - 1, -1, -SAMPLE_EVERY).flip(0)
+
+
+def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
+    """The recipe of what ships: its quantisation is that of the GGUF file, or none.
+
+    Raises:
+        InputError: it has edits that neither form can hold.
+    """
+    held = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
+    if any(isinstance(edit, Eora) for edit in recipe.edits) or (held is not None and held.format != "gguf"):
+        raise InputError(
+            "Shipping writes plain checkpoints and GGUF files, and the recipe has an edit that neither can hold "
+            "(another format, or EoRA): take that edit out."
+        )
+    if held is not None and held.type == options.gguf:
+        return recipe
+    edits = [edit for edit in recipe.edits if edit is not held]
+    if options.gguf is not None:
+        edits.append(Quantize(format="gguf", type=options.gguf, text=held.text if held is not None else None))
+    return recipe.with_edits(*edits) if edits != list(recipe.edits) else recipe
+
+
 def _structures(
     model: OpenModel,
     recipe: Recipe,
@@ -158,20 +155,35 @@ def _structures(
     stop: Event | None,
 ) -> dict[Kind, Structure]:
     """The structure of each form: a checkpoint holds floating point, a GGUF file what its type reads back as."""
-    edits = [edit for edit in recipe.edits if not isinstance(edit, Quantize)]
+    done = model.complete(model.resolve(recipe), calibration, report, stop).structure
     structures: dict[Kind, Structure] = {}
     if options.checkpoint:
-        structures["checkpoint"] = model.complete(model.resolve(recipe).floating, calibration, report, stop).structure
+        structures["checkpoint"] = done.floating
     if options.gguf is not None:
-        quantised = recipe.with_edits(*edits, Quantize(format="gguf", type=options.gguf))
-        structures["gguf"] = model.complete(model.resolve(quantised), calibration, report, stop).structure
+        structures["gguf"] = done
     return structures
 
 
-def _needed_bytes(model: OpenModel, structures: dict[Kind, Structure]) -> int:
-    """Bytes on the disk at most: a checkpoint, from which a GGUF file is written too, and a file no larger than it."""
-    size = max(checkpoint_bytes(model, structure) for structure in structures.values())
-    return size * (2 if "gguf" in structures else 1)
+def _importance(
+    model: OpenModel, recipe: Recipe, structures: dict[Kind, Structure], calibration: Sequence[TextChoice]
+) -> dict[str, np.ndarray] | None:
+    """The importance matrix that the GGUF file is written with: the one that was measured with."""
+    edit = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
+    if edit is None or edit.text is None:
+        return None
+    structure = structures["gguf"].floating
+    moments = model.completer.moments(structure, edit.text, lambda wanted: model.calibration(wanted, calibration))
+    return importance_of(structure, moments)
+
+
+def _needed_bytes(model: OpenModel, recipe: Recipe, structures: dict[Kind, Structure]) -> int:
+    """Bytes that are on the disk at one time: a checkpoint, from which a GGUF file is written too, and that file."""
+    needed = checkpoint_bytes(model, next(iter(structures.values())))
+    if "gguf" in structures:
+        edit = next(edit for edit in recipe.edits if isinstance(edit, Quantize))
+        plan = model.gguf_plan(structures["gguf"])
+        needed += plan.file_bytes(edit.type, file_name(model.loaded.id), edit.text is not None)
+    return needed
 
 
 def _measured(
@@ -181,9 +193,9 @@ def _measured(
     sample: Windows,
     report: Report,
     stop: Event | None,
-) -> list[_Form]:
+) -> list[Form]:
     """What each form gives, live: what a page shows of it."""
-    forms: list[_Form] = []
+    forms: list[Form] = []
     for number, (kind, structure) in enumerate(structures.items()):
         estimate = None
         for estimate in model.evaluator.evaluate(structure, windows, stop):
@@ -193,166 +205,8 @@ def _measured(
         if not math.isfinite(estimate.nll):
             raise InputError("The recipe makes a model whose losses are not finite numbers: change it before shipping.")
         logits = model.evaluator.logits(structure, sample.ids, _positions(sample))
-        forms.append(_Form(kind, structure, estimate, logits))
+        forms.append(Form(kind, structure, estimate, logits))
     return forms
-
-
-def _positions(sample: Windows) -> torch.Tensor:
-    return torch.arange(sample.length - 1, -1, -SAMPLE_EVERY).flip(0)
-
-
-def _write(
-    model: OpenModel,
-    recipe: Recipe,
-    made: Path,
-    forms: list[_Form],
-    cut: tuple[Windows, Windows],
-    options: ShipOptions,
-    report: Report,
-    stop: Event | None,
-) -> tuple[ShipRecord, tuple[str, ...]]:
-    """Every file of the folder, the sums last."""
-    windows, sample = cut
-    documented = recipe.model_copy(update={"results": _results(forms[-1].estimate, windows, model)})
-    parts, notes = _write_weights(model, documented, made, forms, options, report, stop)
-    record = _record(model, recipe, forms, parts, windows, sample, options.keep_windows)
-    Sample(
-        ids=sample.ids,
-        positions=_positions(sample),
-        logits={form.kind: form.logits for form in forms},
-        windows=windows.ids.to(torch.int32) if options.keep_windows else None,
-    ).save(made)
-    (made / RECIPE_FILE).write_text(documented.to_json(), "utf-8")
-    (made / RECORD).write_text(record.to_json(), "utf-8")
-    gguf = record.part("gguf")
-    if gguf is not None:
-        loaded = model.loaded
-        text = modelfile(
-            gguf.files[0],
-            loaded.tokenizer,
-            getattr(loaded.model, "generation_config", None),
-            model.architecture.context_length,
-        )
-        (made / MODELFILE).write_text(text.text, "utf-8")
-        if not text.chat:
-            notes += ("The Modelfile has no TEMPLATE: the chat template is not ChatML, so Ollama completes plain text.",)
-    (made / CARD).write_text(model_card(record, documented, gguf is not None), "utf-8")
-    report(0.95, "Writing the sums")
-    write_sums(made, stop)
-    return record, notes
-
-
-def _write_weights(
-    model: OpenModel,
-    recipe: Recipe,
-    made: Path,
-    forms: list[_Form],
-    options: ShipOptions,
-    report: Report,
-    stop: Event | None,
-) -> tuple[list[Part], tuple[str, ...]]:
-    """Checkpoint and GGUF file; without a checkpoint in the folder the file is written from one beside it."""
-    report(0.0, "Building the model")
-    built: Built = build_model(model.loaded.model, model.architecture, forms[0].structure.floating)
-    folder = made if options.checkpoint else made.with_name("checkpoint")
-    saved = save_checkpoint(built, model.loaded.tokenizer, recipe, folder, _share(report, 0.1, 0.6))
-    by_kind = {form.kind: _measurement(form.estimate) for form in forms}
-    parts: list[Part] = []
-    notes: tuple[str, ...] = ()
-    if options.checkpoint:
-        weights = tuple(name for name in saved.files if name.endswith(".safetensors"))
-        dtype = next(iter(model.architecture.bytes_by_dtype))
-        parts.append(
-            Part(
-                kind="checkpoint",
-                files=weights,
-                bytes=saved.bytes,
-                type=dtype,
-                plain=saved.plain,
-                measured=by_kind["checkpoint"],
-            )
-        )
-    if options.gguf is not None:
-        made.mkdir(exist_ok=True)
-        path = made / f"{file_name(model.loaded.id)}-{options.gguf}.gguf"
-        exported = write_gguf(folder, path, options.gguf, _share(report, 0.6, 0.9), stop)  # type: ignore[arg-type]
-        notes = exported.notes
-        parts.append(
-            Part(
-                kind="gguf",
-                files=(path.name,),
-                bytes=exported.bytes,
-                type=options.gguf,
-                architecture=exported.architecture,
-                notes=notes,
-                measured=by_kind["gguf"],
-            )
-        )
-        if not options.checkpoint:
-            shutil.rmtree(folder)
-    return parts, notes
-
-
-def _measurement(estimate: Estimate) -> Measured:
-    return Measured(
-        nll=estimate.nll,
-        perplexity=_plain(estimate.perplexity),
-        standard_error=None if estimate.standard_error is None else _plain(estimate.standard_error),
-        difference=estimate.difference,
-        difference_standard_error=estimate.difference_standard_error,
-    )
-
-
-def _plain(value: float) -> float | Literal["inf"]:
-    return value if math.isfinite(value) else "inf"
-
-
-def _results(estimate: Estimate, windows: Windows, model: OpenModel) -> dict[str, Any]:
-    """What the recipe says of itself from now on."""
-    return estimate.document() | {
-        "text": shown_source(windows.source),
-        "window": windows.length,
-        "bos": "every window" if windows.bos else "none",
-        "dtype": next(iter(model.architecture.bytes_by_dtype)),
-    }
-
-
-def _record(
-    model: OpenModel,
-    recipe: Recipe,
-    forms: list[_Form],
-    parts: list[Part],
-    windows: Windows,
-    sample: Windows,
-    keep_windows: bool,
-) -> ShipRecord:
-    source, structure, estimate = model.architecture, forms[0].structure, forms[0].estimate
-    return ShipRecord(
-        recipe=recipe.key,
-        words=recipe_words(recipe, structure, dense(source)),
-        origin=origin_of(model.loaded),
-        parameters=structure.parameters,
-        dense_parameters=source.parameters,
-        blocks=sum(not spec.empty for spec in structure.blocks),
-        dense_blocks=len(source.blocks),
-        dense_bytes=sum(source.bytes_by_dtype.values()),
-        protocol=Protocol(
-            text=shown_source(windows.source),
-            text_fingerprint=windows.text_fingerprint,
-            windows_fingerprint=windows.fingerprint,
-            window=windows.length,
-            windows=windows.count,
-            spread=windows.spread,
-            bos=windows.bos,
-            tokens=estimate.tokens,
-            dtype=next(iter(source.bytes_by_dtype)),
-            dense_nll=estimate.nll - estimate.difference,
-            dense_perplexity=_plain(estimate.dense_perplexity),
-            kept=keep_windows,
-        ),
-        sample_text=sample.text_fingerprint,
-        parts=tuple(parts),
-    )
 
 
 def _verified(made: Path, out: Path, text: TextChoice, report: Report, stop: Event | None) -> Verification:
@@ -381,8 +235,3 @@ def _put(made: Path, out: Path) -> None:
     if out.is_dir():
         out.rmdir()
     os.replace(made, out)
-
-
-def _share(report: Report, start: float, end: float) -> Report:
-    """A report of one part of the work inside the whole."""
-    return lambda share, words: report(start + (end - start) * share, words)

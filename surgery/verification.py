@@ -14,6 +14,7 @@ import torch
 from analysis.text import Windows, fingerprint_of, load_text, make_windows
 from surgery.checksums import Checked, check_sums
 from surgery.errors import Cancelled, CorruptFile, InputError, VerificationFailed
+from surgery.jobs import part_of
 from surgery.live import perplexity_of
 from surgery.loading import load
 from surgery.ship_record import Kind, Part, Sample, ShipRecord
@@ -89,7 +90,7 @@ class Verification:
             "unlisted": list(self.sums.unlisted),
             "recipe": self.record.recipe if self.record else None,
             "perplexity": perplexity_of(self.differences[-1].nll) if self.differences else None,
-            "dense_perplexity": self.record.protocol.dense_perplexity if self.record else None,
+            "dense_perplexity": self.record.protocol.dense_perplexity if self.record and self.record.protocol else None,
             "differences": {difference.kind: difference.document() for difference in self.differences},
         }
 
@@ -120,14 +121,13 @@ def verify(
     differences: list[Difference] = []
     problems: list[str] = []
     for number, part in enumerate(record.parts):
-        start = 0.2 + 0.8 * number / len(record.parts)
-        share = 0.8 / len(record.parts)
-        model = _read_back(folder, part, lambda done, words, a=start, b=share: report(a + 0.4 * b * done, words))
+        inside = part_of(report, 0.2 + 0.8 * number / len(record.parts), 0.2 + 0.8 * (number + 1) / len(record.parts))
+        model = _read_back(folder, part, part_of(inside, 0.0, 0.4))
         if part.kind == "checkpoint" and _splits_otherwise(model, record, sample):
             problems.append("the tokenizer splits the sample text otherwise than the source model's")
         windows = _windows(model, record, sample, text)
-        report(start + 0.5 * share, f"Measuring the {part.kind} that was read back")
-        difference = _difference(model, part, sample, windows, record.protocol.dtype, stop)
+        inside(0.4, f"Measuring the {part.kind} that was read back")
+        difference = _difference(model, part, sample, windows, record, stop)
         differences.append(difference)
         if not difference.holds:
             problems.append(_difference_problem(part, difference))
@@ -163,7 +163,8 @@ def _failed(found: Verification) -> VerificationFailed:
 def _read_back(folder: Path, part: Part, report: Report) -> OpenModel:
     """The shipped form as a model in memory; damage that the sums do not show is a failed verification."""
     try:
-        return OpenModel(load(str(folder), progress=report))
+        place = folder if part.kind == "checkpoint" else folder / part.files[0]
+        return OpenModel(load(str(place), progress=report))
     except CorruptFile as error:
         raise VerificationFailed(f"{part.files[0]} of {folder.name} cannot be read back: {error}") from None
 
@@ -179,6 +180,7 @@ def _splits_otherwise(model: OpenModel, record: ShipRecord, sample: Sample) -> b
 def _windows(model: OpenModel, record: ShipRecord, sample: Sample, text: TextChoice | None) -> Windows:
     """The windows that were measured: those in the folder, or cut again from the text that is given."""
     protocol = record.protocol
+    assert protocol is not None  # a loaded record has one
     if sample.windows is not None:
         ids = sample.windows.to(torch.long)
         if fingerprint_of(ids) != protocol.windows_fingerprint:
@@ -196,8 +198,9 @@ def _windows(model: OpenModel, record: ShipRecord, sample: Sample, text: TextCho
 
 
 def _difference(
-    model: OpenModel, part: Part, sample: Sample, windows: Windows, dtype: str, stop: Event | None
+    model: OpenModel, part: Part, sample: Sample, windows: Windows, record: ShipRecord, stop: Event | None
 ) -> Difference:
+    assert part.measured is not None and record.protocol is not None  # a loaded record has both
     recorded = sample.logits[part.kind]
     logits = _logits(model.loaded.model, sample)
     absolute = float((logits - recorded).abs().max()) if logits.shape == recorded.shape else float("inf")
@@ -205,7 +208,7 @@ def _difference(
     if stop is not None and stop.is_set():
         raise Cancelled("Cancelled.")
     here = next(iter(model.architecture.bytes_by_dtype))
-    kinds = [name for name in (dtype, here) if name in LOGITS_TOLERANCE]
+    kinds = [name for name in (record.protocol.dtype, here) if name in LOGITS_TOLERANCE]
     return Difference(
         kind=part.kind,
         logits_max_absolute=absolute,
