@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -78,8 +78,8 @@ class Part(_Frozen):
     """One form in which the model is in the folder."""
 
     kind: Kind
-    files: tuple[str, ...] = Field(min_length=1)
-    """Of its weights."""
+    files: tuple[Annotated[str, Field(pattern=r"^[^/\\:]+$", max_length=255)], ...] = Field(min_length=1)
+    """Of its weights, in the folder itself."""
     bytes: int
     """Of these files."""
     type: str
@@ -169,6 +169,21 @@ class Sample:
     windows: torch.Tensor | None
     """The measured windows, (windows, tokens), where they are kept."""
 
+    @property
+    def consistent(self) -> bool:
+        """Whether the tensors have the shapes that belong together, and ids that are in the vocabulary."""
+        count, length = self.ids.shape if self.ids.dim() == 2 else (0, 0)
+        vocabulary = min((values.shape[-1] for values in self.logits.values()), default=0)
+        shape = (count, len(self.positions), vocabulary)
+        indices = [(self.ids, vocabulary), (self.positions, length)]
+        indices += [(self.windows, vocabulary)] if self.windows is not None else []
+        return (
+            count > 0
+            and length > 1
+            and all(tuple(values.shape) == shape for values in self.logits.values())
+            and all(bool(((values >= 0) & (values < limit)).all()) for values, limit in indices)
+        )
+
     def save(self, folder: Path) -> None:
         """Write it into a folder that is to be shipped."""
         path = folder / SAMPLE
@@ -192,7 +207,10 @@ class Sample:
                 raise ValueError("it is too large")
             tensors = load_file(path)
             logits = {name.removeprefix("logits."): value for name, value in tensors.items() if "logits." in name}
-            return cls(tensors["ids"], tensors["positions"], logits, tensors.get("windows"))
+            sample = cls(tensors["ids"], tensors["positions"], logits, tensors.get("windows"))
+            if not sample.consistent:
+                raise ValueError("its tensors do not belong together")
+            return sample
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:120]
             raise CorruptFile(

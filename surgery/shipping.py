@@ -19,6 +19,7 @@ from analysis.text import Windows
 from surgery.checkpoint import check_free
 from surgery.download import checkpoint_bytes, file_name
 from surgery.errors import InputError, VerificationFailed
+from surgery.gguf_mixes import check_type
 from surgery.jobs import part_of
 from surgery.packing import refuse_without_room
 from surgery.quantising import importance_of
@@ -92,6 +93,8 @@ def ship(
     """
     if not options.checkpoint and options.gguf is None:
         raise InputError("There is nothing to ship: ask for the checkpoint, a GGUF file, or both.")
+    if options.gguf is not None:
+        check_type(options.gguf)
     check_free(out)
     recipe = shipped_recipe(recipe, options)
     windows, sample = model.windows(text), sample_windows(model)

@@ -118,6 +118,8 @@ def verify(
     if not sums.holds:
         raise _failed(Verification(folder, sums, problems=_sum_problems(sums)))
     record, sample = ShipRecord.load(folder), Sample.load(folder)
+    if any(part.kind not in sample.logits for part in record.parts):
+        raise CorruptFile(f"The sample of {folder.name} lacks logits: take the folder from its origin again.")
     differences: list[Difference] = []
     problems: list[str] = []
     for number, part in enumerate(record.parts):
