@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from surgery.checksums import SUMS
 from surgery.loading import DEFAULT
@@ -69,11 +70,14 @@ def _front_matter(record: ShipRecord, recipe: Recipe) -> str:
     tags += ["pruned"] if any(not isinstance(edit, (Compensate, *STORED)) for edit in recipe.edits) else []
     tags += ["gguf"] if gguf else []
     tags += ["custom_code"] if checkpoint and not checkpoint.plain else []
+    said: dict[str, Any] = {
+        "base_model": origin.base_model,
+        "license": origin.licence,
+        "license_name": origin.licence_name,
+        "license_link": origin.licence_link,
+    }
     data = ModelCardData(
-        base_model=origin.base_model,
-        license=origin.licence,
-        license_name=origin.licence_name,
-        license_link=origin.licence_link,
+        **{key: _line(value) for key, value in said.items() if value},
         library_name="transformers" if checkpoint else "gguf",
         pipeline_tag="text-generation",
         tags=tags,

@@ -206,8 +206,13 @@ def test_records_that_are_none(folder: Any, change: Any) -> None:
 def test_samples_that_are_none(folder: Any) -> None:
     made = folder("mixed")
     tensors = load_file(made / SAMPLE)
-    for change in ({"windows": tensors["windows"] + 1}, {"ids": tensors["ids"][:, :0]}, {"positions": tensors["positions"] + 60},
-                   {"ids": tensors["ids"] + 9999}, {"logits.checkpoint": tensors["logits.checkpoint"][:1]}):  # fmt: skip
+    changes = {
+        "windows": tensors["windows"] + 1,
+        "ids": tensors["ids"][:, :0],
+        "positions": tensors["positions"] + 60,
+        "logits.checkpoint": tensors["logits.checkpoint"][:1],
+    }
+    for change in (*({name: tensor} for name, tensor in changes.items()), {"ids": tensors["ids"] + 9999}):
         save_file(tensors | change, made / SAMPLE)
         resum(made)
         with pytest.raises((CorruptFile, VerificationFailed)):
