@@ -70,14 +70,15 @@ def _front_matter(record: ShipRecord, recipe: Recipe) -> str:
     tags += ["pruned"] if any(not isinstance(edit, (Compensate, *STORED)) for edit in recipe.edits) else []
     tags += ["gguf"] if gguf else []
     tags += ["custom_code"] if checkpoint and not checkpoint.plain else []
-    said: dict[str, Any] = {
+    said = {
         "base_model": origin.base_model,
         "license": origin.licence,
         "license_name": origin.licence_name,
         "license_link": origin.licence_link,
     }
+    known: dict[str, Any] = {key: _line(value) for key, value in said.items() if value}
     data = ModelCardData(
-        **{key: _line(value) for key, value in said.items() if value},
+        **known,
         library_name="transformers" if checkpoint else "gguf",
         pipeline_tag="text-generation",
         tags=tags,
@@ -215,7 +216,7 @@ def _running(record: ShipRecord, has_modelfile: bool) -> str:
                 "`trust_remote_code=True` is your consent to run it: read it first."
             )
     if gguf:
-        file = shlex.quote(gguf.files[0])
+        file = shlex.quote(_line(gguf.files[0]))
         sections.append(
             "With llama.cpp:\n\n"
             + _block("sh", f"llama-cli -m {file} -p 'Once upon a time' -n 64", f"llama-server -m {file}")

@@ -6,7 +6,7 @@ raises `version`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,6 @@ ANALYSING = "Analysing"
 """How the titles of analyses begin: only these take up a narrowing that waits."""
 LONG_MEASUREMENT = 2.0
 """Seconds after which a measurement can be cancelled."""
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from analysis.text import Windows
 from surgery.build import build_model
 from surgery.checkpoint import RECIPE_FILE, Saved, save_checkpoint
+from surgery.checkpoint_files import INDEX
 from surgery.checksums import write_sums
 from surgery.download import file_name
 from surgery.gguf_export import write_gguf
@@ -26,7 +28,7 @@ from surgery.modelfile import modelfile
 from surgery.origin import CARD, origin_of
 from surgery.recipe import Recipe
 from surgery.recipe_words import recipe_words
-from surgery.ship_record import RECORD, Kind, Measured, Part, Protocol, Sample, ShipRecord
+from surgery.ship_record import RECORD, SAMPLE, Kind, Measured, Part, Protocol, Sample, ShipRecord
 from surgery.structure import Structure, dense
 from surgery.text_names import shown_source
 from surgery.workbench import OpenModel
@@ -134,13 +136,13 @@ def _checkpoint_part(job: Shipping, saved: Saved, form: Form) -> Part:
 
 
 def _write_file(job: Shipping, checkpoint: Path, made: Path, form: Form, report: Report, stop: Event | None) -> Part:
-    """Write the GGUF file from a checkpoint, which goes when it is not in the folder itself."""
+    """Write the GGUF file from a checkpoint; where that is not in the folder itself, its weights go."""
     type_name = str(job.options.gguf)
     made.mkdir(exist_ok=True)
     path = made / f"{job.name}-{type_name}.gguf"
     exported = write_gguf(checkpoint, path, type_name, report, stop, job.importance, job.name)
     if checkpoint != made:
-        shutil.rmtree(checkpoint)
+        _keep_small_files(checkpoint, (made / SAMPLE).parent)
     return Part(
         kind="gguf",
         files=(path.name,),
@@ -150,6 +152,14 @@ def _write_file(job: Shipping, checkpoint: Path, made: Path, form: Form, report:
         notes=exported.notes,
         measured=_measurement(form.estimate),
     )
+
+
+def _keep_small_files(checkpoint: Path, place: Path) -> None:
+    """All but the weights and the recipe: what the GGUF file would be as a checkpoint, to read it back."""
+    for path in checkpoint.iterdir():
+        if path.suffix == ".safetensors" or path.name in (INDEX, RECIPE_FILE):
+            path.unlink()
+    os.replace(checkpoint, place)
 
 
 def _measurement(estimate: Estimate) -> Measured:

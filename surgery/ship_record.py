@@ -187,7 +187,7 @@ class Sample:
     def save(self, folder: Path) -> None:
         """Write it into a folder that is to be shipped."""
         path = folder / SAMPLE
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         tensors = {"ids": self.ids, "positions": self.positions}
         tensors |= {f"logits.{kind}": values.contiguous() for kind, values in self.logits.items()}
         if self.windows is not None:

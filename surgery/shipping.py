@@ -175,8 +175,7 @@ def _importance(
     if edit is None or edit.text is None:
         return None
     structure = structures["gguf"].floating
-    moments = model.completer.moments(structure, edit.text, lambda wanted: model.calibration(wanted, calibration))
-    return importance_of(structure, moments)
+    return importance_of(structure, model.moments(structure, edit.text, calibration))
 
 
 def _needed_bytes(model: OpenModel, recipe: Recipe, structures: dict[Kind, Structure]) -> int:

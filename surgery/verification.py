@@ -16,7 +16,7 @@ from surgery.checksums import Checked, check_sums
 from surgery.errors import Cancelled, CorruptFile, InputError, VerificationFailed
 from surgery.jobs import part_of
 from surgery.live import perplexity_of
-from surgery.loading import load
+from surgery.reading_back import read_back
 from surgery.ship_record import Kind, Part, Sample, ShipRecord
 from surgery.structure import dense
 from surgery.workbench import OpenModel, TextChoice
@@ -125,7 +125,7 @@ def verify(
     for number, part in enumerate(record.parts):
         inside = part_of(report, 0.2 + 0.8 * number / len(record.parts), 0.2 + 0.8 * (number + 1) / len(record.parts))
         model = _read_back(folder, part, part_of(inside, 0.0, 0.4))
-        if part.kind == "checkpoint" and _splits_otherwise(model, record, sample):
+        if number == 0 and _splits_otherwise(model, record, sample):
             problems.append("the tokenizer splits the sample text otherwise than the source model's")
         windows = _windows(model, record, sample, text)
         inside(0.4, f"Measuring the {part.kind} that was read back")
@@ -165,8 +165,7 @@ def _failed(found: Verification) -> VerificationFailed:
 def _read_back(folder: Path, part: Part, report: Report) -> OpenModel:
     """The shipped form as a model in memory; damage that the sums do not show is a failed verification."""
     try:
-        place = folder if part.kind == "checkpoint" else folder / part.files[0]
-        return OpenModel(load(str(place), progress=report))
+        return read_back(folder, part, report)
     except CorruptFile as error:
         raise VerificationFailed(f"{part.files[0]} of {folder.name} cannot be read back: {error}") from None
 

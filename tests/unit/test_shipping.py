@@ -111,6 +111,26 @@ def test_a_gguf_file_beside_a_checkpoint_or_alone(model: OpenModel, tmp_path: Pa
         assert floating != found["perplexity"]
 
 
+@pytest.mark.parametrize("type_name", ["F32", "Q4_K_M", "IQ4_NL", "Q2_K"])
+@pytest.mark.parametrize("make", [mixed, compensated])
+def test_every_kind_of_file_reads_back_alone(model: OpenModel, tmp_path: Path, make: Any, type_name: str) -> None:
+    """Blocks that differ, which only `deci` can hold, and types that only llama.cpp knows."""
+    shipped = ship(model, make(model), tmp_path / "out", TEXT, ShipOptions(False, type_name), [CALIBRATION])
+    part, found = shipped.record.shipped, shipped.document()["differences"]["gguf"]
+    assert part.architecture == ("deci" if make is mixed else "llama") and part.type == type_name
+    assert found["logits_max_relative"] < 1e-5 and abs(found["nll_difference"]) < 1e-5
+    assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out" / "verification" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma", "phi3", "gpt2", "olmo2", "granite", "smollm"])
+def test_files_of_other_families(tmp_path: Path, family: str) -> None:
+    model = source(tmp_path / "source", family=family)
+    recipe = model.recipe(RemoveBlocks(blocks=(1,)))
+    found = ship(model, recipe, tmp_path / "out", TEXT, ShipOptions(True, "Q4_0")).document()["differences"]
+    assert set(found) == {"checkpoint", "gguf"} and all(one["logits_max_relative"] < 1e-5 for one in found.values())
+
+
 def test_the_importance_matrix_of_the_recipe_is_what_the_file_is_written_with(
     model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = source(where / "tiny")
     ship(model, model.recipe(), where / "both", TEXT, ShipOptions(gguf="Q8_0"))
     ship(model, mixed(model), where / "mixed", TEXT)
+    ship(model, mixed(model), where / "file", TEXT, ShipOptions(False, "Q8_0"))
     ship(model, mixed(model), where / "private", MINE, ShipOptions(keep_windows=False))
     return where
 
@@ -56,7 +58,7 @@ def resum(folder: Path) -> None:
     write_sums(folder)
 
 
-@pytest.mark.parametrize("name", ["both", "mixed"])
+@pytest.mark.parametrize("name", ["both", "mixed", "file"])
 def test_what_was_shipped_holds(folder: Any, name: str) -> None:
     seen: list[float] = []
     found = verify(folder(name), report=lambda share, words: seen.append(share))
@@ -89,6 +91,27 @@ def test_a_missing_file_is_named_and_another_one_is_listed(folder: Any) -> None:
     assert verify(made).sums.unlisted == ("notes.txt",)
     (made / "tokenizer.json").unlink()
     with pytest.raises(VerificationFailed, match=r"tokenizer\.json is missing"):
+        verify(made)
+
+
+@pytest.mark.parametrize("name", ["both", "file"])
+def test_another_scale_in_a_gguf_file_is_found_by_its_numbers(folder: Any, name: str) -> None:
+    """The two bytes before each 32 weights of a Q8_0 row are their scale."""
+    made = folder(name)
+    [path] = made.glob("*.gguf")
+    reader = gguf.GGUFReader(path)
+    tensor = next(entry for entry in reader.tensors if entry.name == "blk.0.ffn_up.weight")
+    assert tensor.tensor_type.name == "Q8_0"
+    place = int(tensor.data_offset)
+    content = bytearray(path.read_bytes())
+    content[place + 1] ^= 0b00001100  # the exponent of a half
+    path.write_bytes(content)
+    resum(made)
+    with pytest.raises(VerificationFailed, match=r"\.gguf gives a perplexity of"):
+        verify(made)
+    path.write_bytes(content[: len(content) // 2])
+    resum(made)
+    with pytest.raises(VerificationFailed, match=r"\.gguf of \w+ cannot be read back"):
         verify(made)
 
 
@@ -137,9 +160,10 @@ def test_another_tokenizer_is_found(folder: Any) -> None:
         verify(made)
 
 
-def test_the_code_of_a_folder_is_not_run(folder: Any, tmp_path: Path) -> None:
-    made = folder("mixed")
-    trap = made / "modeling_model_surgery.py"
+@pytest.mark.parametrize("name", ["mixed", "file"])
+def test_the_code_of_a_folder_is_not_run(folder: Any, tmp_path: Path, name: str) -> None:
+    made = folder(name)
+    [trap] = made.rglob("modeling_model_surgery.py")
     trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + trap.read_text())
     resum(made)
     assert verify(made).holds and not (tmp_path / "ran").exists()
@@ -237,13 +261,13 @@ def test_it_can_be_cancelled(folder: Any, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(Cancelled):
         verify(made, stop=stop)
     later = Event()
-    plain = verification._read_back
+    plain = verification.read_back
 
     def reading(*arguments: Any) -> Any:
         later.set()
         return plain(*arguments)
 
-    monkeypatch.setattr(verification, "_read_back", reading)
+    monkeypatch.setattr(verification, "read_back", reading)
     with pytest.raises(Cancelled):
         verify(made, stop=later)
 
