@@ -93,7 +93,7 @@ def ship(
     if repository is not None:
         sent = run_job(bench, "Uploading", lambda job: push(out, repository, None, not public, job.report, job.stop))
         document["repository"] = sent
-    emit(document, as_json, _rows(document))
+    _show(document, as_json)
 
 
 def verify(
@@ -113,7 +113,7 @@ def verify(
             return error
 
     document = _unless_failed(run_job(Workbench(), "Verifying", work), as_json).document()
-    emit(document, as_json, _rows(document))
+    _show(document, as_json)
 
 
 def export_card(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
@@ -169,11 +169,19 @@ def _unless_failed(found: Any, as_json: bool) -> Any:
     return found
 
 
-def _rows(document: dict[str, Any]) -> dict[str, Any]:
-    """The document as people read it: sums and differences a line each."""
+def _show(document: dict[str, Any], as_json: bool) -> None:
+    """Print a document as JSON, or for people: a table, then what is too wide for one."""
     rows = {key: value for key, value in document.items() if not isinstance(value, (dict, list))}
-    rows |= {f"sha256 {name}": digest for name, digest in document["sha256"].items()}
+    emit(document, as_json, rows)
+    if as_json:
+        return
     for kind, found in document["differences"].items():
-        rows |= {f"{kind} {name}": value for name, value in found.items()}
-    rows |= {f"note {number}": note for number, note in enumerate(document.get("notes", []), 1)}
-    return rows
+        print(
+            f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; logits "
+            f"differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the largest "
+            f"(tolerance {found['logits_tolerance']:g})"
+        )
+    for name, digest in document["sha256"].items():
+        print(f"{digest}  {name}")
+    for note in document.get("notes", []):
+        print(note)
