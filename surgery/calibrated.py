@@ -1,0 +1,144 @@
+"""Quantising the linears of an edited model: round to nearest, GPTQ from calibration windows, torchao's types.
+
+Embeddings, head and norms stay as they are. GPTQ is one sweep over the blocks, each solved on the states that the
+quantised blocks before it give. Everything is determined by the structure, its quantisation and the windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Event
+
+import torch
+from torch import nn
+
+from analysis.execution import Runner
+from analysis.modules import is_transposed, submodule, weight_of
+from analysis.text import Windows
+from surgery.errors import InputError
+from surgery.grids import Grid, round_to_nearest, scale_type_for
+from surgery.recipe import Quantize
+from surgery.second_order import gptq, hessian
+from surgery.structure import BlockSpec, Codec, Codecs, Structure
+from surgery.sweep import Report, Sweep, linear_paths, silent
+from surgery.torchao_weights import TorchaoCodec
+
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+Quantise = Callable[[str, torch.Tensor], Codec]
+"""Given the name of a linear and its weight (outputs, inputs), how it is stored."""
+
+
+class Quantiser:
+    """Quantises one model's structures in the formats compressed-tensors and torchao.
+
+    Args:
+        runner: the model; never changed.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    @torch.no_grad()
+    def compute(
+        self,
+        structure: Structure,
+        windows: Windows | None = None,
+        report: Report = silent,
+        stop: Event | None = None,
+    ) -> Structure:
+        """Compute the quantisation of a structure: its blocks get codecs, and `quantize` is done with.
+
+        Args:
+            structure: with `quantize`, and its compensations computed.
+            windows: the calibration windows, for GPTQ.
+            report: progress; may raise to stop.
+            stop: ends the work between two linears.
+
+        Raises:
+            InputError: GPTQ without windows, groups that do not divide a row, or linears that the format cannot hold.
+            Cancelled: `stop` was set.
+        """
+        edit = structure.quantize
+        if edit is None:
+            return structure
+        if edit.format == "gguf" or structure.compensations:
+            raise ValueError("GGUF types, or structures with compensations to compute, are not for this")
+        if edit.method == "gptq" and windows is None:
+            raise InputError("GPTQ needs a calibration text: name one, or choose round_to_nearest.")
+        calibrated = windows.ids if windows is not None and edit.method == "gptq" else None
+        sweep = Sweep(self.runner, structure, calibrated, report, stop, "Quantising")
+        done: dict[int, Codecs] = {}
+        for position, spec in enumerate(sweep):
+            done[position] = self._gptq(sweep, spec, edit) if edit.method == "gptq" else self._plain(sweep, spec, edit)
+            if edit.method == "gptq":
+                sweep.advance(replace(spec, codecs=done[position]))
+        report(1.0, "Quantised")
+        kept = iter(done.values())
+        blocks = tuple(spec if spec.empty else replace(spec, codecs=next(kept)) for spec in structure.blocks)
+        return replace(structure, blocks=blocks, quantize=None)
+
+    def _plain(self, sweep: Sweep, spec: BlockSpec, edit: Quantize) -> Codecs:
+        """Every linear of a block on its own."""
+        quantise = _torchao(edit) if edit.format == "torchao" else _nearest(edit)
+        module = sweep.module(spec)
+        paths = [path for stage in linear_paths(sweep.block(spec), spec) for path in stage]
+        codecs = {}
+        for path in paths:
+            sweep.check()
+            codecs[path] = quantise(_name(spec, path), weight_for(module, path, edit.format))
+        return tuple(sorted(codecs.items()))
+
+    def _gptq(self, sweep: Sweep, spec: BlockSpec, edit: Quantize) -> Codecs:
+        """The linears of a block by GPTQ: stage after stage on what the quantised ones give, or all on what the
+        unquantised block gives."""
+        stages = linear_paths(sweep.block(spec), spec)
+        rounds = [(stage,) for stage in stages] if edit.true_sequential else [stages]
+        codecs: dict[str, Codec] = {}
+        for stages in rounds:
+            so_far = replace(spec, codecs=tuple(sorted(codecs.items())))
+            module = sweep.module(so_far)
+            moments = sweep.moments(so_far, [stage[0] for stage in stages])  # of a stage, all read the same
+            for stage in stages:
+                h = hessian(moments[stage[0]].total, moments[stage[0]].tokens)
+                for path in stage:
+                    sweep.check()
+                    weight = weight_for(module, path, edit.format)
+                    codecs[path] = gptq(weight, h, _grid(edit, weight), edit.act_order, _name(spec, path))
+        return tuple(sorted(codecs.items()))
+
+
+def _grid(edit: Quantize, weight: torch.Tensor) -> Grid:
+    return Grid(BITS[edit.type], edit.group_size, edit.symmetric, scale_type_for(weight.dtype))
+
+
+def _nearest(edit: Quantize) -> Quantise:
+    return lambda name, weight: round_to_nearest(weight, _grid(edit, weight), name)
+
+
+def _torchao(edit: Quantize) -> Quantise:
+    codec = TorchaoCodec.of(edit)
+
+    def quantise(name: str, weight: torch.Tensor) -> Codec:
+        codec.check(weight.shape[1], name)
+        return codec
+
+    return quantise
+
+
+def _name(spec: BlockSpec, path: str) -> str:
+    return f"{path} of block {spec.source}"
+
+
+def weight_for(module: nn.Module, path: str, format_name: str) -> torch.Tensor:
+    """The weight (outputs, inputs) of a linear that is to be stored in a format of torch checkpoints.
+
+    Raises:
+        InputError: it is stored input-first, which neither compressed-tensors nor torchao can hold.
+    """
+    linear = submodule(module, path)
+    if is_transposed(linear):
+        raise InputError(
+            f"{path} is a {type(linear).__name__}, whose weights {format_name} cannot hold: quantise this model as GGUF."
+        )
+    return weight_of(linear)
