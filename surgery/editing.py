@@ -9,17 +9,16 @@ from typing import Any
 from surgery.recipe import (
     ArrangeBlocks,
     ChosenBy,
-    Compensate,
     Edit,
     MergeKvHeads,
     PruneHeads,
-    PruneHidden,
     PruneKvGroups,
     PruneNeurons,
     Recipe,
     RemoveAttention,
     RemoveBlocks,
     RemoveMlp,
+    stage_of,
 )
 
 Indices = tuple[int, ...]
@@ -32,6 +31,7 @@ FIELDS = {
     "prune_heads": "heads",
 }
 """Which field of the choices an edit's indices are in, by its op."""
+SWITCHES = (RemoveBlocks, RemoveAttention, RemoveMlp, PruneNeurons, PruneKvGroups, PruneHeads)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Choices:
     kv_groups: Mapping[int, Indices] = field(default_factory=dict)
     heads: Mapping[int, Indices] = field(default_factory=dict)
     others: tuple[Edit, ...] = ()
-    """Edits that are not switches: merged heads, removed channels, an arrangement, compensations."""
+    """Edits that are not switches: merged heads, removed channels, an arrangement, compensations, quantisation."""
     origins: Mapping[str, ChosenBy] = field(default_factory=dict)
     """Where the indices of an edit came from, by its op."""
 
@@ -62,7 +62,7 @@ class Choices:
         origins: dict[str, ChosenBy] = {}
         others: list[Edit] = []
         for edit in edits:
-            if isinstance(edit, ArrangeBlocks | MergeKvHeads | PruneHidden | Compensate):
+            if not isinstance(edit, SWITCHES):
                 others.append(edit)
                 continue
             if edit.chosen_by is not None:
@@ -132,9 +132,9 @@ class Choices:
         return (*made, *self._others(gone_attention))
 
     def _others(self, gone_attention: frozenset[int]) -> list[Edit]:
-        """What is left of the other edits beside the parts that are off; compensations last, as they must be."""
+        """What is left of the other edits beside the parts that are off, in the order that a recipe has."""
         kept: list[Edit] = []
-        for edit in sorted(self.others, key=lambda other: isinstance(other, Compensate)):
+        for edit in sorted(self.others, key=stage_of):
             if isinstance(edit, MergeKvHeads):
                 blocks = tuple(block for block in edit.blocks if block not in gone_attention)
                 kept += [edit.model_copy(update={"blocks": blocks})] if blocks else []

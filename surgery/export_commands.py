@@ -48,7 +48,7 @@ def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
 
     def work(job: Context) -> Any:
         folder = embedded.directory(job.report) if str(source) == DEFAULT else source
-        return write_gguf(folder, out, type_name, job.report, job.stop)  # type: ignore[arg-type]
+        return write_gguf(folder, out, type_name, job.report, job.stop)
 
     made = run_job(bench, "Writing GGUF", work)
     return {

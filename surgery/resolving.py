@@ -13,8 +13,6 @@ from surgery.recipe import Recipe
 from surgery.structure import BlockSpec, Part, Structure, narrowed, whole
 
 NAMES = {"attention": "attention", "mlp": "MLP"}
-LATE = (recipes.Compensate, recipes.Quantize, recipes.Eora)
-"""What comes after the edits of the structure, in this order."""
 
 
 def resolve(architecture: Architecture, recipe: Recipe) -> Structure:
@@ -48,7 +46,7 @@ class _Draft:
         self.stage = 0
 
     def apply(self, edit: recipes.Edit) -> None:
-        stage = next((place for place, kinds in enumerate(LATE, 1) if isinstance(edit, kinds)), 0)
+        stage = recipes.stage_of(edit)
         if stage < self.stage:
             raise RecipeError(
                 f"{edit.op}: edits come in the order structure, compensation, quantize, eora: move this one forward."

@@ -20,9 +20,11 @@ from analysis.registry import Evidence, Method
 from analysis.statistics import Statistics, collect
 from analysis.text import Purpose, Text, Windows, load_text, make_windows
 from surgery.cache import ByteCache
-from surgery.compensation import Compensated, Compensator
+from surgery.compensation import Compensated
+from surgery.completion import Completer
 from surgery.devices import Devices
 from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
+from surgery.gguf_plan import GgufPlan
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
@@ -37,7 +39,6 @@ Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
 STATISTICS_CACHE = 256 * 2**20
 GRADIENTS_CACHE = 256 * 2**20
-COMPENSATED_CACHE = 512 * 2**20
 SHORT_OF_MEMORY = 0.15
 """Share of the machine's memory under which models that are not in use leave."""
 
@@ -67,12 +68,11 @@ class OpenModel:
         self.architecture = loaded.architecture
         self.runner = Runner(loaded.model, loaded.architecture)
         self.evaluator = Evaluator(self.runner)
-        self.compensator = Compensator(self.runner)
+        self.completer = Completer(loaded, self.evaluator)
         self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
         self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
         self._gradients: ByteCache[Gradients] = ByteCache(GRADIENTS_CACHE)
         self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
-        self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
 
     @property
     def reference(self) -> ModelReference:
@@ -104,7 +104,7 @@ class OpenModel:
         report: Report = lambda fraction, message: None,
         stop: Event | None = None,
     ) -> Compensated:
-        """A structure with its compensations computed; once, then remembered.
+        """A structure with everything computed that is pending in it, see `surgery.completion`.
 
         Args:
             structure: as `resolve` gives it.
@@ -113,21 +113,27 @@ class OpenModel:
             stop: ends the work.
 
         Raises:
-            RecipeError: the text that the compensations were chosen on is not among them.
+            RecipeError: a text that an edit was chosen on is not among them, or no file can express the structure.
             TextError: it cannot be cut into such windows.
         """
-        if not structure.compensations:
-            return Compensated(structure, ())
-        known = self.known_complete(structure)
-        if known is None:
-            windows = self.calibration(structure.compensations[0].text, texts)
-            known = self.compensator.compute(structure, windows, report, stop)
-            self._compensated.put(structure.key, known, known.bytes)
-        return known
+        return self.completer.complete(structure, lambda wanted: self.calibration(wanted, texts), report, stop)
 
     def known_complete(self, structure: Structure) -> Compensated | None:
-        """A structure with its compensations, if they have been computed."""
-        return self._compensated.get(structure.key) if structure.compensations else Compensated(structure, ())
+        """A structure with everything computed, if that needs no pass over a text that has not been made.
+
+        Raises:
+            RecipeError: no file can express the structure.
+        """
+        return self.completer.known(structure)
+
+    def gguf_plan(self, structure: Structure) -> GgufPlan:
+        """The GGUF file of a structure, before it is written.
+
+        Raises:
+            RecipeError: no checkpoint can express it.
+            UnsupportedArchitecture: llama.cpp has nothing that does the same.
+        """
+        return self.completer.plan(structure)
 
     def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
         """The windows that a recipe names, from the embedded text or from one that the caller offers.

@@ -1,0 +1,143 @@
+"""Completing a structure: what a recipe leaves to be computed - compensations, quantisation, the low-rank repair.
+
+Each stage works on what the one before it gave. What is costly is done once and remembered by content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Event
+
+from analysis.text import Windows
+from surgery.cache import ByteCache
+from surgery.compensation import Compensated, Compensator
+from surgery.gguf_plan import GgufPlan
+from surgery.input_moments import Moments, input_moments
+from surgery.live import Evaluator
+from surgery.loading import Loaded
+from surgery.planned_checkpoint import Planner
+from surgery.quantising import as_gguf
+from surgery.recipe import Quantize, TextReference
+from surgery.structure import Structure
+
+Report = Callable[[float, str], None]
+TextOf = Callable[[TextReference], Windows]
+"""Gives the windows that an edit names; raises `RecipeError` where they are not at hand."""
+COMPENSATED_CACHE = 512 * 2**20
+SMALL_CACHE = 64 * 2**20
+PLAN_BYTES = 4 * 2**20
+"""Roughly what a plan of a GGUF file holds, most of it the tokenizer."""
+
+
+class Completer:
+    """Completes structures of one model.
+
+    Args:
+        loaded: the model; never changed.
+        evaluator: of the model.
+    """
+
+    def __init__(self, loaded: Loaded, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.compensator = Compensator(evaluator.runner)
+        self.planner = Planner(loaded)
+        self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
+        self._plans: ByteCache[GgufPlan] = ByteCache(SMALL_CACHE)
+        self._moments: ByteCache[Moments] = ByteCache(SMALL_CACHE)
+
+    def complete(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Compensated:
+        """A structure with nothing pending.
+
+        Raises:
+            RecipeError: a text is not at hand, or no file can express the structure.
+            Cancelled: `stop` was set.
+        """
+        done = self._compensate(structure, text_of, report, stop)
+        return replace(done, structure=self._quantise(done.structure, text_of, report, stop))
+
+    def known(self, structure: Structure) -> Compensated | None:
+        """The same, if it needs no pass over a text that has not been made.
+
+        Raises:
+            RecipeError: no file can express the structure.
+        """
+        before, edit = replace(structure, quantize=None, eora=None), structure.quantize
+        known = self._compensated.get(before.key) if before.compensations else Compensated(before, ())
+        if known is None or edit is None:
+            return known
+        if edit.text is not None and self._moments.get(_moments_key(known.structure, edit.text)) is None:
+            return None
+        return replace(known, structure=self._as_gguf(known.structure, edit, _no_text, _silent, None))
+
+    def plan(self, structure: Structure) -> GgufPlan:
+        """The GGUF file of a structure, before it is written.
+
+        Raises:
+            RecipeError: no checkpoint can express it.
+            UnsupportedArchitecture: llama.cpp has nothing that does the same.
+        """
+        key = structure.floating_shape.key
+        known = self._plans.get(key)
+        if known is None:
+            known = GgufPlan(self.planner.plan(structure))
+            self._plans.put(key, known, PLAN_BYTES)
+        return known
+
+    def moments(
+        self,
+        structure: Structure,
+        text: TextReference,
+        text_of: TextOf,
+        report: Report = lambda share, words: None,
+        stop: Event | None = None,
+    ) -> Moments:
+        """Input moments of an edited, unquantised model on a text.
+
+        Raises:
+            RecipeError: the text is not at hand.
+            Cancelled: `stop` was set.
+        """
+        floating = structure.floating
+        key = _moments_key(floating, text)
+        known = self._moments.get(key)
+        if known is None:
+            known = input_moments(self.evaluator, floating, text_of(text), report, stop)
+            self._moments.put(key, known, sum(4 * values.numel() for parts in known for values in parts.values()))
+        return known
+
+    def _compensate(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Compensated:
+        """Only the compensations; the rest stays pending."""
+        before = replace(structure, quantize=None, eora=None)
+        if not before.compensations:
+            return Compensated(structure, ())
+        known = self._compensated.get(before.key)
+        if known is None:
+            known = self.compensator.compute(before, text_of(before.compensations[0].text), report, stop)
+            self._compensated.put(before.key, known, known.bytes)
+        return replace(known, structure=replace(known.structure, quantize=structure.quantize, eora=structure.eora))
+
+    def _quantise(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
+        """A structure whose compensations are computed, quantised."""
+        edit = structure.quantize
+        if edit is not None:
+            structure = self._as_gguf(structure, edit, text_of, report, stop)
+        return structure
+
+    def _as_gguf(
+        self, structure: Structure, edit: Quantize, text_of: TextOf, report: Report, stop: Event | None
+    ) -> Structure:
+        moments = None if edit.text is None else self.moments(structure, edit.text, text_of, report, stop)
+        return as_gguf(structure, self.plan(structure), edit.type, moments)
+
+
+def _moments_key(structure: Structure, text: TextReference) -> str:
+    return f"{structure.floating.key}|{text.model_dump_json()}"
+
+
+def _no_text(wanted: TextReference) -> Windows:
+    raise ValueError(f"the moments on {wanted.source} should be known")
+
+
+def _silent(share: float, words: str) -> None:
+    """Progress that nobody sees."""
