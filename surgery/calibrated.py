@@ -18,6 +18,7 @@ from analysis.modules import is_transposed, submodule, weight_of
 from analysis.text import Windows
 from surgery.errors import InputError
 from surgery.grids import Grid, round_to_nearest, scale_type_for
+from surgery.quantising import with_codecs
 from surgery.recipe import Quantize
 from surgery.second_order import gptq, hessian
 from surgery.structure import BlockSpec, Codec, Codecs, Structure
@@ -68,17 +69,15 @@ class Quantiser:
             raise InputError("GPTQ needs a calibration text: name one, or choose round_to_nearest.")
         calibrated = windows.ids if windows is not None and edit.method == "gptq" else None
         sweep = Sweep(self.runner, structure, calibrated, report, stop, "Quantising")
-        done: dict[int, Codecs] = {}
+        done: dict[int, dict[str, Codec]] = {}
         for position, spec in enumerate(sweep):
             done[position] = self._gptq(sweep, spec, edit) if edit.method == "gptq" else self._plain(sweep, spec, edit)
             if edit.method == "gptq":
-                sweep.advance(replace(spec, codecs=done[position]))
+                sweep.advance(replace(spec, codecs=_sorted(done[position])))
         report(1.0, "Quantised")
-        kept = iter(done.values())
-        blocks = tuple(spec if spec.empty else replace(spec, codecs=next(kept)) for spec in structure.blocks)
-        return replace(structure, blocks=blocks, quantize=None)
+        return with_codecs(structure, done, {})
 
-    def _plain(self, sweep: Sweep, spec: BlockSpec, edit: Quantize) -> Codecs:
+    def _plain(self, sweep: Sweep, spec: BlockSpec, edit: Quantize) -> dict[str, Codec]:
         """Every linear of a block on its own."""
         quantise = _torchao(edit) if edit.format == "torchao" else _nearest(edit)
         module = sweep.module(spec)
@@ -87,33 +86,45 @@ class Quantiser:
         for path in paths:
             sweep.check()
             codecs[path] = quantise(_name(spec, path), weight_for(module, path, edit.format))
-        return tuple(sorted(codecs.items()))
+        return codecs
 
-    def _gptq(self, sweep: Sweep, spec: BlockSpec, edit: Quantize) -> Codecs:
+    def _gptq(self, sweep: Sweep, spec: BlockSpec, edit: Quantize) -> dict[str, Codec]:
         """The linears of a block by GPTQ: stage after stage on what the quantised ones give, or all on what the
         unquantised block gives."""
         stages = linear_paths(sweep.block(spec), spec)
         rounds = [(stage,) for stage in stages] if edit.true_sequential else [stages]
         codecs: dict[str, Codec] = {}
         for stages in rounds:
-            so_far = replace(spec, codecs=tuple(sorted(codecs.items())))
+            so_far = replace(spec, codecs=_sorted(codecs))
             module = sweep.module(so_far)
-            moments = sweep.moments(so_far, [stage[0] for stage in stages])  # of a stage, all read the same
+            covariances = sweep.covariances(so_far, [stage[0] for stage in stages])  # of a stage, all read the same
             for stage in stages:
-                h = hessian(moments[stage[0]].total, moments[stage[0]].tokens)
+                seen = covariances[stage[0]]
+                h = hessian(seen.total, seen.tokens)
                 for path in stage:
                     sweep.check()
                     weight = weight_for(module, path, edit.format)
-                    codecs[path] = gptq(weight, h, _grid(edit, weight), edit.act_order, _name(spec, path))
-        return tuple(sorted(codecs.items()))
+                    name = _name(spec, path)
+                    codecs[path] = gptq(weight, h, _grid(edit, weight, name), edit.act_order, name)
+        return codecs
 
 
-def _grid(edit: Quantize, weight: torch.Tensor) -> Grid:
+def _sorted(codecs: dict[str, Codec]) -> Codecs:
+    return tuple(sorted(codecs.items()))
+
+
+def _grid(edit: Quantize, weight: torch.Tensor, name: str) -> Grid:
+    if edit.type == "int4" and not edit.symmetric and len(weight) <= 8:
+        # Of a single word of zero points a group, the library's unpacking of 4 bits trips over the strides.
+        raise InputError(
+            f"{name} has only {len(weight)} outputs, and compressed-tensors 0.20 cannot read 4-bit zero points of so "
+            "few: choose symmetric, or another type."
+        )
     return Grid(BITS[edit.type], edit.group_size, edit.symmetric, scale_type_for(weight.dtype))
 
 
 def _nearest(edit: Quantize) -> Quantise:
-    return lambda name, weight: round_to_nearest(weight, _grid(edit, weight), name)
+    return lambda name, weight: round_to_nearest(weight, _grid(edit, weight, name), name)
 
 
 def _torchao(edit: Quantize) -> Quantise:

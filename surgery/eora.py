@@ -96,12 +96,12 @@ class Repairer:
         codecs = dict(spec.codecs)
         stages = [[path for path in stage if path in codecs] for stage in linear_paths(sweep.block(spec), spec)]
         stages = [stage for stage in stages if stage]
-        moments = sweep.moments(replace(spec, repair=None), [stage[0] for stage in stages])
+        covariances = sweep.covariances(replace(spec, repair=None), [stage[0] for stage in stages])
         floating = sweep.module(replace(spec, codecs=(), repair=None))
         up: dict[str, torch.Tensor] = {}
         down: dict[str, torch.Tensor] = {}
         for stage in stages:
-            seen = moments[stage[0]]
+            seen = covariances[stage[0]]
             for path in stage:
                 sweep.check()
                 weight = weight_of(submodule(floating, path))

@@ -8,7 +8,7 @@ is measured live is what reloads.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -96,8 +96,6 @@ class Packed:
     @classmethod
     def of(cls, grid: Grid, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> Packed:
         """From codes (outputs, inputs), scales and zero points (outputs, groups), of any types that hold them."""
-        group = codes.shape[1] // scales.shape[1]
-        grid = replace(grid, group_size=None if group == codes.shape[1] else group)
         codes, zeros = codes.to(torch.int8).contiguous(), zeros.to(torch.int8).contiguous()
         scales = scales.to(grid.scale_type).contiguous()
         digest = hashlib.sha256(f"{grid}{tuple(codes.shape)}".encode())
@@ -109,11 +107,9 @@ class Packed:
         """The stored weight (outputs, inputs), in the type and on the device of the given one."""
         if weight.shape != self.codes.shape:
             raise ValueError(f"a weight {tuple(self.codes.shape)} is stored, and {tuple(weight.shape)} is asked for")
-        # Transformers multiplies symmetric weights out in the model's type, where scales fit exactly, and those with
-        # zero points while it loads, in the scales' own type.
-        dtype = torch.float32 if self.grid.symmetric else self.scales.dtype
-        steps = (self.codes.unflatten(1, (self.scales.shape[1], -1)).short() - self.zeros.short()[..., None]).to(dtype)
-        return (steps * self.scales.to(dtype)[..., None]).flatten(1).to(weight.device, weight.dtype)
+        # Multiplied out in the scales' own type, as transformers does while it loads.
+        steps = self.codes.unflatten(1, (self.scales.shape[1], -1)).short() - self.zeros.short()[..., None]
+        return (steps.to(self.scales.dtype) * self.scales[..., None]).flatten(1).to(weight.device, weight.dtype)
 
     @property
     def bytes(self) -> int:

@@ -87,7 +87,9 @@ def spans(inputs: int, group: int) -> Iterator[tuple[int, int]]:
         yield from ((first, min(first + BLOCK, end)) for first in range(start, end, BLOCK))
 
 
-def gptq(weight: torch.Tensor, h: torch.Tensor, grid: Grid, act_order: bool = False, name: str = "The weight") -> Packed:
+def gptq(
+    weight: torch.Tensor, h: torch.Tensor, grid: Grid, act_order: bool = False, name: str = "The weight"
+) -> Packed:
     """A weight on an integer grid, its rounding errors made up for by the columns that follow.
 
     A group's grid is fitted to its weights when its first column's turn comes, with the errors so far. With

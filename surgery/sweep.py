@@ -84,14 +84,14 @@ def inputs_of(
 
 
 @dataclass
-class InputMoments:
+class Covariance:
     """Sum over tokens of x x^T, (inputs, inputs), float64 on the CPU; every token alike."""
 
     tokens: int
     total: torch.Tensor
 
     @classmethod
-    def empty(cls, inputs: int) -> InputMoments:
+    def empty(cls, inputs: int) -> Covariance:
         """Nothing seen yet."""
         return cls(0, torch.zeros(inputs, inputs, dtype=torch.float64))
 
@@ -103,14 +103,14 @@ class InputMoments:
         self.total += (x.T @ x).double().cpu()
 
 
-def moments_of(
+def covariances_of(
     runner: Runner, module: nn.Module, spec: BlockSpec, paths: Sequence[str], groups: Sequence[Group]
-) -> dict[str, InputMoments]:
-    """Input moments of linears inside a block over all groups."""
-    found: dict[str, InputMoments] = {}
+) -> dict[str, Covariance]:
+    """Input covariances of linears inside a block over all groups."""
+    found: dict[str, Covariance] = {}
     for group in groups:
         for path, read in inputs_of(runner, module, paths, group.state, group.call(spec)).items():
-            found.setdefault(path, InputMoments.empty(read.shape[-1])).update(read)
+            found.setdefault(path, Covariance.empty(read.shape[-1])).update(read)
     return found
 
 
@@ -182,9 +182,9 @@ class Sweep:
         """The block that a spec describes."""
         return build_block(self.runner.blocks[spec.source], self.block(spec), spec)
 
-    def moments(self, spec: BlockSpec, paths: Sequence[str]) -> dict[str, InputMoments]:
-        """Input moments of linears in the block of a spec, on the states that enter it."""
-        return moments_of(self.runner, self.module(spec), spec, paths, self.groups)
+    def covariances(self, spec: BlockSpec, paths: Sequence[str]) -> dict[str, Covariance]:
+        """Input covariances of linears in the block of a spec, on the states that enter it."""
+        return covariances_of(self.runner, self.module(spec), spec, paths, self.groups)
 
     def advance(self, spec: BlockSpec) -> None:
         """Send all states through the block of a spec."""

@@ -61,7 +61,7 @@ class TorchaoCodec:
             return Int8WeightOnlyConfig()
         granularity = PerAxis(0) if self.group_size is None else PerGroup(self.group_size)
         mapping = MappingType.SYMMETRIC if self.symmetric else MappingType.ASYMMETRIC
-        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity, mapping_type=mapping)
+        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity, mapping_type=mapping)  # type: ignore[attr-defined]
 
     def quantised(self, weight: torch.Tensor) -> Any:
         """torchao's tensor of a weight (outputs, inputs)."""

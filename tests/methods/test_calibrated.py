@@ -77,7 +77,9 @@ def test_gptq_runs_on_edited_models_of_every_family_and_repeats(family: str) -> 
     count = {spec.source: len(spec.codecs) for spec in made.blocks}
     assert count[0] < count[1] == count[3]
     shapes = {(spec.source, path): codec.codes.shape for spec in made.blocks for path, codec in spec.codecs}  # type: ignore[attr-defined]
-    down = next(path for path in dict(made.blocks[1].codecs) if path in ("mlp.down_proj", "fc2", "mlp.fc2", "mlp.dense_4h_to_h"))
+    down = next(
+        path for path in dict(made.blocks[1].codecs) if path in ("mlp.down_proj", "fc2", "mlp.fc2", "mlp.dense_4h_to_h")
+    )
     assert (shapes[1, down], shapes[2, down], shapes[3, down]) == ((48, 40), (48, 80), (48, 64)) or family == "smollm"
     assert torch.isfinite(Evaluator(runner_of(family)).token_losses(made, WINDOWS.ids)).all()
 
@@ -172,6 +174,10 @@ def test_what_cannot_be_stored_is_refused() -> None:
             quantised("llama", {"op": "quantize", "format": "torchao"} | bad)
     with pytest.raises(InputError, match="which groups of 64"):
         quantised("llama", {"op": "quantize", "format": "torchao", "type": "int4", "group_size": 64})
+    group = {"op": "prune_kv_groups", "removed": {"2": "0"}}
+    for method in ("round_to_nearest", "gptq"):
+        with pytest.raises(InputError, match="k_proj of block 2 has only 8 outputs"):
+            quantised("llama", group, quantisation(symmetric=False, method=method))
     with pytest.raises(InputError, match="calibration text"):
         Quantiser(runner_of("llama")).compute(structure("llama", quantisation(method="gptq")))
 
