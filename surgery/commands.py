@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, suggestion_commands
+from surgery import build_commands, catalogue, documents, export_commands, quantize_commands, suggestion_commands
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -49,6 +49,7 @@ application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(export_commands.export)
+application.command()(quantize_commands.quantize)
 
 
 def main() -> None:

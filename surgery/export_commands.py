@@ -25,7 +25,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     format_name: Annotated[str, typer.Option("--format", help="gguf or mergekit.")] = "gguf",
-    type_name: Annotated[str, typer.Option("--type", help="F32, F16 or Q8_0, for GGUF.")] = "F16",
+    type_name: Annotated[str, typer.Option("--type", help="F32, F16, Q8_0, Q4_K_M ... for GGUF.")] = "F16",
     model: Annotated[
         str | None, typer.Option("--model", help="The source model, if not where the recipe says; for mergekit.")
     ] = None,
