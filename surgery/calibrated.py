@@ -17,7 +17,7 @@ from analysis.execution import Runner
 from analysis.modules import is_transposed, submodule, weight_of
 from analysis.text import Windows
 from surgery.errors import InputError
-from surgery.grids import Grid, round_to_nearest, scale_type_for
+from surgery.grids import Grid, Packed, round_to_nearest, scale_type_for
 from surgery.quantising import with_codecs
 from surgery.recipe import Quantize
 from surgery.second_order import gptq, hessian
@@ -141,6 +141,18 @@ def _name(spec: BlockSpec, path: str) -> str:
     return f"{path} of block {spec.source}"
 
 
+def stored_bytes(structure: Structure) -> int:
+    """Bytes that the codes and repairs of a structure hold in memory, for caches."""
+    held: list[torch.Tensor] = []
+    for spec in structure.blocks:
+        for _, codec in spec.codecs:
+            if isinstance(codec, Packed):
+                held += [codec.codes, codec.scales, codec.zeros]
+        if spec.repair is not None:
+            held += [*spec.repair.down.values(), *spec.repair.up.values()]
+    return 64 + sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
 def weight_for(module: nn.Module, path: str, format_name: str) -> torch.Tensor:
     """The weight (outputs, inputs) of a linear that is to be stored in a format of torch checkpoints.
 
@@ -150,6 +162,6 @@ def weight_for(module: nn.Module, path: str, format_name: str) -> torch.Tensor:
     linear = submodule(module, path)
     if is_transposed(linear):
         raise InputError(
-            f"{path} is a {type(linear).__name__}, whose weights {format_name} cannot hold: quantise this model as GGUF."
+            f"{path} is a {type(linear).__name__}, whose weights {format_name} cannot hold: quantise the model as GGUF."
         )
     return weight_of(linear)

@@ -26,7 +26,7 @@ from surgery.torchao_weights import TorchaoCodec
 def save_packed(
     built: Built, structure: Structure, tokenizer: Any, recipe: Recipe, out: Path, report: Report = silent
 ) -> Saved:
-    """Write a quantised checkpoint as a new folder, which `from_pretrained` loads with nothing but the format's library.
+    """Write a quantised checkpoint as a new folder, which `from_pretrained` loads with the format's library alone.
 
     A low-rank repair is not part of it: see `surgery.adapters`.
 

@@ -115,7 +115,7 @@ def covariances_of(
 
 
 def linear_paths(block: Block, spec: BlockSpec) -> tuple[tuple[str, ...], ...]:
-    """The linears of what stays of a block, in stages of those that read the same input, in the order in which they run.
+    """The linears of what stays of a block, in stages of those that read the same input, in the order they run in.
 
     Fused modules stand once. Where attention and MLP stand side by side the order between them means nothing.
     """

@@ -131,12 +131,11 @@ def test_a_repair_stands_on_what_the_compressed_block_reads_behind_repaired_ones
         for path in paths:
             layer.get_submodule(path).weight.data = Coarse().apply(dense[path])
         seen: dict[str, torch.Tensor] = {}
-        handles = [
-            layer.get_submodule(path).register_forward_pre_hook(
-                lambda _, args, path=path: seen.update({path: args[0].reshape(-1, args[0].shape[-1]).double()})
-            )
-            for path in paths
-        ]
+
+        def note(path: str, seen: dict[str, torch.Tensor] = seen) -> Any:
+            return lambda _, args: seen.update({path: args[0].reshape(-1, args[0].shape[-1]).double()})
+
+        handles = [layer.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths]
         model(input_ids=WINDOWS.ids, use_cache=False)
         for handle in handles:
             handle.remove()

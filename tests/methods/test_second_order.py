@@ -154,7 +154,7 @@ def test_grids_are_those_of_compressed_tensors(grid: Grid) -> None:
 def test_groups_must_divide_a_row_and_the_key_is_the_content() -> None:
     weight, x = weight_and_inputs(6)
     for attempt in (lambda grid: round_to_nearest(weight, grid, "up"), lambda grid: gptq(weight, h_of(x), grid)):
-        with pytest.raises(InputError, match="96 weights, which groups of 40 do not divide: .* 8, 12, 16, 24, 32, 48"):
+        with pytest.raises(InputError, match=r"96 weights, which groups of 40 do not divide: .* 8, 12, 16, 24, 32, 48"):
             attempt(Grid(4, 40))
     one, again = (round_to_nearest(weight, Grid(4)) for _ in range(2))
     assert one == again and one.key == again.key and hash(one) == hash(again)
