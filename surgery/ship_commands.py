@@ -177,8 +177,8 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
         return
     for kind, found in document["differences"].items():
         print(
-            f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; logits "
-            f"differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the largest "
+            f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; "
+            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the largest "
             f"(tolerance {found['logits_tolerance']:g})"
         )
     for name, digest in document["sha256"].items():
