@@ -14,7 +14,16 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, fit_commands, suggestion_commands
+from surgery import (
+    build_commands,
+    catalogue,
+    documents,
+    export_commands,
+    fit_commands,
+    quantize_commands,
+    ship_commands,
+    suggestion_commands,
+)
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -49,6 +58,9 @@ application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(export_commands.export)
 application.command()(fit_commands.fit)
+application.command()(quantize_commands.quantize)
+application.command()(ship_commands.ship)
+application.command()(ship_commands.verify)
 
 
 def main() -> None:

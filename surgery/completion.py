@@ -11,9 +11,12 @@ from threading import Event
 
 from analysis.text import Windows
 from surgery.cache import ByteCache
+from surgery.calibrated import Quantiser, stored_bytes
 from surgery.compensation import Compensated, Compensator
+from surgery.eora import Repairer
 from surgery.gguf_plan import GgufPlan
 from surgery.input_moments import Moments, input_moments
+from surgery.jobs import part_of
 from surgery.live import Evaluator
 from surgery.loading import Loaded
 from surgery.planned_checkpoint import Planner
@@ -25,6 +28,7 @@ Report = Callable[[float, str], None]
 TextOf = Callable[[TextReference], Windows]
 """Gives the windows that an edit names; raises `RecipeError` where they are not at hand."""
 COMPENSATED_CACHE = 512 * 2**20
+CALIBRATED_CACHE = 512 * 2**20
 SMALL_CACHE = 64 * 2**20
 PLAN_BYTES = 4 * 2**20
 """Roughly what a plan of a GGUF file holds, most of it the tokenizer."""
@@ -45,6 +49,8 @@ class Completer:
         self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
         self._plans: ByteCache[GgufPlan] = ByteCache(SMALL_CACHE)
         self._moments: ByteCache[Moments] = ByteCache(SMALL_CACHE)
+        self._calibrated: ByteCache[Compensated] = ByteCache(CALIBRATED_CACHE)
+        """Complete structures whose blocks hold their own codes or a repair, by the key of what was asked for."""
 
     def complete(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Compensated:
         """A structure with nothing pending.
@@ -53,8 +59,14 @@ class Completer:
             RecipeError: a text is not at hand, or no file can express the structure.
             Cancelled: `stop` was set.
         """
+        known = self._calibrated.get(structure.key)
+        if known is not None:
+            return known
         done = self._compensate(structure, text_of, report, stop)
-        return replace(done, structure=self._quantise(done.structure, text_of, report, stop))
+        done = replace(done, structure=self._quantise(done.structure, text_of, report, stop))
+        if _is_calibrated(structure):
+            self._calibrated.put(structure.key, done, done.bytes + stored_bytes(done.structure))
+        return done
 
     def known(self, structure: Structure) -> Compensated | None:
         """The same, if it needs no pass over a text that has not been made.
@@ -62,6 +74,8 @@ class Completer:
         Raises:
             RecipeError: no file can express the structure.
         """
+        if _is_calibrated(structure):
+            return self._calibrated.get(structure.key)
         before, edit = replace(structure, quantize=None, eora=None), structure.quantize
         known = self._compensated.get(before.key) if before.compensations else Compensated(before, ())
         if known is None or edit is None:
@@ -119,9 +133,14 @@ class Completer:
 
     def _quantise(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
         """A structure whose compensations are computed, quantised."""
-        edit = structure.quantize
-        if edit is not None:
+        edit, eora, runner = structure.quantize, structure.eora, self.evaluator.runner
+        if edit is not None and edit.format == "gguf":
             structure = self._as_gguf(structure, edit, text_of, report, stop)
+        elif edit is not None:
+            windows = text_of(edit.text) if edit.text is not None else None
+            structure = Quantiser(runner).compute(structure, windows, part_of(report, 0.0, 0.6 if eora else 1.0), stop)
+        if eora is not None:
+            structure = Repairer(runner).compute(structure, text_of(eora.text), part_of(report, 0.6, 1.0), stop)
         return structure
 
     def _as_gguf(
@@ -129,6 +148,11 @@ class Completer:
     ) -> Structure:
         moments = None if edit.text is None else self.moments(structure, edit.text, text_of, report, stop)
         return as_gguf(structure, self.plan(structure), edit.type, moments)
+
+
+def _is_calibrated(structure: Structure) -> bool:
+    """Whether completing it gives blocks that hold codes of their own, or a repair."""
+    return structure.eora is not None or (structure.quantize is not None and structure.quantize.format != "gguf")
 
 
 def _moments_key(structure: Structure, text: TextReference) -> str:

@@ -115,11 +115,16 @@ def _changed(name: str, source: str, shape: tuple[int, ...], layout: Layout) -> 
     back: Change = _same
     if layout.family.transposed and role.startswith(("attn_", "ffn_")) and len(shape) == 2:
         change, back, shape = np.transpose, np.transpose, shape[::-1]
-    elif layout.interleaved and role.split(".")[0] in ("attn_q", "attn_k"):
+    elif turned(name, layout):
         change, back = (partial(turn, head_size=layout.head_size) for turn in (interleave, separate))
     elif layout.family.gain_offset and role.endswith("norm.weight"):
         change, back = (partial(np.add, np.float32(sign * layout.family.gain_offset)) for sign in (1, -1))
     return PlannedTensor(name, shape, lambda files: np.ascontiguousarray(change(files.read(source))), source, back)
+
+
+def turned(name: str, layout: Layout) -> bool:
+    """Whether the rows of a tensor of the file stand in another order than in the checkpoint, see `interleave`."""
+    return layout.interleaved and name.startswith("blk.") and name.split(".")[2] in ("attn_q", "attn_k")
 
 
 def interleave(rows: np.ndarray, head_size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,28 @@ def load(
     architecture = describe(model)
     report(1.0, "Loaded")
     return Loaded(source, revision, model, tokenizer, architecture, fingerprint(model), note)
+
+
+def load_empty(folder: Path) -> tuple[Any, Any]:
+    """The model of a folder's configuration, on torch's meta device, and its tokenizer. Nothing from there is run.
+
+    Args:
+        folder: with config.json and the tokenizer's files; its weights, if it has any, are not read.
+
+    Raises:
+        InputError: a file is absent or damaged, or there is no memory for the model's weights in float32.
+    """
+    from transformers import AutoTokenizer
+
+    source = str(folder)
+    with quiet():
+        config = _configuration(source, None, False)
+        model = _empty(source, config, False)
+        _must_fit(_float32_bytes(model))
+        try:
+            return model.eval(), AutoTokenizer.from_pretrained(source, config=config)
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise _tokenizer_error(source, error) from None
 
 
 def load_gguf(path: Path) -> tuple[Any, Any]:
@@ -320,17 +343,24 @@ def _checkpoint_error(source: str, error: Exception) -> InputError:
 
 def _needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:
     """Bytes of the weights in float32, from an empty model on the meta device."""
+    return _float32_bytes(_empty(source, config, trust_remote_code))
+
+
+def _float32_bytes(model: nn.Module) -> int:
+    return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
+
+
+def _empty(source: str, config: Any, trust_remote_code: bool) -> Any:
+    """A model on the meta device."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             if config.model_type == MODEL_TYPE:
-                model = classes(config.base_model_type)[1](config)
-            else:
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                return classes(config.base_model_type)[1](config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # impossible sizes, unknown activations and the like
         raise _configuration_error(source, error) from None
-    return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
 
 
 def _placement(float32_bytes: int) -> dict[str, Any]:
@@ -376,17 +406,26 @@ def _exists(check: Callable[[], bool]) -> bool:
         return False
 
 
+CHATTY = ("torchao", "torch.utils._pytree", "torch._inductor")
+"""Loggers that warn, when transformers imports torchao, of kernels for other machines."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers' progress bars and warnings do not belong into a command's output."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)

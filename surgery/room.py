@@ -190,4 +190,5 @@ def plausible(hidden: int, vocabulary: int) -> Structure:
         eos_token_id=None,
     )
     with torch.device("meta"):
-        return dense(describe(LlamaForCausalLM(config)))
+        model = LlamaForCausalLM(config)
+    return dense(describe(model))

@@ -25,6 +25,7 @@ from surgery.completion import Completer
 from surgery.devices import Devices
 from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
 from surgery.gguf_plan import GgufPlan
+from surgery.input_moments import Moments
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
@@ -125,6 +126,14 @@ class OpenModel:
             RecipeError: no file can express the structure.
         """
         return self.completer.known(structure)
+
+    def moments(self, structure: Structure, text: TextReference, texts: Sequence[TextChoice] = ()) -> Moments:
+        """Input moments of an edited model on a text, before quantisation; gathered once, then remembered.
+
+        Raises:
+            RecipeError: the text is not among the ones given.
+        """
+        return self.completer.moments(structure, text, lambda wanted: self.calibration(wanted, texts))
 
     def gguf_plan(self, structure: Structure) -> GgufPlan:
         """The GGUF file of a structure, before it is written.

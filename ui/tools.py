@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from surgery.budget import CFSP_SHARPNESS
+from surgery.recipe_words import HOW
 from ui import forms, tool_words
-from ui.recipe_words import HOW
 from ui.tool_handlers import HOWS, ToolHandlers
 from ui.widgets.choice import Choice
 
