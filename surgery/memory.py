@@ -58,6 +58,12 @@ class Fit:
         return min(self.capacity_bytes - self.needed_bytes, self.working_bytes - working)
 
     @property
+    def room_bytes(self) -> int:
+        """What weights may take; negative by what is missing for the rest where that alone does not fit."""
+        working = self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
+        return self.working_bytes - working if working > self.working_bytes else self.capacity_bytes - working
+
+    @property
     def fits(self) -> bool:
         """Whether nothing is missing."""
         return self.spare_bytes >= 0
@@ -162,7 +168,7 @@ def _notes(kind: WeightType, runtime: Runtime, wanted: str, used: str) -> tuple[
         notes.append(f"The heads are not whole blocks of {wanted}, so the KV cache is counted in {used}.")
     if kind.format == "compressed-tensors":
         notes.append(
-            "transformers unpacks these weights in its first forward pass and then needs what they take in floating "
+            "transformers multiplies these weights out while it loads them and then needs what they take in floating "
             "point; a runtime that computes on packed weights, such as vLLM, needs what is shown."
         )
     if kind.format == "torchao" and kind.type == "int4":

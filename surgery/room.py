@@ -59,6 +59,8 @@ class Room:
     missing_bytes: int
     """Of the wanted type; 0 when it fits."""
     shares: tuple[Share, ...]
+    store_share: float
+    """Share of the weights at 4 bits that all memory would hold if nothing else were in it."""
     shape: Shape | None
     """The largest of the tried shapes that fits at 4 bits; None where not even the smallest does, or the model does."""
 
@@ -72,7 +74,11 @@ class Room:
         if not self.missing_bytes:
             return "It fits."
         if self.room_bytes <= 0:
-            words = "The KV cache, the activations and the program alone do not fit: no weight does."
+            words = (
+                f"With {self.context:,} tokens of context, the KV cache, the activations and the program need "
+                f"{-self.room_bytes:,} bytes more than the device has for them. If it kept nothing but weights, "
+                f"{_percent(self.store_share)} of them would fit at 4 bits ({FOUR_BITS})."
+            )
         elif best.share >= 1:
             fitting = next(share for share in self.shares if share.share >= 1)
             words = f"{self.missing_bytes:,} bytes are missing; all of it fits from {fitting.type} on."
@@ -113,31 +119,23 @@ def room_on(structure: Structure, device: Device, context: int, wanted: str = "F
         InputError: an unknown type, or no context.
     """
     asked = fit(structure, device, context, wanted, kv_type)
-    shares = tuple(_share(structure, fit(structure, device, context, name, kv_type)) for name in TYPES_TOLD)
+    found = {name: fit(structure, device, context, name, kv_type) for name in TYPES_TOLD}
+    shares = tuple(_share(structure, each) for each in found.values())
     some = any(share.share >= 1 for share in shares)
     return Room(
         device=device.id,
         context=context,
         kv_type=asked.kv_type,
-        room_bytes=room_bytes(asked),
+        room_bytes=asked.room_bytes,
         missing_bytes=max(0, -asked.spare_bytes),
         shares=shares,
+        store_share=device.capacity_bytes / found[FOUR_BITS].weights_bytes,
         shape=None if some else largest_shape(device, context, kv_type, structure.architecture.vocabulary_size),
     )
 
 
-def room_bytes(found: Fit) -> int:
-    """Bytes that weights may take: what is spare besides the weights that are there."""
-    return found.spare_bytes + found.weights_bytes if _working_fits(found) else min(0, found.spare_bytes)
-
-
-def _working_fits(found: Fit) -> bool:
-    return found.kv_cache_bytes + found.activation_bytes + found.overhead_bytes <= found.working_bytes
-
-
 def _share(structure: Structure, found: Fit) -> Share:
-    room = max(0, room_bytes(found))
-    share = room / found.weights_bytes
+    share = max(0, found.room_bytes) / found.weights_bytes
     to_go = 0 if found.fits else round(structure.parameters * (1 - min(share, 1.0)))
     return Share(found.type, found.weights_bytes, share, to_go)
 

@@ -31,7 +31,7 @@ class WeightType:
     """How the weights of a model are stored.
 
     `group_size` neighbouring weights of a row share a scale (the whole row if None). Asymmetric grids have a zero point
-    beside each scale, and `act_order` keeps the group of each column.
+    beside each scale.
     """
 
     name: str
@@ -40,7 +40,6 @@ class WeightType:
     type: str
     group_size: int | None = None
     symmetric: bool = True
-    act_order: bool = False
     importance: bool = False
     """Whether there is an importance matrix: some of llama.cpp's mixes depend on it."""
 
@@ -76,9 +75,7 @@ class WeightType:
         if self.format == "torchao":  # a byte a value, int4 too; zero points are stored even where all are zero
             return values + scales + outputs * groups
         size = outputs * 4 * ceil(inputs * self.bits / WORD) + scales + SHAPE_BYTES
-        if not self.symmetric:
-            size += groups * 4 * ceil(outputs * self.bits / WORD)
-        return size + (4 * inputs if self.act_order else 0)
+        return size if self.symmetric else size + groups * 4 * ceil(outputs * self.bits / WORD)
 
 
 def _all_types() -> dict[str, WeightType]:
@@ -113,9 +110,7 @@ def weight_type(name: str) -> WeightType:
 def type_of_edit(edit: Quantize) -> WeightType:
     """The weight type that a recipe's quantisation makes."""
     name = edit.type if edit.format == "gguf" else f"{edit.format}-{edit.type}"
-    return WeightType(
-        name, edit.format, edit.type, edit.group_size, edit.symmetric, edit.act_order, edit.text is not None
-    )
+    return WeightType(name, edit.format, edit.type, edit.group_size, edit.symmetric, edit.text is not None)
 
 
 def shapes_for(structure: Structure, kind: WeightType) -> Shapes:

@@ -165,9 +165,7 @@ class Handlers:
             picks,
         )
 
-    def aim(
-        self, identity: str, device: str, context: float | None, kind: str, kv_type: str, *picks: str
-    ) -> Update:
+    def aim(self, identity: str, device: str, context: float | None, kind: str, kv_type: str, *picks: str) -> Update:
         """Another device, context, weight type or KV-cache type."""
         target = partial(inputs.target, device, context, kind, kv_type)
         return self._answer(identity, lambda tab: tab.session.set_target(target()), picks)
