@@ -15,7 +15,7 @@ from surgery.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
 from surgery.runtimes import GPUS, TRANSFORMERS, Runtime, activation_bytes, runtime_for
 from surgery.speed import Speed, speed
 from surgery.structure import Structure
-from surgery.weight_types import TYPES, WeightType, weight_type, weights_by_class
+from surgery.weight_types import TYPES, WeightType, shapes_for, weight_type, weights_by_class
 
 __all__ = ["TYPES", "Fit", "fit", "weight_type", "weights_by_class"]
 
@@ -148,7 +148,7 @@ def fit(
         capacity_bytes=device.capacity_bytes,
         working_bytes=device.working_bytes,
         speed=speed(structure, device, kind, runtime, context, used, read),
-        notes=_notes(kind, runtime, kv_type, used),
+        notes=_notes(structure, kind, runtime, kv_type, used),
     )
 
 
@@ -160,12 +160,15 @@ def _kv_type(structure: Structure, kind: WeightType, runtime: Runtime, wanted: s
     return usable_kv_type(structure, wanted)
 
 
-def _notes(kind: WeightType, runtime: Runtime, wanted: str, used: str) -> tuple[str, ...]:
+def _notes(structure: Structure, kind: WeightType, runtime: Runtime, wanted: str, used: str) -> tuple[str, ...]:
     notes = []
     if wanted != used and runtime is TRANSFORMERS:
         notes.append(f"transformers keeps the KV cache in the type that it computes in, so it is counted in {used}.")
     elif wanted != used:
         notes.append(f"The heads are not whole blocks of {wanted}, so the KV cache is counted in {used}.")
+    obstacle = kind.obstacle(shapes_for(structure, kind))
+    if obstacle:
+        notes.append(f"{kind.name} cannot be written ({obstacle}): choose another group size or other widths.")
     if kind.format == "compressed-tensors":
         notes.append(
             "transformers multiplies these weights out while it loads them and then needs what they take in floating "

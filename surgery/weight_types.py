@@ -22,6 +22,8 @@ Format = Literal["gguf", "safetensors", "torchao", "compressed-tensors"]
 GROUP_SIZE = 32
 """Weights that share a scale where a 4-bit type's name alone is given."""
 WORD = 32
+SCALE_BYTES = 2
+"""Of a packed weight's scales (see `grids.Grid`)."""
 SHAPE_BYTES = 16
 """compressed-tensors keeps the shape of each packed weight, two 64-bit numbers."""
 
@@ -61,6 +63,14 @@ class WeightType:
             return {name: bytes_of(tuple(shape), chosen[name]) for name, shape in shapes.items()}
         return {name: self._checkpoint_bytes(name, tuple(shape), floating) for name, shape in shapes.items()}
 
+    def obstacle(self, shapes: Mapping[str, Shape]) -> str:
+        """Why the format cannot store these tensors; empty where it can."""
+        size = self.group_size
+        for name, shape in shapes.items():
+            if size is not None and len(shape) == 2 and name.startswith("blk.") and shape[1] % size:
+                return f"{name} has rows of {shape[1]} weights, which groups of {size} do not divide"
+        return ""
+
     def _checkpoint_bytes(self, name: str, shape: Shape, floating: int) -> int:
         values = 1
         for size in shape:
@@ -71,10 +81,9 @@ class WeightType:
             return values * floating
         outputs, inputs = shape
         groups = ceil(inputs / (self.group_size or inputs))
-        scales = outputs * groups * floating
         if self.format == "torchao":  # a byte a value, int4 too; zero points are stored even where all are zero
-            return values + scales + outputs * groups
-        size = outputs * 4 * ceil(inputs * self.bits / WORD) + scales + SHAPE_BYTES
+            return values + outputs * groups * (floating + 1)
+        size = outputs * (4 * ceil(inputs * self.bits / WORD) + groups * SCALE_BYTES) + SHAPE_BYTES
         return size if self.symmetric else size + groups * 4 * ceil(outputs * self.bits / WORD)
 
 

@@ -3,16 +3,19 @@
 import json
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis.describe import describe
 from surgery.devices import FOLDER, Devices, read_device
 from surgery.errors import DeviceError, InputError
-from surgery.memory import TYPES, fit, kv_cache_bytes, weights_by_class
-from surgery.narrow import build_block
+from surgery.kv_cache import kv_cache_bytes
+from surgery.memory import TYPES, fit
 from surgery.recipe import Recipe
 from surgery.resolving import resolve
+from surgery.runtimes import LLAMA_CPP, activation_bytes
+from surgery.speed import PROMPT_TOKENS
 from surgery.structure import dense
-from tests.tiny_models import FAMILIES, build
+from tests.tiny_models import _GQA, _make, build
 
 
 def recipe(*edits):
@@ -21,31 +24,6 @@ def recipe(*edits):
 
 def device(**changes):
     return Devices().get("raspberry-pi-5-8gb").model_copy(update=changes)
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_float32_weights_are_the_tensors_of_the_edited_model(family):
-    model = build(family)
-    architecture = describe(model)
-    structure = resolve(
-        architecture,
-        recipe(
-            {"op": "remove_blocks", "blocks": "1"},
-            {"op": "prune_neurons", "removed": {"0": "0-9", "2": "5"}},
-            {"op": "prune_kv_groups", "removed": {"3": "0"}},
-        ),
-    )
-    assert sum(weights_by_class(dense(architecture), TYPES["F32"]).values()) == 4 * architecture.parameters
-    sources = [architecture.blocks[spec.source] for spec in structure.blocks]
-    blocks = [
-        build_block(model.get_submodule(source.module), source, spec)
-        for source, spec in zip(sources, structure.blocks, strict=True)
-    ]
-    kept = sum(parameter.numel() for block in blocks for parameter in block.parameters())
-    outside = architecture.parameters - sum(block.parameters for block in architecture.blocks)
-    assert structure.parameters == kept + outside
-    assert sum(weights_by_class(structure, TYPES["F32"]).values()) == 4 * structure.parameters
-    assert sum(weights_by_class(structure, TYPES["F16"]).values()) == 2 * structure.parameters
 
 
 def test_kv_cache_of_removed_attention_costs_nothing_and_windows_bound_it():
@@ -59,12 +37,6 @@ def test_kv_cache_of_removed_attention_costs_nothing_and_windows_bound_it():
     assert kv_cache_bytes(fewer, 100) == 4 * one_block - one_block // attention.kv_heads
     sliding = describe(build("mistral"))
     assert kv_cache_bytes(dense(sliding), 100) == kv_cache_bytes(dense(sliding), sliding.blocks[0].attention.window)
-
-
-def test_quantised_bytes_follow_the_blocks_and_fall_back_on_odd_rows():
-    kind = TYPES["Q8_0"]
-    assert kind.matrix_bytes(64 * 10, 64) == 640 // 32 * 34
-    assert kind.matrix_bytes(50 * 10, 50) == 2 * 500
 
 
 def test_fit_adds_up_and_follows_the_device():
@@ -95,9 +67,84 @@ def test_decoding_is_bound_by_bandwidth_or_compute():
     here = device()
     found = fit(structure, here, 64, "F32")
     read = found.weights_bytes + found.kv_cache_bytes
+    matrices = structure.parameters - 4 * 2 * 48 - 48
     by_bandwidth = here.bandwidth_bytes_per_second.value / read
-    by_compute = here.compute_operations_per_second.value / (2 * structure.parameters)
-    assert found.decode_tokens_per_second == pytest.approx(min(by_bandwidth, by_compute))
+    by_compute = here.compute_operations_per_second.value / (2 * matrices)
+    assert found.speed.decode_bound == pytest.approx(min(by_bandwidth, by_compute))
+    assert found.speed.decode <= found.speed.decode_bound and found.speed.prefill <= found.speed.prefill_bound
+
+
+def test_a_prompt_needs_the_head_once_and_the_attention_over_what_was_before():
+    structure = dense(describe(build("llama")))
+    here = device()
+    blocks = 4 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 80)
+    attention = 4 * 4 * 48 * PROMPT_TOKENS // 2
+    operations = 2 * (blocks + 128 * 48 / PROMPT_TOKENS) + attention
+    peak = here.compute_operations_per_second.value
+    assert fit(structure, here, 64, "F32").speed.prefill_bound == pytest.approx(peak / operations)
+
+
+def test_only_a_cpu_in_float32_is_expected_of_something_and_energy_is_power_over_speed():
+    structure = dense(describe(build("llama")))
+    cpu, gpu = fit(structure, device(), 64).speed, fit(structure, Devices().get("nvidia-t4"), 64).speed
+    assert cpu.basis == "expected" and gpu.basis == "bound"
+    assert (gpu.decode, gpu.prefill) == (gpu.decode_bound, gpu.prefill_bound)
+    assert fit(structure, device(), 64, "torchao-int8").speed.basis == "bound"
+    assert cpu.energy_joules_per_token == pytest.approx(device().power_watts.value / cpu.decode)
+    assert fit(structure, device(power_watts=None), 64).document()["energy_joules_per_token"] is None
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-5-8gb", "nvidia-t4", "esp32-s3-n16r8"])
+def test_more_context_needs_more_and_a_smaller_model_less(name):
+    architecture, here = describe(build("llama")), Devices().get(name)
+    whole = dense(architecture)
+    smaller = resolve(
+        architecture,
+        recipe(
+            {"op": "prune_neurons", "removed": {str(block): "0-31" for block in range(4)}},
+            {"op": "prune_kv_groups", "removed": {"0": "0"}},
+        ),
+    )
+    parts = ("weights_bytes", "kv_cache_bytes", "activation_bytes", "overhead_bytes")
+    for kind in ("F16", "Q8_0", "torchao-int8"):
+        sizes = [[getattr(fit(whole, here, context, kind), part) for part in parts] for context in (1, 64, 512, 4096)]
+        assert sizes == sorted(sizes) and sizes[0][1:3] < sizes[-1][1:3]
+        less = [getattr(fit(smaller, here, 512, kind), part) for part in parts]
+        assert all(mine <= whole_one for mine, whole_one in zip(less, sizes[2], strict=True)) and less < sizes[2]
+
+
+def test_a_gpu_holds_a_row_of_logits_for_every_token_of_a_batch():
+    structure = dense(describe(build("llama")))
+    kind = TYPES["F16"]
+    on_cpu = activation_bytes(structure, LLAMA_CPP, kind, 4096)
+    assert activation_bytes(structure, LLAMA_CPP, kind, 4096, gpu=True) - on_cpu == 4 * 128 * (512 - 1)
+
+
+def test_types_of_the_kv_cache():
+    wide = describe(_make(LlamaForCausalLM, LlamaConfig, _GQA, head_dim=32))
+    structure = dense(wide)
+    sixteen = kv_cache_bytes(structure, 64, "F16")
+    assert kv_cache_bytes(structure, 64, "F32") == 2 * sixteen
+    assert kv_cache_bytes(structure, 64, "Q8_0") == sixteen * 34 // 64
+    assert kv_cache_bytes(structure, 64, "Q4_0") == sixteen * 18 // 64
+    found = fit(structure, device(), 64, "F16", "Q4_0")
+    assert (found.kv_type, found.kv_cache_bytes, found.notes) == ("Q4_0", sixteen * 18 // 64, ())
+    narrow = fit(dense(describe(build("llama"))), device(), 64, "F16", "Q4_0")
+    assert narrow.kv_type == "F16" and "Q4_0" in narrow.notes[0]
+    plain = fit(structure, device(), 64, "safetensors-F32", "Q4_0")
+    assert plain.kv_type == "F32" and plain.runtime == "transformers"
+    with pytest.raises(InputError, match="Q5_0"):
+        fit(structure, device(), 64, "F16", "Q5_0")
+
+
+def test_a_sliding_cache_holds_the_window_and_the_batch_that_is_read():
+    structure = dense(describe(build("gemma2")))
+    full, sliding = (structure.architecture.blocks[index].attention for index in (1, 0))
+    token = 2 * full.kv_heads * full.head_size * 2
+    assert (full.window, sliding.window) == (None, 8)
+    assert kv_cache_bytes(structure, 100) == 2 * token * 100 + 2 * token * 8
+    assert kv_cache_bytes(structure, 100, batch=32) == 2 * token * 100 + 2 * token * 40
+    assert kv_cache_bytes(structure, 20, batch=32) == 4 * token * 20
 
 
 @pytest.mark.parametrize(("context", "kind"), [(0, "F16"), (10, "F17")])
