@@ -255,6 +255,8 @@ def make_it_fit(
         candidates = search.candidates()
         known = Fitting(room, (), tuple(search.refused), complete=False)
         for position, candidate in enumerate(candidates):
+            if stop is not None and stop.is_set():
+                return known
             start = CHOOSING + (1 - CHOOSING) * position / len(candidates)
             end = CHOOSING + (1 - CHOOSING) * (position + 1) / len(candidates)
             report(start, f"Measuring {candidate.how} in {candidate.kind.type}")

@@ -9,6 +9,8 @@ from surgery.structure import Structure
 
 KV_TYPES = ("F16", "Q8_0", "Q4_0", "F32")
 """Types of a KV cache's elements."""
+CELLS = 256
+"""llama.cpp's caches hold a multiple of this many tokens."""
 
 
 def check_kv_type(name: str) -> None:
@@ -33,14 +35,15 @@ def usable_kv_type(structure: Structure, kv_type: str) -> str:
 
 
 def kv_cache_bytes(structure: Structure, context: int, kv_type: str = "F16", batch: int = 0) -> int:
-    """Bytes of the keys and values of a full context: none for a block without attention, at most its window's (and
-    the batch's that is being read) for a sliding one.
+    """Bytes of the keys and values of a full context: none for a block without attention, at most its window's for a
+    sliding one.
 
     Args:
         structure: what runs.
         context: tokens. llama.cpp rounds them up to a multiple of 256.
         kv_type: of the elements, one whose blocks divide the heads' size.
-        batch: tokens that go through together.
+        batch: tokens that llama.cpp puts through together: they stand beside those of a window, and one more, rounded
+            up to a multiple of 256. 0 for a program that keeps the window alone.
 
     Raises:
         InputError: unknown type.
@@ -51,6 +54,11 @@ def kv_cache_bytes(structure: Structure, context: int, kv_type: str = "F16", bat
     for spec in structure.blocks:
         attention = structure.architecture.blocks[spec.source].attention
         if attention is not None and spec.attention:
-            tokens = min(context, attention.window + batch) if attention.window else context
+            tokens = min(context, _cells(attention.window, batch)) if attention.window else context
             total += 2 * len(spec.kv_heads) * attention.head_size * tokens * size // block
     return total
+
+
+def _cells(window: int, batch: int) -> int:
+    """Tokens that a sliding attention keeps."""
+    return -(-(window + batch + 1) // CELLS) * CELLS if batch else window

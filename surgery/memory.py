@@ -12,7 +12,7 @@ from typing import Any
 from surgery.devices import Device
 from surgery.errors import InputError
 from surgery.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
-from surgery.runtimes import GPUS, TRANSFORMERS, Runtime, activation_bytes, runtime_for
+from surgery.runtimes import GPUS, LLAMA_CPP, TRANSFORMERS, Runtime, activation_bytes, runtime_for
 from surgery.speed import Speed, speed
 from surgery.structure import Structure
 from surgery.weight_types import TYPES, WeightType, shapes_for, weight_type, weights_by_class
@@ -131,6 +131,7 @@ def fit(
     check_kv_type(kv_type)
     kind = weight_type(kind) if isinstance(kind, str) else kind
     runtime = runtime or runtime_for(kind, device)
+    together = runtime.together(context)
     used = _kv_type(structure, kind, runtime, kv_type)
     weights = weights_by_class(structure, kind)
     idle = 0 if structure.architecture.tied else weights["embeddings"]
@@ -142,7 +143,7 @@ def fit(
         context=context,
         runtime=runtime.name,
         weights=weights,
-        kv_cache_bytes=kv_cache_bytes(structure, context, used, runtime.together(context)),
+        kv_cache_bytes=kv_cache_bytes(structure, context, used, together if runtime is LLAMA_CPP else 0),
         activation_bytes=activation_bytes(structure, runtime, kind, context, device.kind in GPUS),
         overhead_bytes=runtime.overhead_bytes(structure, device),
         capacity_bytes=device.capacity_bytes,

@@ -178,7 +178,33 @@ def test_suggest_evaluate_and_fit_share_a_recipe(folder, tmp_path):
     for key in ("fits", "weights_bytes", "kv_cache_bytes", "activation_bytes", "overhead_bytes", "capacity_bytes",
                 "spare_bytes", "decode_tokens_per_second"):  # fmt: skip
         assert key in fitted
-    assert fitted["weights_bytes"] == 2 * edited["parameters"]
+    vectors = 3 * 2 * 48 + 48  # a GGUF file keeps the norms in float32
+    assert fitted["weights_bytes"] == 2 * edited["parameters"] + 2 * vectors
+    assert fitted["kv_type"] == "F16" and "room" not in fitted
+
+
+def test_fit_counts_what_the_recipe_quantises_and_makes_it_fit(folder, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    model = {"id": "tiny"}
+    edits = [{"op": "quantize", "type": "Q8_0"}]
+    recipe.write_text(json.dumps({"schema": "model-surgery/recipe/1", "model": model, "edits": edits}))
+    where = ("--device", "raspberry-pi-5-8gb", "--context", 64)
+    fitted = json.loads(run("fit", folder, "--recipe", recipe, *where, "--json"))
+    assert fitted["type"] == "Q8_0"
+    assert json.loads(run("fit", folder, "--recipe", recipe, *where, "--type", "F32", "--json"))["type"] == "F32"
+    text = ("--text", folder / "text.txt", "--calibration", folder / "text.txt", "--calibration-windows", 4, *TEXT)
+    made = json.loads(run("fit", folder, *where, "--kv-type", "F32", "--make-it-fit", "--limit", 2, *text, "--json"))
+    assert made["kv_type"] == "F32" and made["complete"] is True
+    assert [option["type"] for option in made["options"]] != [] and len(made["options"]) == 2
+    losses = [option["nll"] for option in made["options"]]
+    assert losses == sorted(losses) and all(option["spare_bytes"] >= 0 for option in made["options"])
+    shown = run("fit", folder, *where, "--make-it-fit", "--limit", 1, *text)
+    assert "as it is" in shown and "perplexity" in shown
+    small = json.loads((Path(__file__).parents[2] / "presets/devices/siracusa.json").read_text())
+    small["memory_bytes"]["value"], small["weight_store_bytes"]["value"] = 300_000, 1000
+    (tmp_path / "small.json").write_text(json.dumps(small | {"id": "small"}))
+    lost = json.loads(run("fit", folder, "--device", tmp_path / "small.json", "--context", 64, "--json"))
+    assert lost["fits"] is False and lost["room"]["missing_bytes"] > 0 and lost["room"]["words"]
 
 
 @pytest.mark.parametrize("width", [("--width", 40), ("--expansion-ratio", "100%"), ("--params", "-10%")])
@@ -255,6 +281,7 @@ def test_people_get_tables(folder):
         (("scan", "FOLDER", "--edits", ""), "--edits"),
         (("fit", "FOLDER", "--device", "nope"), "nope"),
         (("fit", "FOLDER", "--device", "nvidia-t4", "--type", "Q9"), "Q9"),
+        (("fit", "FOLDER", "--device", "nvidia-t4", "--kv-type", "Q9"), "Q9"),
         (("fit", "FOLDER", "--device", "nvidia-t4", "--context", "0"), "context"),
         (("evaluate", "FOLDER", "--window", "1"), "window"),
         (("evaluate", "FOLDER", "--unknown"), "--unknown"),

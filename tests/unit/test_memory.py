@@ -143,8 +143,8 @@ def test_a_sliding_cache_holds_the_window_and_the_batch_that_is_read():
     token = 2 * full.kv_heads * full.head_size * 2
     assert (full.window, sliding.window) == (None, 8)
     assert kv_cache_bytes(structure, 100) == 2 * token * 100 + 2 * token * 8
-    assert kv_cache_bytes(structure, 100, batch=32) == 2 * token * 100 + 2 * token * 40
-    assert kv_cache_bytes(structure, 20, batch=32) == 4 * token * 20
+    assert kv_cache_bytes(structure, 1000, batch=512) == 2 * token * 1000 + 2 * token * 768
+    assert kv_cache_bytes(structure, 20, batch=20) == 4 * token * 20
 
 
 @pytest.mark.parametrize(("context", "kind"), [(0, "F16"), (10, "F17")])

@@ -354,7 +354,12 @@ def test_another_device_changes_the_fit_only(session: Session) -> None:
     view = session.view()
     assert before.fit is not None and view.fit is not None
     assert view.fit.device == "esp32-s3-n16r8" and view.device.id == "esp32-s3-n16r8"
-    assert view.fit.weights_bytes == 2 * before.fit.weights_bytes and view.history is before.history
+    assert view.fit.weights_bytes > before.fit.weights_bytes and view.history is before.history
+    session.set_target(Target("raspberry-pi-5-8gb", 128, "F16", "F32"))
+    wider = session.view().fit
+    assert wider is not None and (wider.kv_type, wider.context) == ("F32", 128)
+    with pytest.raises(InputError, match="Q9"):
+        session.set_target(Target("raspberry-pi-5-8gb", 128, "F16", "Q9"))
 
 
 def test_an_exported_recipe_reads_back_with_its_results(session: Session) -> None:

@@ -63,9 +63,14 @@ def test_gguf_bytes_are_those_of_the_planned_file_in_every_type_and_family(name:
         for type_name in GGUF_TYPES:
             planned = plan.tensor_bytes(type_name)
             assert total(structure, type_name) == sum(planned.values()), (family, type_name)
-            assert bytes_by_tensor(structure, TYPES[type_name]).items() >= {
-                key: size for key, size in planned.items() if key.endswith(("_q.weight", "_down.weight", "_embd.weight"))
-            }.items(), (family, type_name)
+            assert (
+                bytes_by_tensor(structure, TYPES[type_name]).items()
+                >= {
+                    key: size
+                    for key, size in planned.items()
+                    if key.endswith(("_q.weight", "_down.weight", "_embd.weight"))
+                }.items()
+            ), (family, type_name)
         checked.append(family)
     assert {"llama", "llama_tied"} <= set(checked) and (len(checked) >= 10 or name != "whole")
 

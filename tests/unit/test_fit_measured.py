@@ -1,0 +1,71 @@
+"""The memory model against what llama.cpp itself says of its buffers, and what its process keeps resident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from analysis.describe import describe
+from benchmarks.fit import run_llama_cpp
+from surgery.gguf_export import write_gguf
+from surgery.kv_cache import kv_cache_bytes
+from surgery.memory import fit
+from surgery.runtimes import LLAMA_CPP
+from surgery.structure import dense
+from tests import tiny_checkpoints
+from tests.llama_cpp import needs_llama_cpp
+from tests.tiny_models import _make
+from tests.unit.test_memory import device
+
+pytestmark = needs_llama_cpp
+ROUNDED = 0.01 * 2**20
+"""llama.cpp prints two decimals of a MiB."""
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 8192,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+SHAPES = {
+    "wide MLP": {"hidden_size": 512, "intermediate_size": 4096, "num_attention_heads": 4, "num_key_value_heads": 1},
+    "deep": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
+    "wide attention": {
+        "hidden_size": 128,
+        "intermediate_size": 64,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("context", "kv_type"), [(512, "F16"), (2048, "Q8_0"), (4096, "Q4_0")])
+def test_buffers_are_those_of_llama_cpp(shape: str, context: int, kv_type: str, tmp_path: Path) -> None:
+    model = _make(LlamaForCausalLM, LlamaConfig, SIZES, **SHAPES[shape], head_dim=64)
+    folder = tiny_checkpoints.save(model, tmp_path / "model", tiny_checkpoints.tokenizer(size=512))
+    made = write_gguf(folder, tmp_path / "model.gguf", "Q8_0")
+    found = fit(dense(describe(model)), device(), context, "Q8_0", kv_type)
+    buffers = run_llama_cpp(made.path, context=context, kv=kv_type)["buffers"]
+    assert buffers["model"] == pytest.approx(found.weights_bytes, abs=ROUNDED)
+    assert buffers["KV"] == pytest.approx(found.kv_cache_bytes, abs=ROUNDED)
+    assert buffers["compute"] + buffers["output"] == pytest.approx(found.activation_bytes, rel=0.25)
+
+
+def test_a_sliding_cache_is_llama_cpps(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    types = ["sliding_attention", "full_attention"] * 2
+    model = _make(
+        Gemma2ForCausalLM, Gemma2Config, SIZES | {"num_hidden_layers": 4}, **sizes, head_dim=64, sliding_window=256,
+        query_pre_attn_scalar=64, layer_types=types,
+    )  # fmt: skip
+    words = tiny_checkpoints.sentencepiece("never", 512)
+    folder = tiny_checkpoints.save(model, tmp_path / "model", words)
+    made = write_gguf(folder, tmp_path / "model.gguf", "F16")
+    buffers = run_llama_cpp(made.path, context=4096, kv="F16")["buffers"]
+    predicted = kv_cache_bytes(dense(describe(model)), 4096, "F16", LLAMA_CPP.together(4096))
+    assert buffers["KV"] == pytest.approx(predicted, abs=ROUNDED)
