@@ -1,9 +1,9 @@
 """The memory and speed model against measurement: `python -m benchmarks.fit`.
 
-The embedded model as GGUF files in a real llama.cpp (`make .venv/.llama`), and as safetensors in transformers, a process
-for each measurement, weights read into memory instead of mapped. Compared are the bytes that llama.cpp says its buffers
-take, the resident memory of the whole process without its host (Node.js, whose heap is taken out), and tokens a second.
-Measured with flash attention, which llama.cpp takes by itself where it can, and which a quantised KV cache needs.
+The embedded model as GGUF files in a real llama.cpp (`make .venv/.llama`), and as safetensors in transformers, each
+measurement in a process of its own, weights read into memory instead of mapped. Compared are the bytes that llama.cpp
+says its buffers take, the resident memory of the process without its host (Node.js, whose heap is taken out), and
+tokens a second. With flash attention, which llama.cpp takes by itself where it can and a quantised KV cache needs.
 
 Prints tables, and writes docs/fit.json; what is in it already is measured again only with --again.
 """

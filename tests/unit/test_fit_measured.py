@@ -31,22 +31,16 @@ SIZES: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-SHAPES = {
-    "wide MLP": {"hidden_size": 512, "intermediate_size": 4096, "num_attention_heads": 4, "num_key_value_heads": 1},
-    "deep": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
-    "wide attention": {
-        "hidden_size": 128,
-        "intermediate_size": 64,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-    },
-}
+SHAPES = {"wide MLP": (512, 4096, 4, 1), "usual": (576, 1536, 9, 3), "wide attention": (128, 64, 16, 2)}
+"""Hidden size, MLP width, query heads, key/value heads."""
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("context", "kv_type"), [(512, "F16"), (2048, "Q8_0"), (4096, "Q4_0")])
 def test_buffers_are_those_of_llama_cpp(shape: str, context: int, kv_type: str, tmp_path: Path) -> None:
-    model = _make(LlamaForCausalLM, LlamaConfig, SIZES, **SHAPES[shape], head_dim=64)
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    sizes = dict(zip(names, SHAPES[shape], strict=True))
+    model = _make(LlamaForCausalLM, LlamaConfig, SIZES, **sizes, head_dim=64)
     folder = tiny_checkpoints.save(model, tmp_path / "model", tiny_checkpoints.tokenizer(size=512))
     made = write_gguf(folder, tmp_path / "model.gguf", "Q8_0")
     found = fit(dense(describe(model)), device(), context, "Q8_0", kv_type)

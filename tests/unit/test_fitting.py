@@ -1,4 +1,4 @@
-"""Make it fit: every option fits, is measured as it would be stored, and is in order; and what a device has room for."""
+"""Make it fit: every option fits, is measured as it would be stored, in order; and what a device has room for."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_stop_keeps_what_was_measured() -> None:
 def test_progress_never_goes_back() -> None:
     shares: list[float] = []
     run(device_with(int(weights("Q4_0") * 0.9)), report=lambda share, words: shares.append(share))
-    assert shares and 0 <= shares[0] and shares[-1] <= 1
+    assert shares and shares[0] >= 0 and shares[-1] <= 1
     measuring = [share for share in shares if share >= 0.15]
     assert measuring == sorted(measuring)
 
