@@ -22,6 +22,7 @@ from surgery.kv_cache import check_kv_type
 from surgery.live import Estimate
 from surgery.memory import Fit, fit
 from surgery.recipe import Compensate, Eora, How, Quantize, Recipe
+from surgery.resolving import resolve
 from surgery.room import Room, room_on
 from surgery.structure import Structure
 from surgery.suggestion import suggest
@@ -182,14 +183,14 @@ class _Search:
 
     def _candidate(self, how: str, edits: Sequence[Any], kind: Quantize) -> _Candidate:
         recipe = self.base.with_edits(*edits, kind)
-        structure = self.model.resolve(recipe)
+        structure = resolve(self.model.architecture, recipe)
         found = fit(structure, self.device, self.context, type_of_edit(kind), self.kv_type)
         return _Candidate(how, kind, recipe, structure, found)
 
     def _possible(self, candidate: _Candidate) -> bool:
         """Whether llama.cpp can run it: what it cannot is no option."""
         try:
-            self.model.gguf_plan(candidate.structure)
+            self.model.resolve(candidate.recipe)
         except InputError as error:
             self._refuse(f"{candidate.how}: {error}")
             return False
