@@ -15,7 +15,7 @@ from surgery.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
 from surgery.runtimes import GPUS, LLAMA_CPP, TRANSFORMERS, Runtime, activation_bytes, runtime_for
 from surgery.speed import Speed, speed
 from surgery.structure import Structure
-from surgery.weight_types import TYPES, WeightType, shapes_for, weight_type, weights_by_class
+from surgery.weight_types import TYPES, Stored, WeightType, stored, weight_type, weights_by_class
 
 __all__ = ["TYPES", "Fit", "fit", "weight_type", "weights_by_class"]
 
@@ -133,23 +133,21 @@ def fit(
     runtime = runtime or runtime_for(kind, device)
     together = runtime.together(context)
     used = _kv_type(structure, kind, runtime, kv_type)
-    weights = weights_by_class(structure, kind)
-    idle = 0 if structure.architecture.tied else weights["embeddings"]
-    read = sum(weights.values()) - idle
+    weights = stored(structure, kind)
     return Fit(
         device=device.id,
         type=kind.name,
         kv_type=used,
         context=context,
         runtime=runtime.name,
-        weights=weights,
+        weights=weights.by_class,
         kv_cache_bytes=kv_cache_bytes(structure, context, used, together if runtime is LLAMA_CPP else 0),
         activation_bytes=activation_bytes(structure, runtime, kind, context, device.kind in GPUS),
         overhead_bytes=runtime.overhead_bytes(structure, device),
         capacity_bytes=device.capacity_bytes,
         working_bytes=device.working_bytes,
-        speed=speed(structure, device, kind, runtime, context, used, read),
-        notes=_notes(structure, kind, runtime, kv_type, used),
+        speed=speed(structure, device, weights, runtime, context, used),
+        notes=_notes(weights, runtime, kv_type, used),
     )
 
 
@@ -161,13 +159,13 @@ def _kv_type(structure: Structure, kind: WeightType, runtime: Runtime, wanted: s
     return usable_kv_type(structure, wanted)
 
 
-def _notes(structure: Structure, kind: WeightType, runtime: Runtime, wanted: str, used: str) -> tuple[str, ...]:
-    notes = []
+def _notes(weights: Stored, runtime: Runtime, wanted: str, used: str) -> tuple[str, ...]:
+    kind, notes = weights.kind, []
     if wanted != used and runtime is TRANSFORMERS:
         notes.append(f"transformers keeps the KV cache in the type that it computes in, so it is counted in {used}.")
     elif wanted != used:
         notes.append(f"The heads are not whole blocks of {wanted}, so the KV cache is counted in {used}.")
-    obstacle = kind.obstacle(shapes_for(structure, kind))
+    obstacle = kind.obstacle(weights.shapes)
     if obstacle:
         notes.append(f"{kind.name} cannot be written ({obstacle}): choose another group size or other widths.")
     if kind.format == "compressed-tensors":

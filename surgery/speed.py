@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surgery.devices import Device
-from surgery.gguf_mixes import kinds
 from surgery.kv_cache import kv_cache_bytes
 from surgery.runtimes import LLAMA_CPP, Runtime
 from surgery.structure import Structure
-from surgery.weight_types import WeightType, shapes_for
-from surgery.weights import Shapes, heads_per_group
+from surgery.weight_types import Stored
+from surgery.weights import Shapes
 
 PROMPT_TOKENS = 512
 """Length of the prompt whose reading speed is told."""
@@ -46,33 +45,29 @@ class Speed:
     """Estimate for decoding: the device's power when busy over the tokens a second. None where it is not known."""
 
 
-def speed(
-    structure: Structure, device: Device, kind: WeightType, runtime: Runtime, context: int, kv_type: str, read: int
-) -> Speed:
+def speed(structure: Structure, device: Device, weights: Stored, runtime: Runtime, context: int, kv_type: str) -> Speed:
     """The speed model.
 
     Args:
         structure: what runs.
         device: where.
-        kind: how its weights are stored.
+        weights: as they are stored.
         runtime: what runs it.
         context: tokens in the KV cache while decoding.
         kv_type: of its elements.
-        read: bytes of weights that a token needs.
     """
-    shapes = shapes_for(structure, kind)
     bandwidth, peak = device.bandwidth_bytes_per_second.value, device.compute_operations_per_second.value
     cache = kv_cache_bytes(structure, context, kv_type)
-    by_bandwidth = (read + cache) / bandwidth
-    decoding, reading = operations(structure, shapes)
+    idle = 0 if structure.architecture.tied else weights.by_class["embeddings"]
+    by_bandwidth = (sum(weights.bytes.values()) - idle + cache) / bandwidth
+    decoding, reading = operations(weights.shapes)
     decode_bound = 1 / max(by_bandwidth, sum(decoding.values()) / peak)
     attention = attention_operations(structure, PROMPT_TOKENS // 2)
     prefill_bound = peak / (sum(reading.values()) + attention)
     decode, prefill, basis = decode_bound, prefill_bound, "bound"
     if runtime is LLAMA_CPP and device.kind in CPUS and device.compute_operations_per_second.type == "float32":
-        types = {name: chosen.name for name, chosen in kinds(shapes, kind.type, heads_per_group(structure)).items()}
-        decode = 1 / max(by_bandwidth, _seconds(decoding, types, DECODE_SHARES) / peak)
-        prefill = peak / (_seconds(reading, types, PREFILL_SHARES) + attention / PREFILL_SHARES["F16"])
+        decode = 1 / max(by_bandwidth, _seconds(decoding, weights.types, DECODE_SHARES) / peak)
+        prefill = peak / (_seconds(reading, weights.types, PREFILL_SHARES) + attention / PREFILL_SHARES["F16"])
         basis = "expected"
     power = device.power_watts
     return Speed(
@@ -85,7 +80,7 @@ def speed(
     )
 
 
-def operations(structure: Structure, shapes: Shapes) -> tuple[dict[str, int], dict[str, float]]:
+def operations(shapes: Shapes) -> tuple[dict[str, int], dict[str, float]]:
     """Operations of each matrix for a token that is decoded, and for one of a prompt (two a weight).
 
     The head is the embeddings' matrix where it is tied. Of a prompt it sees the last token only.

@@ -50,19 +50,6 @@ class WeightType:
         """Bits of an integer type or of a safetensors number."""
         return int("".join(letter for letter in self.type if letter.isdigit()))
 
-    def tensor_bytes(self, shapes: Mapping[str, Shape], heads_per_group: int = 1, floating: int = 4) -> dict[str, int]:
-        """Bytes of each tensor, scales and zero points included.
-
-        Args:
-            shapes: as `weights.weight_shapes` gives them for this format.
-            heads_per_group: query heads per key/value head in the first block.
-            floating: bytes of the numbers that stay in floating point, in checkpoints.
-        """
-        if self.format == "gguf":
-            chosen = kinds(shapes, self.type, heads_per_group, self.importance)
-            return {name: bytes_of(tuple(shape), chosen[name]) for name, shape in shapes.items()}
-        return {name: self._checkpoint_bytes(name, tuple(shape), floating) for name, shape in shapes.items()}
-
     def obstacle(self, shapes: Mapping[str, Shape]) -> str:
         """Why the format cannot store these tensors; empty where it can."""
         size = self.group_size
@@ -71,7 +58,14 @@ class WeightType:
                 return f"{name} has rows of {shape[1]} weights, which groups of {size} do not divide"
         return ""
 
-    def _checkpoint_bytes(self, name: str, shape: Shape, floating: int) -> int:
+    def checkpoint_bytes(self, name: str, shape: Shape, floating: int) -> int:
+        """Bytes of one tensor of a checkpoint, scales and zero points included.
+
+        Args:
+            name: llama.cpp's; only matrices inside blocks are quantised.
+            shape: (outputs, inputs) or (values,).
+            floating: bytes of the numbers that stay in floating point.
+        """
         values = 1
         for size in shape:
             values *= size
@@ -122,20 +116,36 @@ def type_of_edit(edit: Quantize) -> WeightType:
     return WeightType(name, edit.format, edit.type, edit.group_size, edit.symmetric, edit.text is not None)
 
 
-def shapes_for(structure: Structure, kind: WeightType) -> Shapes:
-    """Shapes of the tensors that a file of that type holds."""
-    return weight_shapes(structure, kind.format == "gguf")
+@dataclass(frozen=True)
+class Stored:
+    """The weights of a structure as a file of one type holds them, by llama.cpp's names."""
+
+    kind: WeightType
+    shapes: Shapes
+    types: dict[str, str]
+    """GGML's type of each tensor, in a GGUF file; empty for a checkpoint."""
+    bytes: dict[str, int]
+
+    @property
+    def by_class(self) -> dict[str, int]:
+        """Bytes of each class of tensors."""
+        sizes: dict[str, int] = {}
+        for name, size in self.bytes.items():
+            sizes[class_of(name)] = sizes.get(class_of(name), 0) + size
+        return sizes
 
 
-def bytes_by_tensor(structure: Structure, kind: WeightType) -> dict[str, int]:
-    """Bytes of each tensor of the file."""
+def stored(structure: Structure, kind: WeightType) -> Stored:
+    """The file of a structure, by arithmetic."""
+    shapes = weight_shapes(structure, kind.format == "gguf")
+    if kind.format == "gguf":
+        chosen = kinds(shapes, kind.type, heads_per_group(structure), kind.importance)
+        types = {name: found.name for name, found in chosen.items()}
+        return Stored(kind, shapes, types, {name: bytes_of(shapes[name], chosen[name]) for name in shapes})
     floating = max(1, round(structure.architecture.bytes_per_parameter))
-    return kind.tensor_bytes(shapes_for(structure, kind), heads_per_group(structure), floating)
+    return Stored(kind, shapes, {}, {name: kind.checkpoint_bytes(name, shapes[name], floating) for name in shapes})
 
 
 def weights_by_class(structure: Structure, kind: WeightType) -> dict[str, int]:
     """Bytes of the weights of each tensor class."""
-    sizes: dict[str, int] = {}
-    for name, size in bytes_by_tensor(structure, kind).items():
-        sizes[class_of(name)] = sizes.get(class_of(name), 0) + size
-    return sizes
+    return stored(structure, kind).by_class

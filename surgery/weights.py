@@ -38,10 +38,11 @@ def weight_shapes(structure: Structure, gguf: bool = True) -> Shapes:
     source = structure.architecture
     found = dict(_outer(structure, gguf))
     kept = [spec for spec in structure.blocks if not spec.empty]
+    zeros = gguf and _differing(structure)
     for position, spec in enumerate(kept):
         block = source.blocks[spec.source]
         parts = dict(_block(block, spec))
-        if gguf and _differing(structure):
+        if zeros:
             parts = {**_zeros(block, spec, position), **parts}
         found.update({f"blk.{position}.{role}": shape for role, shape in parts.items()})
     return found

@@ -19,7 +19,7 @@ from surgery.packed_checkpoint import save_packed
 from surgery.recipe import GgufType, Quantize, Recipe
 from surgery.resolving import resolve
 from surgery.structure import Structure, dense
-from surgery.weight_types import TYPES, bytes_by_tensor, type_of_edit, weight_type, weights_by_class
+from surgery.weight_types import TYPES, stored, type_of_edit, weight_type, weights_by_class
 from tests import tiny_checkpoints
 from tests.methods.test_calibrated import quantisation, quantised
 from tests.reference import runner_of
@@ -47,7 +47,7 @@ def structure_of(family: str, *edits: dict[str, Any]) -> Structure:
 
 
 def total(structure: Structure, name: str) -> int:
-    return sum(bytes_by_tensor(structure, TYPES[name]).values())
+    return sum(stored(structure, TYPES[name]).bytes.values())
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -64,7 +64,7 @@ def test_gguf_bytes_are_those_of_the_planned_file_in_every_type_and_family(name:
             planned = plan.tensor_bytes(type_name)
             assert total(structure, type_name) == sum(planned.values()), (family, type_name)
             assert (
-                bytes_by_tensor(structure, TYPES[type_name]).items()
+                stored(structure, TYPES[type_name]).bytes.items()
                 >= {
                     key: size
                     for key, size in planned.items()
@@ -85,8 +85,8 @@ def wide() -> Any:
 def test_gguf_bytes_are_those_of_a_written_file(type_name: str, tmp_path: Path) -> None:
     folder = tiny_checkpoints.save(wide(), tmp_path / "checkpoint")
     made = write_gguf(folder, tmp_path / "model.gguf", type_name)
-    stored = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(made.path).tensors)
-    assert total(dense(describe(wide())), type_name) == stored
+    held = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(made.path).tensors)
+    assert total(dense(describe(wide())), type_name) == held
 
 
 def stored_bytes(folder: Path) -> int:
@@ -130,7 +130,7 @@ def test_packed_bytes_are_those_of_the_saved_checkpoint(family: str, edit: dict[
     built = build_model(runner.model, runner.architecture, made)
     save_packed(built, made, tiny_checkpoints.tokenizer(), recipe, tmp_path / "out")
     kind = type_of_edit(Quantize.model_validate(edit))
-    assert sum(bytes_by_tensor(made, kind).values()) == stored_bytes(tmp_path / "out")
+    assert sum(stored(made, kind).bytes.values()) == stored_bytes(tmp_path / "out")
 
 
 def test_classes_add_up_and_what_stays_in_floating_point_does() -> None:
