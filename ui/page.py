@@ -165,12 +165,10 @@ def _device_fields(parts: dict[str, Any], bench: Workbench) -> None:
             parts["context"] = gr.Number(
                 Target().context, label="Context (tokens)", precision=0, elem_id="context", min_width=100
             )
-            parts["type"] = gr.Dropdown(
-                list(TYPES), value=Target().type, label="Weights as", elem_id="type", min_width=100
-            )
             parts["kv_type"] = gr.Dropdown(
                 list(KV_TYPES), value=Target().kv_type, label="KV cache as", elem_id="kv-type", min_width=100
             )
+        parts["type"] = gr.Dropdown(list(TYPES), value=Target().type, label="Weights as", elem_id="type", min_width=100)
         parts["own_device"] = gr.UploadButton(
             "Use my own device file", file_types=[".json"], elem_id="own-device", size="md"
         )

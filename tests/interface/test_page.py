@@ -395,6 +395,7 @@ def test_every_control_changes_something(page: Any, tmp_path: Path) -> None:
     changes("device", fit, lambda: choose(page, "device", "Raspberry Pi 4, 4 GB"))
     changes("type", memory, lambda: choose(page, "type", "Q8_0"))
     changes("context", fit, lambda: number("context", "8192"))
+    changes("kv-type", fit, lambda: choose(page, "kv-type", "Q8_0"))
     mine = json.loads((ROOT / "presets" / "devices" / "raspberry-pi-5-8gb.json").read_text())
     device = tmp_path / "mine.json"
     device.write_text(json.dumps(mine | {"id": "mine", "name": "My own board"}))
