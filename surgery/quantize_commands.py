@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,25 +27,39 @@ from surgery.gguf_export import Exported, write_gguf
 from surgery.gguf_mixes import check_type
 from surgery.jobs import Context, part_of
 from surgery.loading import DEFAULT
+from surgery.packed_commands import PackedChoice, quantize_checkpoint
 from surgery.quantising import importance_of
-from surgery.recipe import Quantize, TextReference
+from surgery.recipe import TYPES_OF, Quantize, TextReference
 from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint folder, default, or a Hub id.")],
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint folder, or default.")],
     out: Annotated[Path, typer.Option("--out", help="The file (gguf) or folder to make.")],
     format_name: Annotated[str, typer.Option("--format", help="gguf, torchao or compressed-tensors.")] = "gguf",
     type_name: Annotated[
         str,
         typer.Option("--type", help="For gguf Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q3_K_M, IQ4_XS ...; else int8, int4 ..."),
     ] = "Q4_K_M",
-    imatrix: Annotated[
-        str | None, typer.Option("--imatrix", help="The text whose input moments make the importance matrix, for gguf.")
+    imatrix: Annotated[bool, typer.Option("--imatrix", help="Use an importance matrix, for gguf.")] = False,
+    method: Annotated[
+        str, typer.Option("--method", help="round_to_nearest or gptq, for compressed-tensors.")
+    ] = "round_to_nearest",
+    group_size: Annotated[
+        int | None, typer.Option("--group-size", min=8, help="Weights of a row that share a scale; all if not given.")
     ] = None,
-    imatrix_window: Annotated[int, typer.Option("--imatrix-window", min=2, help="Tokens in a window of it.")] = 512,
-    imatrix_windows: Annotated[int, typer.Option("--imatrix-windows", min=1, help="Windows of it.")] = 16,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Store zero points too.")] = False,
+    act_order: Annotated[bool, typer.Option("--act-order", help="GPTQ: the largest inputs first.")] = False,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="GPTQ: all linears of a block on the unquantised ones.")
+    ] = False,
+    eora: Annotated[int | None, typer.Option("--eora", min=1, help="Rank of a low-rank repair beside it.")] = None,
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="The text of importance matrix, GPTQ and repair.")
+    ] = "embedded",
+    calibration_window: Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens in a window.")] = 512,
+    calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 16,
     spread: SpreadOption = False,
     text: TextOption = "embedded",
     window: WindowOption = 256,
@@ -54,15 +69,22 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Store a checkpoint's weights in fewer bits, and measure what that costs on a text."""
-    if format_name != "gguf":
-        raise InputError(f"There is no format {format_name!r}: choose gguf.")
-    check_type(type_name)
+    if format_name not in TYPES_OF:
+        raise InputError(f"There is no format {format_name!r}: choose {', '.join(TYPES_OF)}.")
+    if format_name == "gguf":
+        check_type(type_name)
     bench = Workbench()
     opened = open_model(bench, source, revision, trust)
-    chosen = TextChoice(imatrix, imatrix_window, imatrix_windows, "calibration", spread=spread) if imatrix else None
+    chosen = TextChoice(calibration, calibration_window, calibration_windows, "calibration", spread=spread)
     measured = TextChoice(text, window, windows)
-    work = _Gguf(opened, _folder(source, opened), out, type_name, chosen, measured)
-    emit(run_job(bench, "Quantising", work.run), as_json)
+    if format_name == "gguf":
+        if eora is not None:
+            raise InputError("A repair beside a GGUF file is made by `ship`, from a recipe with an eora edit.")
+        work = _Gguf(opened, _folder(source, opened), out, type_name, chosen if imatrix else None, measured).run
+    else:
+        choice = PackedChoice(format_name, type_name, method, group_size, not asymmetric, act_order, not at_once, eora)
+        work = partial(quantize_checkpoint, opened, choice, chosen, measured, out)
+    emit(run_job(bench, "Quantising", work), as_json)
 
 
 def _folder(source: str, opened: OpenModel) -> Path:
