@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from analysis.describe import describe
+from analysis.execution import Runner
 from surgery.eora import Repairer, low_rank
 from surgery.errors import Cancelled
+from surgery.gguf_types import GgufCodec
 from surgery.live import Evaluator
 from surgery.recipe import Eora
 from surgery.structure import Structure
 from surgery.sweep import linear_paths
+from tests import tiny_models
 from tests.methods.test_calibrated import EDITS, TEXT, WINDOWS, quantisation, quantised
 from tests.reference import runner_of, token_nll
 from tests.tiny_models import FAMILIES
@@ -162,6 +167,40 @@ def test_a_repair_stands_on_what_the_compressed_block_reads_behind_repaired_ones
             weight.data += product
     live = Evaluator(runner_of("llama")).token_losses(made, WINDOWS.ids).double()
     torch.testing.assert_close(live, token_nll(model, WINDOWS.ids), atol=1e-4, rtol=0)
+
+
+def test_quantised_embeddings_are_what_the_blocks_read() -> None:
+    runner = runner_of("llama")
+    evaluator = Evaluator(runner)
+    outer = ((runner.architecture.embeddings, Coarse(0.3)),)
+    floating = replace(evaluator.dense, outer=outer)
+    made = repaired("llama", replace(coarse("llama"), outer=outer), 80)
+    target = evaluator.token_losses(floating, WINDOWS.ids)
+    torch.testing.assert_close(evaluator.token_losses(made, WINDOWS.ids), target, atol=5e-3, rtol=0)
+    assert (target - evaluator.token_losses(evaluator.dense, WINDOWS.ids)).abs().mean() > 5e-2
+    low = [repaired("llama", each, 2).blocks[0].repair for each in (made, coarse("llama"))]
+    assert low[0] != low[1]  # other inputs, another projection
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "IQ4_NL", "Q8_0"])
+def test_gguf_weights_are_repaired_as_well(type_name: str) -> None:
+    torch.manual_seed(0)
+    wide = {**tiny_models._GQA, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+    model = tiny_models._make(LlamaForCausalLM, LlamaConfig, wide)  # rows of whole GGML blocks
+    runner = Runner(model, describe(model))
+    evaluator = Evaluator(runner)
+    blocks = []
+    for spec in evaluator.dense.blocks:
+        paths = sorted(sum(linear_paths(runner.architecture.blocks[spec.source], spec), ()))
+        blocks.append(replace(spec, codecs=tuple((path, GgufCodec(type_name)) for path in paths)))
+    made = replace(evaluator.dense, blocks=tuple(blocks))
+    wanted = replace(made, eora=Eora(rank=16, text=TEXT))  # type: ignore[arg-type]
+    dense = evaluator.token_losses(evaluator.dense, WINDOWS.ids)
+    errors = [
+        float((evaluator.token_losses(each, WINDOWS.ids) - dense).square().mean())
+        for each in (made, Repairer(runner).compute(wanted, WINDOWS))
+    ]
+    assert 0 < errors[1] < 0.7 * errors[0]
 
 
 def test_repairs_repeat_and_blocks_that_are_not_quantised_get_none() -> None:
