@@ -14,7 +14,15 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, quantize_commands, suggestion_commands
+from surgery import (
+    build_commands,
+    catalogue,
+    documents,
+    export_commands,
+    quantize_commands,
+    ship_commands,
+    suggestion_commands,
+)
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -50,6 +58,8 @@ application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(export_commands.export)
 application.command()(quantize_commands.quantize)
+application.command()(ship_commands.ship)
+application.command()(ship_commands.verify)
 
 
 def main() -> None:
