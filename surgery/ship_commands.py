@@ -28,8 +28,9 @@ from surgery.jobs import Context
 from surgery.model_card import MODELFILE, model_card
 from surgery.packing import zip_folder
 from surgery.recipe import Quantize, Recipe, write_atomically
-from surgery.ship_files import ShipOptions, record_of
+from surgery.ship_files import record_of
 from surgery.ship_record import RECORD, Part, ShipRecord
+from surgery.ship_weights import ShipOptions
 from surgery.shipping import Shipped
 from surgery.shipping import ship as ship_folder
 from surgery.verification import verify as verify_folder
@@ -178,8 +179,8 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
     for kind, found in document["differences"].items():
         print(
             f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; "
-            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the largest "
-            f"(tolerance {found['logits_tolerance']:g})"
+            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the "
+            f"largest (tolerance {found['logits_tolerance']:g})"
         )
     for name, digest in document["sha256"].items():
         print(f"{digest}  {name}")
