@@ -27,17 +27,14 @@ from surgery.hub_upload import push
 from surgery.jobs import Context
 from surgery.model_card import MODELFILE, model_card
 from surgery.packing import zip_folder
-from surgery.recipe import Quantize, Recipe, write_atomically
+from surgery.recipe import Recipe, write_atomically
 from surgery.ship_files import record_of
 from surgery.ship_record import RECORD, Part, ShipRecord
-from surgery.ship_weights import ShipOptions
+from surgery.ship_weights import AS_RECIPE, ShipOptions, gguf_type
 from surgery.shipping import Shipped
 from surgery.shipping import ship as ship_folder
 from surgery.verification import verify as verify_folder
 from surgery.workbench import TextChoice, Workbench
-
-FROM_RECIPE = "recipe"
-NONE = "none"
 
 
 def ship(
@@ -48,7 +45,7 @@ def ship(
         typer.Option(
             "--type", help="Type of a GGUF file, or none; if not given, the one that the recipe quantises to."
         ),
-    ] = FROM_RECIPE,
+    ] = AS_RECIPE,
     checkpoint: Annotated[bool, typer.Option(help="Put the floating-point checkpoint in.")] = True,
     text: TextOption = "embedded",
     window: WindowOption = 256,
@@ -75,7 +72,7 @@ def ship(
     archive = out.with_name(f"{out.name}.zip")
     if zipped and archive.exists():
         raise InputError(f"{str(archive)!r} is there already: delete it, or choose another folder.")
-    options = ShipOptions(checkpoint, _gguf_type(wanted, type_name), keep_windows)
+    options = ShipOptions(checkpoint, gguf_type(wanted, type_name), keep_windows)
     bench = Workbench()
     opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
     texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
@@ -143,13 +140,6 @@ def _built_record(folder: Path, recipe: Recipe, model: str | None, trust: bool) 
         measured=None,
     )
     return record_of(opened, recipe, opened.resolve(recipe), [part])
-
-
-def _gguf_type(recipe: Recipe, type_name: str) -> str | None:
-    """The type of the GGUF file that is asked for."""
-    if type_name == FROM_RECIPE:
-        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and e.format == "gguf"), None)
-    return None if type_name == NONE else type_name
 
 
 def _zipped(folder: Path, archive: Path, job: Context) -> Path:

@@ -28,6 +28,8 @@ from surgery.ship_record import ADAPTER, SAMPLE, Kind, Measured, Origin, Part
 from surgery.structure import Structure
 from surgery.workbench import OpenModel
 
+AS_RECIPE, NONE = "recipe", "none"
+"""What may stand in place of a GGUF type: that of the recipe, and no file."""
 Report = Callable[[float, str], None]
 
 
@@ -40,6 +42,13 @@ class ShipOptions:
     """Type of a GGUF file; None for none. The recipe that ships says so."""
     keep_windows: bool = True
     """Whether the token ids of the measured text go along. Without them only who has the text can measure again."""
+
+
+def gguf_type(recipe: Recipe, type_name: str) -> str | None:
+    """The type of the GGUF file that is asked for: a type's name, `AS_RECIPE` or `NONE`."""
+    if type_name == AS_RECIPE:
+        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and e.format == "gguf"), None)
+    return None if type_name == NONE else type_name
 
 
 @dataclass(frozen=True)

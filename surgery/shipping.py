@@ -225,8 +225,7 @@ def _verified(made: Path, out: Path, text: TextChoice, report: Report, stop: Eve
     except VerificationFailed as error:
         aside = _unused(out.with_name(f"{out.name}.not-verified"))
         os.replace(made, aside)
-        raise VerificationFailed(f"{error} The folder was not put in place; it is kept as {str(aside)!r}.",
-                                 error.verification) from None  # fmt: skip
+        raise VerificationFailed(error.message, error.verification, aside) from None
 
 
 def _unused(path: Path) -> Path:
