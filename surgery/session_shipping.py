@@ -9,6 +9,7 @@ from surgery.download import file_name
 from surgery.errors import InputError, VerificationFailed
 from surgery.hub_upload import push
 from surgery.jobs import Context, Job, part_of
+from surgery.origin import origin_of
 from surgery.recipe import Recipe
 from surgery.session_editing import EditingSession
 from surgery.ship_weights import ShipOptions
@@ -81,7 +82,7 @@ class ShippingSession(EditingSession):
             download = ShippingDownload(base)
 
             def work(job: Context) -> None:
-                out = download.folder / f"{file_name(model.loaded.id)}-{recipe.key}"
+                out = download.folder / f"{file_name(origin_of(model.loaded).name)}-{recipe.key}"
                 try:
                     shipped = ship(model, recipe, out, text, options, texts, part_of(job.report, 0.0, 0.9), job.stop)
                 except VerificationFailed as error:  # the folder goes with the session: nobody can look at it

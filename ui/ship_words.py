@@ -37,7 +37,7 @@ def _table(shipment: Shipment) -> str:
     shipped = shipment.shipped
     pairs = zip(shipped.record.parts, shipped.verification.differences, strict=True)
     rows = "".join(_row(part, difference) for part, difference in pairs)
-    head = "".join(f"<th>{words}</th>" for words in ("form", "bytes", "perplexity", "read back", "logits differ by"))
+    head = "".join(f"<th>{words}</th>" for words in ("form", "size", "perplexity", "read back", "logits differ by"))
     return f'<table class="ms-refits ms-shipped"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
