@@ -316,6 +316,7 @@ class Session(ShippingSession):
                 target=target,
                 compensated=self._shown_compensation(structure),
                 compensating=compensating,
+                tried=dict(self._tried.get(self._quantised_thing(structure), {})) if structure else {},
                 scanned=scanned if scanned is not None and model is not None and scanned.of(model, self.text) else None,
                 packed=self._download.packed if self._download is not None else None,
                 shipment=self.shipment,
