@@ -21,11 +21,13 @@ from surgery.download import checkpoint_bytes, file_name
 from surgery.errors import InputError, VerificationFailed
 from surgery.gguf_mixes import check_type
 from surgery.jobs import part_of
+from surgery.origin import origin_of
 from surgery.packing import refuse_without_room
 from surgery.quantising import importance_of
 from surgery.recipe import Eora, Quantize, Recipe
-from surgery.ship_files import Form, ShipOptions, Shipping, write_folder
+from surgery.ship_files import write_folder
 from surgery.ship_record import Kind, ShipRecord
+from surgery.ship_weights import Form, ShipOptions, Shipping
 from surgery.structure import Structure
 from surgery.verification import Verification, verify
 from surgery.workbench import OpenModel, TextChoice
@@ -101,12 +103,12 @@ def ship(
     structures = _structures(model, recipe, options, calibration, part_of(report, 0.0, 0.2), stop)
     refuse_without_room(out.parent, _needed_bytes(model, recipe, structures), "Shipping")
     forms = _measured(model, structures, windows, sample, part_of(report, 0.2, 0.4), stop)
-    importance = _importance(model, recipe, structures, calibration)
+    importance, origin = _importance(model, recipe, structures, calibration), origin_of(model.loaded)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             made = Path(scratch) / out.name
-            job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance)
+            job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance, origin)
             record, notes = write_folder(job, made, part_of(report, 0.4, 0.7), stop)
             verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
             _put(made, out)
@@ -130,22 +132,27 @@ def _positions(sample: Windows) -> torch.Tensor:
 
 
 def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
-    """The recipe of what ships: its quantisation is that of the GGUF file, or none.
+    """The recipe of what ships: as it is where its quantisation is one of the forms, else with the GGUF file's, or
+    with none.
 
     Raises:
-        InputError: it has edits that neither form can hold.
+        InputError: it packs the checkpoint, and something else is asked for.
     """
     held = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
-    if any(isinstance(edit, Eora) for edit in recipe.edits) or (held is not None and held.format != "gguf"):
-        raise InputError(
-            "Shipping writes plain checkpoints and GGUF files, and the recipe has an edit that neither can hold "
-            "(another format, or EoRA): take that edit out."
-        )
+    if held is not None and held.format != "gguf":
+        if options.gguf is not None or not options.checkpoint:
+            raise InputError(
+                f"The recipe packs a checkpoint as {held.format}: ship that checkpoint alone, or take the edit out."
+            )
+        return recipe
     if held is not None and held.type == options.gguf:
         return recipe
-    edits = [edit for edit in recipe.edits if edit is not held]
+    if held is None and options.gguf is None and any(isinstance(edit, Eora) for edit in recipe.edits):
+        raise InputError("EoRA repairs a quantised model, and nothing is quantised here: ship a GGUF file.")
+    edits: list[Any] = [edit for edit in recipe.edits if not isinstance(edit, Quantize | Eora)]
     if options.gguf is not None:
         edits.append(Quantize(format="gguf", type=options.gguf, text=held.text if held is not None else None))
+        edits += [edit for edit in recipe.edits if isinstance(edit, Eora)]
     return recipe.with_edits(*edits) if edits != list(recipe.edits) else recipe
 
 
@@ -157,11 +164,11 @@ def _structures(
     report: Report,
     stop: Event | None,
 ) -> dict[Kind, Structure]:
-    """The structure of each form: a checkpoint holds floating point, a GGUF file what its type reads back as."""
+    """The structure of each form: a checkpoint beside a GGUF file is in floating point."""
     done = model.complete(model.resolve(recipe), calibration, report, stop).structure
     structures: dict[Kind, Structure] = {}
     if options.checkpoint:
-        structures["checkpoint"] = done.floating
+        structures["checkpoint"] = done.floating if options.gguf is not None else done
     if options.gguf is not None:
         structures["gguf"] = done
     return structures
@@ -172,7 +179,7 @@ def _importance(
 ) -> dict[str, np.ndarray] | None:
     """The importance matrix that the GGUF file is written with: the one that was measured with."""
     edit = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
-    if edit is None or edit.text is None:
+    if edit is None or edit.text is None or "gguf" not in structures:
         return None
     structure = structures["gguf"].floating
     return importance_of(structure, model.moments(structure, edit.text, calibration))
@@ -218,8 +225,7 @@ def _verified(made: Path, out: Path, text: TextChoice, report: Report, stop: Eve
     except VerificationFailed as error:
         aside = _unused(out.with_name(f"{out.name}.not-verified"))
         os.replace(made, aside)
-        raise VerificationFailed(f"{error} The folder was not put in place; it is kept as {str(aside)!r}.",
-                                 error.verification) from None  # fmt: skip
+        raise VerificationFailed(error.message, error.verification, aside) from None
 
 
 def _unused(path: Path) -> Path:
