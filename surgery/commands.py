@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, suggestion_commands
+from surgery import build_commands, catalogue, documents, export_commands, heal_commands, suggestion_commands
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -48,6 +48,7 @@ application = typer.Typer(
 application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
+application.command()(heal_commands.heal)
 application.command()(export_commands.export)
 
 
@@ -173,7 +174,7 @@ def evaluate(
     opened = open_model(bench, model, revision, trust)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
     cut = opened.windows(TextChoice(text, window, windows))
-    completed = complete(bench, opened, structure, calibration)
+    completed = complete(bench, opened, structure, calibration, recipe)
 
     def work(job: Context, measured: Structure) -> Any:
         last = None
@@ -183,7 +184,7 @@ def evaluate(
 
     estimate = run_job(bench, "Measuring", lambda job: work(job, completed.structure))
     document = documents.evaluation(opened, completed.structure, cut, estimate, wanted)
-    if structure.compensations:
+    if structure.compensations and structure.healing is None:
         plain = replace(structure, compensations=())
         without = run_job(bench, "Measuring without compensation", lambda job: work(job, plain))
         document |= {"compensation": completed.document(), "perplexity_without_compensation": without.perplexity}

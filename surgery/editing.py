@@ -11,16 +11,20 @@ from surgery.recipe import (
     ChosenBy,
     Compensate,
     Edit,
+    Eora,
+    Heal,
     MergeKvHeads,
     PruneHeads,
     PruneHidden,
     PruneKvGroups,
     PruneNeurons,
+    Quantize,
     Recipe,
     RemoveAttention,
     RemoveBlocks,
     RemoveMlp,
 )
+from surgery.resolving import stage_of
 
 Indices = tuple[int, ...]
 FIELDS = {
@@ -45,7 +49,7 @@ class Choices:
     kv_groups: Mapping[int, Indices] = field(default_factory=dict)
     heads: Mapping[int, Indices] = field(default_factory=dict)
     others: tuple[Edit, ...] = ()
-    """Edits that are not switches: merged heads, removed channels, an arrangement, compensations."""
+    """Edits that are not switches: merged heads, removed channels, an arrangement, what comes after the structure."""
     origins: Mapping[str, ChosenBy] = field(default_factory=dict)
     """Where the indices of an edit came from, by its op."""
 
@@ -62,7 +66,7 @@ class Choices:
         origins: dict[str, ChosenBy] = {}
         others: list[Edit] = []
         for edit in edits:
-            if isinstance(edit, ArrangeBlocks | MergeKvHeads | PruneHidden | Compensate):
+            if isinstance(edit, ArrangeBlocks | MergeKvHeads | PruneHidden | Compensate | Heal | Quantize | Eora):
                 others.append(edit)
                 continue
             if edit.chosen_by is not None:
@@ -134,7 +138,7 @@ class Choices:
     def _others(self, gone_attention: frozenset[int]) -> list[Edit]:
         """What is left of the other edits beside the parts that are off; compensations last, as they must be."""
         kept: list[Edit] = []
-        for edit in sorted(self.others, key=lambda other: isinstance(other, Compensate)):
+        for edit in sorted(self.others, key=stage_of):
             if isinstance(edit, MergeKvHeads):
                 blocks = tuple(block for block in edit.blocks if block not in gone_attention)
                 kept += [edit.model_copy(update={"blocks": blocks})] if blocks else []

@@ -6,6 +6,7 @@ import gc
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -103,19 +104,24 @@ class OpenModel:
         texts: Sequence[TextChoice] = (),
         report: Report = lambda fraction, message: None,
         stop: Event | None = None,
+        results: Sequence[Path] = (),
     ) -> Compensated:
-        """A structure with its compensations computed; once, then remembered.
+        """A structure with its compensations computed and its healing merged; once, then remembered.
 
         Args:
             structure: as `resolve` gives it.
             texts: calibration texts that may be read besides the embedded one.
             report: progress; may raise to stop.
             stop: ends the work.
+            results: folders with results of `heal` that may be read besides the cache folder.
 
         Raises:
-            RecipeError: the text that the compensations were chosen on is not among them.
+            RecipeError: the text that the compensations were chosen on is not among them, or the result of the healing
+                is nowhere.
             TextError: it cannot be cut into such windows.
         """
+        if structure.healing is not None:
+            return self._healed(structure, texts, report, stop, results)
         if not structure.compensations:
             return Compensated(structure, ())
         known = self.known_complete(structure)
@@ -125,9 +131,51 @@ class OpenModel:
             self._compensated.put(structure.key, known, known.bytes)
         return known
 
+    def _healed(
+        self,
+        structure: Structure,
+        texts: Sequence[TextChoice],
+        report: Report,
+        stop: Event | None,
+        results: Sequence[Path],
+    ) -> Compensated:
+        """The structure as it was trained, with what was learnt merged into it."""
+        from surgery.healing import adapters
+        from surgery.healing.results import find
+
+        known = self._compensated.get(structure.key)
+        if known is None:
+            healing = structure.healing
+            assert healing is not None  # the caller has checked
+            adapter = find(healing, results)
+            before = self.trained_over(structure, texts, report, stop)
+            merged = adapters.merge(self.evaluator.runner_of(before.structure), before.structure, adapter)
+            done = replace(merged, quantize=structure.quantize, eora=structure.eora)
+            known = Compensated(done, before.entries)
+            self._compensated.put(structure.key, known, known.bytes)
+        return known
+
+    def trained_over(
+        self,
+        structure: Structure,
+        texts: Sequence[TextChoice] = (),
+        report: Report = lambda fraction, message: None,
+        stop: Event | None = None,
+    ) -> Compensated:
+        """What a healing trains: the structure as it is before it, its blocks quantised if the healing says so.
+
+        Raises:
+            RecipeError: as `complete`.
+        """
+        assert structure.healing is not None  # asked only of healed structures
+        base = structure.healing.edit.base
+        before = self.complete(replace(structure, healing=None, quantize=base, eora=None), texts, report, stop)
+        return replace(before, structure=replace(before.structure, outer=()))  # QLoRA quantises the linears alone
+
     def known_complete(self, structure: Structure) -> Compensated | None:
         """A structure with its compensations, if they have been computed."""
-        return self._compensated.get(structure.key) if structure.compensations else Compensated(structure, ())
+        waiting = structure.compensations or structure.healing
+        return self._compensated.get(structure.key) if waiting else Compensated(structure, ())
 
     def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
         """The windows that a recipe names, from the embedded text or from one that the caller offers.
@@ -146,18 +194,24 @@ class OpenModel:
             "not the text given here: name that text as the calibration text."
         )
 
+    def text(self, choice: TextChoice) -> Text:
+        """A text by its choice.
+
+        Raises:
+            TextError: unreadable or empty.
+        """
+        if choice.content is not None:
+            return Text("pasted", choice.content)
+        tokenizer = None if choice.source == "embedded" else self.loaded.tokenizer
+        return load_text(choice.source, choice.purpose, tokenizer)
+
     def windows(self, choice: TextChoice) -> Windows:
         """The token windows of a text.
 
         Raises:
             TextError: unreadable, empty or too short.
         """
-        if choice.content is not None:
-            text = Text("pasted", choice.content)
-        elif choice.source == "embedded":
-            text = load_text(choice.source, choice.purpose)
-        else:
-            text = load_text(choice.source, choice.purpose, self.loaded.tokenizer)
+        text = self.text(choice)
         key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
         if known is None:
