@@ -65,7 +65,7 @@ def check_apart(healing: dict[str, str], evaluated: str) -> None:
     Raises:
         TextError: they share one; the message names it.
     """
-    shared = [words for key, words in documents_of(evaluated).items() if key in healing]
+    shared = [healing[key] for key in documents_of(evaluated) if key in healing]
     if shared:
         raise TextError(
             f"{len(shared)} documents are in the healing text and in the evaluation text, first {shared[0]!r}: "
