@@ -95,7 +95,7 @@ class Combinations:
     def measure(self, recipe: Recipe, windows: Windows) -> tuple[float, float]:
         """Perplexity without and with the recipe's compensations."""
         structure = self.model.resolve(recipe)
-        made = self.model.compensator.compute(structure, self.calibration).structure
+        made = self.model.completer.compensator.compute(structure, self.calibration).structure
         found = []
         for candidate in (replace(structure, compensations=()), made):
             self.model.evaluator.states.clear()

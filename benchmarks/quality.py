@@ -111,7 +111,7 @@ class Quality:
         """The structure of a recipe with compensations computed."""
         edits = [Compensate(how=name, text=self.text) for name in how]  # type: ignore[arg-type]
         structure = self.model.resolve(recipe.with_edits(*recipe.edits, *edits))
-        return self.model.compensator.compute(structure, self.calibration).structure
+        return self.model.completer.compensator.compute(structure, self.calibration).structure
 
     def row(self, variant: Variant, size: float, known: list[dict[str, Any]]) -> dict[str, Any]:
         """One method at one size in percent of the parameters; what an earlier row measured is taken from there."""

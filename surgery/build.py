@@ -32,6 +32,18 @@ class Built:
     """Whether it is an ordinary model of its family, which transformers loads without further code."""
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What a built model would be, before it is made: enough to know its files without writing them."""
+
+    config: Any
+    model_class: Any
+    tensors: Tensors
+    """Under the names of the built model's state; a tied head beside the embeddings."""
+    plain: bool
+    """See `Built`."""
+
+
 def build_model(base: nn.Module, source: Architecture, structure: Structure) -> Built:
     """The edited model as a model of the transformers library.
 
@@ -43,8 +55,27 @@ def build_model(base: nn.Module, source: Architecture, structure: Structure) -> 
     Raises:
         RecipeError: nothing is left, or the family's code cannot express the result.
     """
-    if structure.compensations:
-        raise ValueError("the structure's compensations have not been computed")
+    draft = draft_model(base, source, structure)
+    with quiet():
+        tensors = {name: tensor.clone().contiguous() for name, tensor in draft.tensors.items()}
+        model = draft.model_class.from_pretrained(None, config=draft.config, state_dict=tensors, dtype=_dtype(base))
+    model.generation_config = copy.deepcopy(base.generation_config)
+    return Built(model.eval().requires_grad_(False), draft.plain)
+
+
+def draft_model(base: nn.Module, source: Architecture, structure: Structure) -> Draft:
+    """Configuration, class and tensors of the edited model; tensors that nothing changed are the base model's own.
+
+    Args:
+        base: the loaded model, or a copy of it on the meta device.
+        source: its map.
+        structure: as for `build_model`.
+
+    Raises:
+        RecipeError: as `build_model`.
+    """
+    if structure.compensations or structure.healing:
+        raise ValueError("the structure's compensations have not been computed, or its healing not merged")
     structure = structure.floating
     kept = [spec for spec in structure.blocks if not spec.empty]
     if not kept:
@@ -57,13 +88,10 @@ def build_model(base: nn.Module, source: Architecture, structure: Structure) -> 
     tensors = _tensors(base, source, structure, kept)
     with quiet():
         config = _plain_config(base, structure, kept)
-        plain = config is not None and _holds(type(base), config, tensors)
-        model_class: Any = type(base)
-        if not plain:
-            config, model_class = _mixed_config(base, source, structure, kept, tensors)
-        model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=_dtype(base))
-    model.generation_config = copy.deepcopy(base.generation_config)
-    return Built(model.eval().requires_grad_(False), plain)
+        if config is not None and _holds(type(base), config, tensors):
+            return Draft(config, type(base), tensors, True)
+        mixed, model_class = _mixed_config(base, source, structure, kept, tensors)
+        return Draft(mixed, model_class, tensors, False)
 
 
 def _dtype(base: Any) -> torch.dtype:
@@ -74,7 +102,7 @@ def _tensors(base: nn.Module, source: Architecture, structure: Structure, kept: 
     """The state of the edited model, under the names of a model with that many blocks."""
     model = base if structure.hidden is None else with_channels(base, source, structure.hidden)
     inside = f"{source.block_list}."
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith(inside)}
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     if source.tied:
         head, embeddings = f"{source.head}.weight", f"{source.embeddings}.weight"
         tensors[head] = tensors[embeddings]
@@ -83,7 +111,7 @@ def _tensors(base: nn.Module, source: Architecture, structure: Structure, kept: 
         new = build_block(submodule(model, block.module), block, spec)
         for name, tensor in new.state_dict().items():
             if not name.startswith(_gone(block, spec)):
-                tensors[f"{inside}{position}.{name}"] = tensor.clone().contiguous()
+                tensors[f"{inside}{position}.{name}"] = tensor
     return tensors
 
 

@@ -23,6 +23,8 @@ MODELLING_FILE = "modeling_model_surgery"
 RECIPE_FILE = "recipe.json"
 SHARD = "5GB"
 Report = Callable[[float, str], None]
+Write = Callable[[Path], dict[str, Any]]
+"""Writes the weights and config.json into a folder, and returns what config.json is to say besides."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,24 @@ class Saved:
 
 
 def save_checkpoint(
-    built: Built, tokenizer: Any, recipe: Recipe, out: Path, report: Report = lambda fraction, message: None
+    built: Built,
+    tokenizer: Any,
+    recipe: Recipe,
+    out: Path,
+    report: Report = lambda fraction, message: None,
+    write: Write | None = None,
 ) -> Saved:
     """Write weights, configuration, tokenizer, chat template, generation settings and the recipe into a new folder.
 
     The folder is written under a temporary name and renamed; one that has something in it is never touched.
+
+    Args:
+        built: the model.
+        tokenizer: travels along.
+        recipe: travels along.
+        out: the folder.
+        report: progress; may raise to stop.
+        write: writes the weights in another form than the model's own.
 
     Raises:
         InputError: the folder is in use, cannot be written, or the disk is full.
@@ -64,7 +79,7 @@ def save_checkpoint(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             made = Path(scratch) / "checkpoint"
             report(0.1, "Writing the weights")
-            _write(built, tokenizer, recipe, made)
+            _write(built, tokenizer, recipe, made, write)
             report(0.9, "Putting the folder in place")
             if out.is_dir():
                 out.rmdir()
@@ -94,22 +109,26 @@ def check_free(out: Path) -> None:
         raise InputError(f"{str(out)!r} is there already: choose a new folder, or delete that one first.")
 
 
-def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path) -> None:
+def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path, write: Write | None) -> None:
     model = built.model
+    more: dict[str, Any] = {}
     with quiet():
-        model.save_pretrained(made, max_shard_size=SHARD)
+        if write is None:
+            model.save_pretrained(made, max_shard_size=SHARD)
+        else:
+            more = write(made)
         tokenizer.save_pretrained(made)
     (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
-    _note_recipe(made / "config.json", recipe, built.plain)
+    _note_recipe(made / "config.json", recipe, built.plain, more)
     if not built.plain:
         shutil.copyfile(str(checkpoint_model.__file__), made / f"{MODELLING_FILE}.py")
         with (made / f"{MODELLING_FILE}.py").open("a", encoding="utf-8") as file:
             file.write(f"\n\nSurgeryConfig, SurgeryForCausalLM = classes({model.config.base_model_type!r})\n")
 
 
-def _note_recipe(path: Path, recipe: Recipe, plain: bool) -> None:
-    """The recipe's hash, and where the code of a checkpoint with differing blocks is."""
-    config = json.loads(path.read_text("utf-8"))
+def _note_recipe(path: Path, recipe: Recipe, plain: bool, more: dict[str, Any]) -> None:
+    """The recipe's hash, where the code of a checkpoint with differing blocks is, and what else there is to say."""
+    config = json.loads(path.read_text("utf-8")) | more
     config["model_surgery_recipe"] = recipe.key
     if not plain:
         config["auto_map"] = {

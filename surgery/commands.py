@@ -14,7 +14,15 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from analysis.registry import Evidence
-from surgery import build_commands, catalogue, documents, export_commands, heal_commands, suggestion_commands
+from surgery import (
+    build_commands,
+    catalogue,
+    documents,
+    export_commands,
+    heal_commands,
+    quantize_commands,
+    suggestion_commands,
+)
 from surgery.console import (
     CalibrationOption,
     JsonOption,
@@ -50,6 +58,7 @@ application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(heal_commands.heal)
 application.command()(export_commands.export)
+application.command()(quantize_commands.quantize)
 
 
 def main() -> None:

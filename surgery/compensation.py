@@ -8,7 +8,6 @@ choose the ridge and to leave out refits that do not help there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from threading import Event
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 from torch import nn
 
 from analysis.architecture import Block
-from analysis.execution import BlockCall, Prepared, Runner
-from analysis.modules import shallow_copy, submodule, weight_of
+from analysis.execution import BlockCall, Runner
+from analysis.modules import submodule, weight_of
 from analysis.text import Windows
 from surgery.cache import ByteCache
 from surgery.errors import Cancelled, InputError
@@ -26,11 +25,9 @@ from surgery.narrow import build_block
 from surgery.recipe import Compensate
 from surgery.refitting import Fitted, PairMoments, best_refit
 from surgery.structure import BlockSpec, Part, Refit, Structure, narrowed, output_of, whole
+from surgery.sweep import Group, Report, inputs_of
 
-Report = Callable[[float, str], None]
 Run = tuple[BlockSpec, ...]
-GROUP_TOKENS = 2048
-"""Tokens that go through a block together."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,10 @@ class Compensated:
 
 
 @dataclass
-class _Group:
-    """Windows that go through a block together: the state entering the next block, and how blocks are called."""
+class _Group(Group):
+    """Windows that go through a block together, and whether they are kept aside."""
 
-    prepared: Prepared
-    state: torch.Tensor
-    aside: bool
+    aside: bool = False
 
 
 class Compensator:
@@ -130,7 +125,7 @@ class Compensator:
             done.append(new)
             module = self._module(new)
             for group in groups:
-                group.state = self.runner.run(module, group.state, group.prepared.calls[spec.source])
+                group.advance(self.runner, module, new)
         report(1.0, "Compensated")
         return Compensated(replace(structure, blocks=tuple(done), compensations=()), tuple(entries))
 
@@ -138,13 +133,11 @@ class Compensator:
         if windows.count < 2:
             raise InputError("A compensation needs at least 2 calibration windows, one of them to be kept aside.")
         aside = max(1, windows.count // 4)
-        size = max(1, GROUP_TOKENS // windows.length)
-        groups = []
-        for ids, is_aside in ((windows.ids[:-aside], False), (windows.ids[-aside:], True)):
-            for start in range(0, len(ids), size):
-                prepared = self.runner.prepare(ids[start : start + size])
-                groups.append(_Group(prepared, prepared.state.clone(), is_aside))
-        return groups
+        return [
+            _Group(group.prepared, group.state, is_aside)
+            for ids, is_aside in ((windows.ids[:-aside], False), (windows.ids[-aside:], True))
+            for group in Group.cut(self.runner, ids)
+        ]
 
     def _runs_behind(self, structure: Structure, kept: list[BlockSpec], position: int) -> dict[Part, Run]:
         """The removed sublayers behind each sublayer that stays, up to the next one that stays; empty runs left out.
@@ -244,11 +237,7 @@ class Compensator:
 
     def _input_of(self, module: nn.Module, path: str, state: torch.Tensor, call: BlockCall) -> torch.Tensor:
         """What a linear inside a block reads while the block runs."""
-        caught: list[torch.Tensor] = []
-        observed = shallow_copy(module)  # a block that is whole is the shared model's own
-        submodule(observed, path).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        self.runner.run(observed, state, call)
-        return caught[0]
+        return inputs_of(self.runner, module, [path], state, call)[path]
 
     def _patch(self, spec: BlockSpec, part: Part, run: Run, groups: list[_Group], ridge: float | None) -> Fitted:
         """The map T of what a sublayer adds, so that the state behind it is nearest to the one behind the removed run.

@@ -9,22 +9,17 @@ from typing import Any
 from surgery.recipe import (
     ArrangeBlocks,
     ChosenBy,
-    Compensate,
     Edit,
-    Eora,
-    Heal,
     MergeKvHeads,
     PruneHeads,
-    PruneHidden,
     PruneKvGroups,
     PruneNeurons,
-    Quantize,
     Recipe,
     RemoveAttention,
     RemoveBlocks,
     RemoveMlp,
+    stage_of,
 )
-from surgery.resolving import stage_of
 
 Indices = tuple[int, ...]
 FIELDS = {
@@ -36,6 +31,7 @@ FIELDS = {
     "prune_heads": "heads",
 }
 """Which field of the choices an edit's indices are in, by its op."""
+SWITCHES = (RemoveBlocks, RemoveAttention, RemoveMlp, PruneNeurons, PruneKvGroups, PruneHeads)
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Choices:
         origins: dict[str, ChosenBy] = {}
         others: list[Edit] = []
         for edit in edits:
-            if isinstance(edit, ArrangeBlocks | MergeKvHeads | PruneHidden | Compensate | Heal | Quantize | Eora):
+            if not isinstance(edit, SWITCHES):
                 others.append(edit)
                 continue
             if edit.chosen_by is not None:
@@ -136,7 +132,7 @@ class Choices:
         return (*made, *self._others(gone_attention))
 
     def _others(self, gone_attention: frozenset[int]) -> list[Edit]:
-        """What is left of the other edits beside the parts that are off; compensations last, as they must be."""
+        """What is left of the other edits beside the parts that are off, in the order that a recipe has."""
         kept: list[Edit] = []
         for edit in sorted(self.others, key=stage_of):
             if isinstance(edit, MergeKvHeads):

@@ -25,7 +25,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     format_name: Annotated[str, typer.Option("--format", help="gguf or mergekit.")] = "gguf",
-    type_name: Annotated[str, typer.Option("--type", help="F32, F16 or Q8_0, for GGUF.")] = "F16",
+    type_name: Annotated[str, typer.Option("--type", help="F32, F16, Q8_0, Q4_K_M ... for GGUF.")] = "F16",
     model: Annotated[
         str | None, typer.Option("--model", help="The source model, if not where the recipe says; for mergekit.")
     ] = None,
@@ -48,7 +48,7 @@ def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
 
     def work(job: Context) -> Any:
         folder = embedded.directory(job.report) if str(source) == DEFAULT else source
-        return write_gguf(folder, out, type_name, job.report, job.stop)  # type: ignore[arg-type]
+        return write_gguf(folder, out, type_name, job.report, job.stop)
 
     made = run_job(bench, "Writing GGUF", work)
     return {

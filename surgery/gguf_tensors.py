@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import gguf
 import numpy as np
@@ -16,13 +15,17 @@ from surgery.errors import CorruptFile, UnsupportedArchitecture
 from surgery.gguf_layout import BlockSizes, Layout
 from surgery.gguf_rope import frequency_factors
 
-TypeName = Literal["F32", "F16", "Q8_0"]
 Read = Callable[[CheckpointFiles], np.ndarray]
+Change = Callable[[np.ndarray], np.ndarray]
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
 """Constants that old checkpoints store beside the weights."""
 BLOCK = re.compile(r"\.(layers|h)\.(\d+)\.|^(layers|h)\.(\d+)\.")
 PREFIXES = ("", "model.", "transformer.")
 """What a checkpoint of the bare backbone leaves out of its tensor names."""
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    return values
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,15 @@ class PlannedTensor:
     name: str
     shape: tuple[int, ...]
     read: Read
+    source: str | None = None
+    """Name of the checkpoint's tensor; None for what no checkpoint holds."""
+    restore: Change = field(default=_same, compare=False)
+    """Takes the values back to what the checkpoint holds."""
 
     @property
     def parameters(self) -> int:
         """Number of values."""
         return int(np.prod(self.shape))
-
-
-def tensor_type(name: str, shape: tuple[int, ...], wanted: str) -> gguf.GGMLQuantizationType:
-    """The type that a tensor is stored in when the file's type is `wanted`.
-
-    Vectors (norm gains, biases) and rotary factors stay F32; a matrix whose rows are not whole blocks of the wanted
-    type is F16.
-    """
-    if len(shape) < 2 or name.startswith("rope_"):
-        return gguf.GGMLQuantizationType.F32
-    chosen = gguf.GGMLQuantizationType[wanted]
-    return chosen if shape[-1] % gguf.GGML_QUANT_SIZES[chosen][0] == 0 else gguf.GGMLQuantizationType.F16
 
 
 def plan(files: CheckpointFiles, layout: Layout) -> list[PlannedTensor]:
@@ -116,18 +111,20 @@ def _renumber(source: str, numbers: dict[int, int]) -> str | None:
 def _changed(name: str, source: str, shape: tuple[int, ...], layout: Layout) -> PlannedTensor:
     """A checkpoint tensor as llama.cpp wants it: Conv1D transposed, Q and K permuted, Gemma's gains whole."""
     role = name.split(".", 2)[2] if name.startswith("blk.") else name
-    change: Callable[[np.ndarray], np.ndarray] = _same
+    change: Change = _same
+    back: Change = _same
     if layout.family.transposed and role.startswith(("attn_", "ffn_")) and len(shape) == 2:
-        change, shape = np.transpose, shape[::-1]
-    elif layout.interleaved and role.split(".")[0] in ("attn_q", "attn_k"):
-        change = partial(interleave, head_size=layout.head_size)
+        change, back, shape = np.transpose, np.transpose, shape[::-1]
+    elif turned(name, layout):
+        change, back = (partial(turn, head_size=layout.head_size) for turn in (interleave, separate))
     elif layout.family.gain_offset and role.endswith("norm.weight"):
-        change = partial(np.add, np.float32(layout.family.gain_offset))
-    return PlannedTensor(name, shape, lambda files: np.ascontiguousarray(change(files.read(source))))
+        change, back = (partial(np.add, np.float32(sign * layout.family.gain_offset)) for sign in (1, -1))
+    return PlannedTensor(name, shape, lambda files: np.ascontiguousarray(change(files.read(source))), source, back)
 
 
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
+def turned(name: str, layout: Layout) -> bool:
+    """Whether the rows of a tensor of the file stand in another order than in the checkpoint, see `interleave`."""
+    return layout.interleaved and name.startswith("blk.") and name.split(".")[2] in ("attn_q", "attn_k")
 
 
 def interleave(rows: np.ndarray, head_size: int) -> np.ndarray:
@@ -136,6 +133,12 @@ def interleave(rows: np.ndarray, head_size: int) -> np.ndarray:
     transformers rotates row i of a head with row i + size/2, llama.cpp's `llama` graph rows 2i and 2i + 1.
     """
     heads = rows.reshape(-1, 2, head_size // 2, *rows.shape[1:])
+    return heads.swapaxes(1, 2).reshape(rows.shape)
+
+
+def separate(rows: np.ndarray, head_size: int) -> np.ndarray:
+    """The inverse of `interleave`."""
+    heads = rows.reshape(-1, head_size // 2, 2, *rows.shape[1:])
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 

@@ -189,3 +189,8 @@ def _run(job: Job, work: Work) -> None:
     finally:
         job.finished = time.monotonic()
         job.state = state
+
+
+def part_of(report: Report, start: float, end: float) -> Report:
+    """A report for one part of the work, from `start` to `end` of the whole."""
+    return lambda share, words: report(start + (end - start) * share, words)

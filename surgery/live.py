@@ -259,7 +259,7 @@ def model_around(model: nn.Module, source: Architecture, structure: Structure) -
         model = shallow_copy(model)
         for path, codec in structure.outer:
             store(model, path, codec)
-        if source.tied:
+        if source.tied and source.head not in dict(structure.outer):
             head, embeddings = (model.get_submodule(path) for path in (source.head, source.embeddings))
             head._parameters["weight"] = embeddings._parameters["weight"]
     return model

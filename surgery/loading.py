@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,17 +377,26 @@ def _exists(check: Callable[[], bool]) -> bool:
         return False
 
 
+CHATTY = ("torchao", "torch.utils._pytree", "torch._inductor")
+"""Loggers that warn, when transformers imports torchao, of kernels for other machines."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers' progress bars and warnings do not belong into a command's output."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)

@@ -188,7 +188,7 @@ class Compensate(_Edit):
 
 GgufType = Literal[
     "F32", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_K_M", "Q5_K_S", "Q4_K", "Q4_K_M", "Q4_K_S", "Q3_K", "Q3_K_L", "Q3_K_M",
-    "Q3_K_S", "Q2_K", "Q2_K_S", "Q4_0", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_M", "MXFP4",
+    "Q3_K_S", "Q2_K", "Q4_0", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_M", "MXFP4",
 ]  # fmt: skip
 TorchaoType = Literal["int8", "int4"]
 PackedType = Literal["int8", "int4", "int3", "int2"]
@@ -347,6 +347,15 @@ Edit = Annotated[
     | Eora,
     Field(discriminator="op"),
 ]
+
+
+LATE: tuple[type[_Edit], ...] = (Compensate, Heal, Quantize, Eora)
+"""What comes after the edits of the structure, in this order."""
+
+
+def stage_of(edit: Any) -> int:
+    """Place of an edit's kind in the order of a recipe: 0 for the structure, then as in `LATE`."""
+    return next((place for place, kind in enumerate(LATE, 1) if isinstance(edit, kind)), 0)
 
 
 def _bounded(value: Any) -> Any:

@@ -13,8 +13,6 @@ from surgery.recipe import Recipe
 from surgery.structure import BlockSpec, Healing, Part, Structure, narrowed, whole
 
 NAMES = {"attention": "attention", "mlp": "MLP"}
-LATE = (recipes.Compensate, recipes.Heal, recipes.Quantize, recipes.Eora)
-"""What comes after the edits of the structure, in this order."""
 
 
 def resolve(architecture: Architecture, recipe: Recipe) -> Structure:
@@ -39,11 +37,6 @@ def healing_key(recipe: Recipe) -> str:
     return recipe.model_copy(update={"edits": recipe.edits[:last]}).key
 
 
-def stage_of(edit: recipes.Edit) -> int:
-    """0 for an edit of the structure, else its place among what comes after."""
-    return next((place for place, kinds in enumerate(LATE, 1) if isinstance(edit, kinds)), 0)
-
-
 class _Draft:
     """Mutable bookkeeping while the edits are applied one after the other."""
 
@@ -63,7 +56,7 @@ class _Draft:
         self.stage = 0
 
     def apply(self, edit: recipes.Edit) -> None:
-        stage = stage_of(edit)
+        stage = recipes.stage_of(edit)
         if stage < self.stage:
             raise RecipeError(
                 f"{edit.op}: edits come in the order structure, compensation, heal, quantize, eora: move this one "

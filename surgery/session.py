@@ -6,7 +6,7 @@ raises `version`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from surgery.compensation import Compensated
 from surgery.depth import RemovalKind
 from surgery.download import Download, checkpoint_bytes, pack, refuse_without_room
 from surgery.errors import InputError
-from surgery.jobs import Context, Job
+from surgery.jobs import Context, Job, part_of
 from surgery.memory import fit
 from surgery.narrowing import Narrowing
 from surgery.recipe import Edit, Recipe
@@ -36,7 +36,6 @@ ANALYSING = "Analysing"
 """How the titles of analyses begin: only these take up a narrowing that waits."""
 LONG_MEASUREMENT = 2.0
 """Seconds after which a measurement can be cancelled."""
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -221,10 +220,10 @@ class Session(EditingSession):
             raise InputError("Choose what is to be removed: blocks, attentions or MLPs.")
 
         def work(job: Context) -> Scanned:
-            found = scan(model, model.windows(text), kinds, job.stop, _share(job.report, 0.0, 0.7))
+            found = scan(model, model.windows(text), kinds, job.stop, part_of(job.report, 0.0, 0.7))
             result = Scanned(model.loaded.fingerprint, text, found, None)
             self._finish_scan(result)
-            gradients = model.gradients(self._calibration_windows(model), _share(job.report, 0.7, 1.0))
+            gradients = model.gradients(self._calibration_windows(model), part_of(job.report, 0.7, 1.0))
             result = replace(result, predicted=predicted_changes(gradients))
             self._finish_scan(result)
             return result
@@ -257,8 +256,8 @@ class Session(EditingSession):
 
             def work(job: Context) -> None:
                 compensating = 0.0 if known else 0.5
-                completed = known or model.complete(structure, texts, _share(job.report, 0.0, 0.5), job.stop)
-                pack(model, completed.structure, recipe, download, _share(job.report, compensating, 1.0))
+                completed = known or model.complete(structure, texts, part_of(job.report, 0.0, 0.5), job.stop)
+                pack(model, completed.structure, recipe, download, part_of(job.report, compensating, 1.0))
 
             job = self._start("Building", work)
             self._download = self.bench.downloads[job.id] = download
@@ -320,8 +319,3 @@ class Session(EditingSession):
     def _shown_compensation(self, structure: Structure | None) -> Compensated | None:
         known = self._completed
         return known[1] if known is not None and structure is not None and known[0] == structure.key else None
-
-
-def _share(report: Report, start: float, end: float) -> Report:
-    """A report of one part of the work inside the whole."""
-    return lambda share, words: report(start + (end - start) * share, words)

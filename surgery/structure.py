@@ -200,6 +200,11 @@ class Structure:
         blocks = tuple(replace(spec, codecs=(), repair=None) for spec in self.blocks)
         return replace(self, blocks=blocks, quantize=None, eora=None, outer=())
 
+    @property
+    def floating_shape(self) -> Structure:
+        """The same as `floating`, with what is still to be computed left out: it changes values, but no shape."""
+        return replace(self.floating, compensations=(), healing=None)
+
     @cached_property
     def parameters(self) -> int:
         """Parameters of the edited model, tied tensors once."""

@@ -21,9 +21,12 @@ from analysis.registry import Evidence, Method
 from analysis.statistics import Statistics, collect
 from analysis.text import Purpose, Text, Windows, load_text, make_windows
 from surgery.cache import ByteCache
-from surgery.compensation import Compensated, Compensator
+from surgery.compensation import Compensated
+from surgery.completion import Completer
 from surgery.devices import Devices
 from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
+from surgery.gguf_plan import GgufPlan
+from surgery.input_moments import Moments
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
@@ -38,7 +41,6 @@ Report = Callable[[float, str], None]
 SMALL_CACHE = 64 * 2**20
 STATISTICS_CACHE = 256 * 2**20
 GRADIENTS_CACHE = 256 * 2**20
-COMPENSATED_CACHE = 512 * 2**20
 SHORT_OF_MEMORY = 0.15
 """Share of the machine's memory under which models that are not in use leave."""
 
@@ -68,12 +70,11 @@ class OpenModel:
         self.architecture = loaded.architecture
         self.runner = Runner(loaded.model, loaded.architecture)
         self.evaluator = Evaluator(self.runner)
-        self.compensator = Compensator(self.runner)
+        self.completer = Completer(loaded, self.evaluator)
         self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
         self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
         self._gradients: ByteCache[Gradients] = ByteCache(GRADIENTS_CACHE)
         self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
-        self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
 
     @property
     def reference(self) -> ModelReference:
@@ -106,54 +107,21 @@ class OpenModel:
         stop: Event | None = None,
         results: Sequence[Path] = (),
     ) -> Compensated:
-        """A structure with its compensations computed and its healing merged; once, then remembered.
+        """A structure with everything computed that is pending in it, see `surgery.completion`.
 
         Args:
             structure: as `resolve` gives it.
             texts: calibration texts that may be read besides the embedded one.
             report: progress; may raise to stop.
             stop: ends the work.
-            results: folders with results of `heal` that may be read besides the cache folder.
+            results: folders that `heal` wrote, which may be read besides the cache folder.
 
         Raises:
-            RecipeError: the text that the compensations were chosen on is not among them, or the result of the healing
-                is nowhere.
+            RecipeError: a text that an edit was chosen on is not among them, the result of a healing is nowhere, or no
+                file can express the structure.
             TextError: it cannot be cut into such windows.
         """
-        if structure.healing is not None:
-            return self._healed(structure, texts, report, stop, results)
-        if not structure.compensations:
-            return Compensated(structure, ())
-        known = self.known_complete(structure)
-        if known is None:
-            windows = self.calibration(structure.compensations[0].text, texts)
-            known = self.compensator.compute(structure, windows, report, stop)
-            self._compensated.put(structure.key, known, known.bytes)
-        return known
-
-    def _healed(
-        self,
-        structure: Structure,
-        texts: Sequence[TextChoice],
-        report: Report,
-        stop: Event | None,
-        results: Sequence[Path],
-    ) -> Compensated:
-        """The structure as it was trained, with what was learnt merged into it."""
-        from surgery.healing import adapters
-        from surgery.healing.results import find
-
-        known = self._compensated.get(structure.key)
-        if known is None:
-            healing = structure.healing
-            assert healing is not None  # the caller has checked
-            adapter = find(healing, results)
-            before = self.trained_over(structure, texts, report, stop)
-            merged = adapters.merge(self.evaluator.runner_of(before.structure), before.structure, adapter)
-            done = replace(merged, quantize=structure.quantize, eora=structure.eora)
-            known = Compensated(done, before.entries)
-            self._compensated.put(structure.key, known, known.bytes)
-        return known
+        return self.completer.complete(structure, self._text_of(texts), report, stop, results)
 
     def trained_over(
         self,
@@ -161,21 +129,37 @@ class OpenModel:
         texts: Sequence[TextChoice] = (),
         report: Report = lambda fraction, message: None,
         stop: Event | None = None,
-    ) -> Compensated:
-        """What a healing trains: the structure as it is before it, its blocks quantised if the healing says so.
+    ) -> Structure:
+        """What the healing of a structure trains, see `Completer.trained_over`."""
+        return self.completer.trained_over(structure, self._text_of(texts), report, stop)
 
-        Raises:
-            RecipeError: as `complete`.
-        """
-        assert structure.healing is not None  # asked only of healed structures
-        base = structure.healing.edit.base
-        before = self.complete(replace(structure, healing=None, quantize=base, eora=None), texts, report, stop)
-        return replace(before, structure=replace(before.structure, outer=()))  # QLoRA quantises the linears alone
+    def _text_of(self, texts: Sequence[TextChoice]) -> Callable[[TextReference], Windows]:
+        return lambda wanted: self.calibration(wanted, texts)
 
     def known_complete(self, structure: Structure) -> Compensated | None:
-        """A structure with its compensations, if they have been computed."""
-        waiting = structure.compensations or structure.healing
-        return self._compensated.get(structure.key) if waiting else Compensated(structure, ())
+        """A structure with everything computed, if that needs no pass over a text that has not been made.
+
+        Raises:
+            RecipeError: no file can express the structure.
+        """
+        return self.completer.known(structure)
+
+    def moments(self, structure: Structure, text: TextReference, texts: Sequence[TextChoice] = ()) -> Moments:
+        """Input moments of an edited model on a text, before quantisation; gathered once, then remembered.
+
+        Raises:
+            RecipeError: the text is not among the ones given.
+        """
+        return self.completer.moments(structure, text, self._text_of(texts))
+
+    def gguf_plan(self, structure: Structure) -> GgufPlan:
+        """The GGUF file of a structure, before it is written.
+
+        Raises:
+            RecipeError: no checkpoint can express it.
+            UnsupportedArchitecture: llama.cpp has nothing that does the same.
+        """
+        return self.completer.plan(structure)
 
     def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
         """The windows that a recipe names, from the embedded text or from one that the caller offers.

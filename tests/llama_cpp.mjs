@@ -1,5 +1,6 @@
 // Runs a GGUF file in llama.cpp: node llama_cpp.mjs FOLDER_OF_NODE_MODULES MODEL.gguf < request.json > answer.json
-// Request: {"prompts": [[token ids], ...], "tokens": n, "texts": ["...", ...], "probabilities": true, "threads": 1}
+// Request: {"prompts": [[token ids], ...], "tokens": n, "texts": ["...", ...], "probabilities": true, "threads": 1,
+//           "lora": "ADAPTER.gguf"}
 // Answer:  {"greedy": [[token ids], ...], "tokenized": [[token ids], ...], "probabilities": [[[id, p], ...], ...],
 //           "load_seconds": s, "tokens_per_second": r}
 import {readFileSync} from "node:fs";
@@ -24,6 +25,7 @@ let generated = 0, seconds = 0;
 if (prompts.length > 0) {
     const context = await model.createContext({contextSize: Math.max(64, longest), batchSize: Math.max(64, longest),
         threads: request.threads ?? 1, flashAttention: false,
+        lora: request.lora ? {adapters: [{filePath: resolve(request.lora)}]} : undefined,
         experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"});
     for (const ids of prompts) {
         const sequence = context.getSequence();

@@ -27,6 +27,7 @@ def run(
     probabilities: bool = False,
     threads: int = 1,
     timeout: float = 300,
+    lora: Path | None = None,
 ) -> dict[str, Any]:
     """Load a GGUF file and answer; see llama_cpp.mjs. Fails with llama.cpp's own words where it does not load."""
     assert (FOLDER / "node_modules" / "node-llama-cpp").is_dir(), f"run `make {FOLDER.parent.name}/.llama` first"
@@ -36,6 +37,7 @@ def run(
         "texts": texts or [],
         "probabilities": probabilities,
         "threads": threads,
+        "lora": str(lora) if lora else None,
     }
     done = subprocess.run(
         ["node", str(SCRIPT), str(FOLDER), str(file)],

@@ -140,7 +140,7 @@ class Healer:
         if resolved.healing is None:
             raise RecipeError("The recipe has no heal edit: add one.")
         self.key = resolved.healing.key
-        self.structure = model.trained_over(resolved, texts, report, stop).structure
+        self.structure = model.trained_over(resolved, texts, report, stop)
         self.training, self.held_out = text.split(self.edit.held_out)
         self.student = Student(model.evaluator, self.structure, self.edit, self._ranks())
         material = self._material(report, stop)

@@ -1,4 +1,4 @@
-"""Distillation losses against their definitions in float64, their invariants, and whole distillations on tiny models."""
+"""Distillation losses against their definitions in float64, their invariants, whole distillations of tiny models."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_a_cancelled_compensation_leaves_the_recipe_and_a_later_measurement_comp
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrowed(session)
-    go = waiting(monkeypatch, model_of(session).compensator, "compute")
+    go = waiting(monkeypatch, model_of(session).completer.compensator, "compute")
     session.compensate({"least_squares"}, True)
     until(session, lambda view: view.job is not None and view.job.state == "running")
     session.cancel()
@@ -219,7 +219,7 @@ def test_a_cancelled_compensation_leaves_the_recipe_and_a_later_measurement_comp
 
 def test_an_edit_stops_the_compensation_of_the_older_recipe(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     narrowed(session)
-    go = waiting(monkeypatch, model_of(session).compensator, "compute")
+    go = waiting(monkeypatch, model_of(session).completer.compensator, "compute")
     session.compensate({"least_squares"}, True)
     view = until(session, lambda view: view.job is not None and view.job.state == "running")
     older = view.job

@@ -1,0 +1,82 @@
+"""Reading a GGUF file back: its weights under the checkpoint's names, and the model that they make."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from surgery.build import draft_model
+from surgery.errors import CorruptFile
+from surgery.gguf_plan import GgufPlan
+from surgery.gguf_types import bytes_of, decode
+from surgery.loading import quiet
+from surgery.planned_checkpoint import on_meta
+from surgery.structure import Structure
+from surgery.workbench import OpenModel
+
+
+def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
+    """The file's tensors as they read back, float32, by the names in the file and in the checkpoint's own layout.
+
+    Constants that no checkpoint holds are left out.
+
+    Raises:
+        CorruptFile: unreadable, cut short, or not with the tensors that the plan says.
+    """
+    try:
+        reader = gguf.GGUFReader(path)
+        stored = {tensor.name: tensor for tensor in reader.tensors}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CorruptFile(f"{path.name} cannot be read as GGUF ({reason}): write it again.") from None
+    expected = {tensor.name: tensor for tensor in plan.tensors}
+    if stored.keys() != expected.keys():
+        name = min(stored.keys() ^ expected.keys())
+        raise CorruptFile(f"{path.name} does not hold the tensors of this recipe ({name} first): write it again.")
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in expected.items():
+        entry = stored[name]
+        if tuple(reversed(entry.shape.tolist())) != tensor.shape or entry.n_bytes != bytes_of(
+            tensor.shape, entry.tensor_type
+        ):
+            raise CorruptFile(f"{name} of {path.name} has another shape than this recipe gives it: write it again.")
+        if tensor.source is not None:
+            values = decode(np.ascontiguousarray(entry.data), entry.tensor_type).reshape(tensor.shape)
+            found[name] = np.ascontiguousarray(tensor.restore(values))
+    return found
+
+
+def reload_gguf(path: Path, model: OpenModel, structure: Structure) -> Any:
+    """The model that a GGUF file holds, as a model of the transformers library in float32.
+
+    Args:
+        path: the file.
+        model: the source model, which gives the code and the configuration; all weights come from the file.
+        structure: what the file was made from.
+
+    Raises:
+        CorruptFile: as `read_tensors`.
+    """
+    plan = model.gguf_plan(structure)
+    source = model.architecture
+    values = read_tensors(path, plan)
+    sources = {tensor.name: tensor.source for tensor in plan.tensors}
+    state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}
+    base = on_meta(model.loaded.model)
+    draft = draft_model(base, source, structure.floating_shape)
+    config = copy.deepcopy(draft.config)
+    head = f"{source.head}.weight"
+    if "output.weight" in values:
+        state[head] = torch.from_numpy(values["output.weight"])
+        config.tie_word_embeddings = False
+    elif source.tied:
+        state[head] = state[f"{source.embeddings}.weight"]
+    with quiet():
+        made = draft.model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    made.generation_config = copy.deepcopy(model.loaded.model.generation_config)
+    return made.eval().requires_grad_(False)
