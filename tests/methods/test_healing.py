@@ -481,3 +481,23 @@ def test_training_over_a_quantised_base() -> None:
     assert all(not spec.codecs for spec in merged.blocks)
     live = evaluator_of("llama").token_losses(merged, WINDOWS.ids)
     torch.testing.assert_close(student.losses(WINDOWS.ids), live, atol=2e-5, rtol=1e-4)
+
+
+def test_a_recipe_over_a_quantised_base_gives_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the recipe: the base is quantised for the training, merged, and quantised again behind it."""
+    monkeypatch.setenv("MODEL_SURGERY_CACHE", str(tmp_path / "cache"))
+    base = {"format": "compressed-tensors", "type": "int4", "group_size": 16}
+    healer = Healer(opened(), recipe(*CUT, base=base, steps=8, learning_rate=1e-3), healing_text())
+    assert all(spec.codecs for spec in healer.structure.blocks) and not healer.structure.outer
+    found = healer.run()
+    results.remember(found.recipe, found.adapter, found.student, found.report())
+    fresh = open_model("llama")
+    complete = fresh.complete(fresh.resolve(found.recipe)).structure
+    expected = found.student.losses(WINDOWS.ids)
+    torch.testing.assert_close(fresh.evaluator.token_losses(complete, WINDOWS.ids), expected, atol=2e-5, rtol=1e-4)
+    unquantised = fresh.complete(fresh.resolve(recipe(*CUT).with_edits(*CUT))).structure
+    assert (expected - fresh.evaluator.token_losses(unquantised, WINDOWS.ids)).abs().max() > 1e-2
+    both = found.recipe.with_edits(*found.recipe.edits, {"op": "quantize", **base})
+    again = fresh.complete(fresh.resolve(both)).structure
+    assert all(spec.codecs and spec.refit for spec in again.blocks) and again.key != complete.key
+    assert fresh.known_complete(fresh.resolve(both)) is not None
