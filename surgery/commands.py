@@ -57,6 +57,7 @@ application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
 application.command()(heal_commands.heal)
+application.command()(heal_commands.iterate)
 application.command()(export_commands.export)
 application.command()(quantize_commands.quantize)
 

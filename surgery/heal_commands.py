@@ -1,4 +1,4 @@
-"""The verb `heal` of the command line."""
+"""The verbs `heal` and `iterate` of the command line."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
+from surgery.budget import Budget
 from surgery.checkpoint import check_free
-from surgery.console import CalibrationOption, JsonOption, TrustOption, emit, open_model, run_job
+from surgery.console import (
+    CalibrationOption,
+    JsonOption,
+    ModelArgument,
+    RevisionOption,
+    TrustOption,
+    emit,
+    open_model,
+    run_job,
+)
 from surgery.errors import InputError
 from surgery.healing import checkpoints, results
 from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
 from surgery.healing.presets import EVALUATIONS, PRESETS, forecast, timed
 from surgery.healing.processes import Processes
+from surgery.healing.rounds import Schedule
+from surgery.healing.rounds import iterate as run_schedule
 from surgery.healing.run import Healed, Healer, heal_of, measure_speed, text_reference, with_heal
 from surgery.healing.training import Progress
 from surgery.jobs import Context
@@ -141,6 +153,54 @@ def heal(
         checkpoints.remove(unfinished)
         emit(healed.document() | {"path": str(out)}, as_json)
     processes.wait()
+
+
+def iterate(
+    model: ModelArgument,
+    method: Annotated[str, typer.Option("--method", help="A name that `methods` lists: what goes in each round.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make: a recipe, result and checkpoint a round.")],
+    rounds: Annotated[int, typer.Option(min=1, help="How often to cut and heal.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each healing.")],
+    blocks: Annotated[int | None, typer.Option("--blocks", min=1, help="Blocks that go in all rounds.")] = None,
+    params: Annotated[str | None, typer.Option("--params", help="-20%, 80% or a number, after all rounds.")] = None,
+    divisor: Annotated[int, typer.Option("--divisor", min=1, help="Widths are multiples of this.")] = 1,
+    calibration: Annotated[str, typer.Option("--calibration", help="The text that the method sees.")] = "embedded",
+    text: Annotated[str, typer.Option("--text", help="The healing text.")] = "embedded",
+    window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")] = 512,
+    windows: Annotated[int | None, typer.Option("--windows", min=2, help="Windows of the healing text.")] = None,
+    calibration_windows: Annotated[int, typer.Option(min=1, help="Windows that the method sees.")] = 8,
+    rank: Annotated[int, typer.Option(min=1)] = 8,
+    learning_rate: float = 1e-3,
+    where: Annotated[str, typer.Option(help="all or around (the cuts).")] = "all",
+    seed: int = 0,
+    revision: RevisionOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut a little, heal, cut again: each round chooses on what the one before it built."""
+    check_free(out)
+    bench = Workbench()
+    opened = open_model(bench, model, revision, trust)
+    count = windows or largest_count(opened.loaded.tokenizer, text, window, MOST_WINDOWS)
+    settings = {
+        "steps": steps, "rank": rank, "alpha": 2.0 * rank, "learning_rate": learning_rate, "where": where, "seed": seed,
+        "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
+    }  # fmt: skip
+    schedule = Schedule(
+        method,
+        Budget(blocks=blocks, params=params, divisor=divisor),
+        rounds,
+        TextChoice(calibration, window, calibration_windows, "calibration"),
+        settings,
+        text,
+        window,
+        count,
+    )
+    done = run_job(
+        bench, "Cutting and healing", lambda job: run_schedule(bench, opened, schedule, out, job.report, job.stop)
+    )
+    documents = [one.document() for one in done]
+    emit({"rounds": documents}, as_json, {f"round {entry['round']}": entry["after"] for entry in documents})
 
 
 def _trained(bench: Workbench, healer: Healer) -> Healed:

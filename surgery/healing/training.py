@@ -159,7 +159,7 @@ class Trainer:
         saved = time.perf_counter()
         last = state.before
         while state.step < edit.steps:
-            taken = self._step(stop)
+            taken = self.take_step(stop)
             if not taken:
                 ending = "cancelled"
             if taken and state.step % edit.evaluate_every and state.step < edit.steps:
@@ -211,7 +211,7 @@ class Trainer:
         indices = order_of(self.material.count, step * edit.batch, edit.batch, edit.seed)
         return [indices[start : start + edit.micro_batch] for start in range(0, edit.batch, edit.micro_batch)]
 
-    def _step(self, stop: Event) -> bool:
+    def take_step(self, stop: Event) -> bool:
         """One step of the optimiser; False where `stop` was set in any process before it was complete."""
         state, edit = self.state, self.edit
         begun = time.perf_counter()

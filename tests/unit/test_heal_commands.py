@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgery.errors import TextError
+from surgery.budget import Budget
+from surgery.errors import InputError, TextError
 from surgery.healing.data import HealingText, answer_spans, check_apart, documents_of, load_healing_text
+from surgery.healing.rounds import budgets
 from tests.tiny_checkpoints import tokenizer
 from tests.unit.test_commands import ROOT, folder, run  # noqa: F401
 
@@ -167,3 +169,29 @@ def test_held_out_windows_are_the_last_ones():
     training, held_out = text.split(2)
     assert torch.equal(training.windows.ids, ids[:3]) and torch.equal(held_out.windows.ids, ids[3:])
     assert torch.equal(held_out.learnt, ids[3:] > 2)
+
+
+def test_rounds_cut_heal_and_cut_again(folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MODEL_SURGERY_CACHE", str(tmp_path / "cache"))
+    text = folder / "text.txt"
+    options = ("--calibration", text, "--text", text, "--window", 16, "--windows", 12, "--steps", 5, "--rounds", 2,
+               "--calibration-windows", 3)  # fmt: skip
+    found = json.loads(run("iterate", folder, "--method", "maw", "--params", "-10%", *options, "--out", tmp_path / "o",
+                           "--json"))["rounds"]  # fmt: skip
+    whole = json.loads(run("inspect", folder, "--json"))["parameters"]
+    assert [entry["parameters"] for entry in found] == pytest.approx([0.95 * whole, 0.9 * whole], rel=0.003)
+    second = json.loads((tmp_path / "o" / "round-2" / "healed" / "recipe.json").read_text())
+    assert second["model"]["id"] == found[0]["checkpoint"], "the second cut is in the first checkpoint's numbering"
+    measured = ("--text", text, "--window", 16, "--windows", 3, "--json")
+    last = json.loads(run("evaluate", found[1]["checkpoint"], *measured))
+    again = json.loads(run("evaluate", found[0]["checkpoint"], "--recipe", found[1]["recipe"], *measured))
+    assert last["perplexity"] == pytest.approx(again["perplexity"], rel=1e-4)
+    refused = ("iterate", folder, "--method", "block_influence", "--blocks", 1, *options, "--out", tmp_path / "p")
+    assert "fewer rounds" in run(*refused, code=2)
+
+
+def test_budgets_of_rounds():
+    assert [budget.blocks for budget in budgets(Budget(blocks=5), 3, 100)] == [1, 2, 2]
+    assert [budget.params for budget in budgets(Budget(params="-30%"), 3, 100)] == ["90", "80", "70"]
+    with pytest.raises(InputError, match="can be shared"):
+        budgets(Budget(width=4), 2, 100)
