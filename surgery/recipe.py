@@ -259,12 +259,13 @@ class Distillation(_Frozen):
 
 
 class HealResult(_Frozen):
-    """What a healing reached: identity of the trained tensors, the step of the best state, held-out perplexities."""
+    """What a healing reached: identity of the trained tensors, the step of the best state, held-out perplexities (None
+    where one overflows)."""
 
     adapter: str = Field(min_length=1, max_length=64)
     step: int = Field(ge=0)
-    before: float
-    after: float
+    before: float | None = Field(default=None, allow_inf_nan=False)
+    after: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class Heal(_Edit):

@@ -13,7 +13,7 @@ import torch
 from analysis.execution import Runner
 from analysis.modules import device_of, shallow_copy
 
-POSITIONS = 128
+POSITIONS = 256
 """Positions whose logits exist at one time."""
 
 
@@ -38,14 +38,13 @@ class CrossEntropy:
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Objective`."""
-        targets = self.targets[rows]
+        targets = self.targets[rows].to(logits.device)
         places = torch.arange(len(targets), device=logits.device)
-        top = logits.amax(dim=1)
-        chosen = logits[places, targets] - top
-        logits.sub_(top[:, None]).exp_()
-        total = logits.sum(dim=1)
-        loss = (total.log() - chosen).sum()
-        logits.div_(total[:, None])
+        top, likeliest = logits.max(dim=1)
+        chosen = logits[places, targets]
+        torch.softmax(logits, dim=1, out=logits)
+        # The log of the sum of exponentials, from the one probability that cannot underflow.
+        loss = (top - logits[places, likeliest].log() - chosen).sum()
         logits[places, targets] -= 1
         return loss, logits
 

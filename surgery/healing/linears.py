@@ -35,8 +35,9 @@ class _Merged(torch.autograd.Function):
         g = gradient.reshape(-1, gradient.shape[-1])
         rows = x.reshape(-1, x.shape[-1])
         to_x = (g @ merged).view(x.shape) if ctx.needs_input_grad[0] else None
-        to_down = (g @ up).T @ rows
-        to_up = g.T @ (rows @ down.T)
+        # Thin results are formed with their long side last: several times faster than the other way round.
+        to_down = (up.T @ g.T) @ rows
+        to_up = ((down @ rows.T) @ g).T
         return to_x, to_down.mul_(ctx.scale), to_up.mul_(ctx.scale), None, None, None
 
 

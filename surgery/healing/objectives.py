@@ -102,8 +102,9 @@ class Distilled(PlainText):
             values, words = (torch.stack([pair[part] for pair in pairs])[batch.scored] for part in (0, 1))
 
             def distance(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+                top, places = values[rows].to(logits.device), words[rows].to(logits.device)
                 return losses.divergence_on_top(
-                    settings.divergence, logits, values[rows], words[rows], settings.temperature, settings.skew
+                    settings.divergence, logits, top, places, settings.temperature, settings.skew
                 ).sum()
 
         return _by_autograd(distance, settings, targets)
@@ -193,7 +194,7 @@ def _by_autograd(
             leaf = logits.detach().requires_grad_()
             loss = settings.weight * distance(leaf, rows)
             if settings.cross_entropy:
-                loss = loss + settings.cross_entropy * losses.cross_entropy(leaf, targets[rows]).sum()
+                loss = loss + settings.cross_entropy * losses.cross_entropy(leaf, targets[rows].to(leaf.device)).sum()
         (slope,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), slope
 

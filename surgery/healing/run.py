@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,11 +49,11 @@ class Healed:
     student: Student
 
     def document(self) -> dict[str, Any]:
-        """Plain JSON values; `before` and `after` are perplexities of the held-out windows."""
+        """Plain JSON values; `before` and `after` are perplexities of the held-out windows, null where one overflows."""
         outcome = self.outcome
         return {
-            "before": outcome.before,
-            "after": outcome.after,
+            "before": _finite(outcome.before),
+            "after": _finite(outcome.after),
             "steps": outcome.steps,
             "best_step": outcome.best_step,
             "ending": outcome.ending,
@@ -65,7 +66,12 @@ class Healed:
 
     def report(self) -> dict[str, Any]:
         """The document with the loss curve."""
-        return self.document() | {"history": list(self.outcome.history)}
+        history = [{name: _finite(value) for name, value in entry.items()} for entry in self.outcome.history]
+        return self.document() | {"history": history}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def with_heal(recipe: Recipe, edit: Heal) -> Recipe:
@@ -155,9 +161,8 @@ class Healer:
         outcome = self.trainer.run(publish, stop)
         adapter = adapter_of(self.student)
         structure = merge(self.student.runner, self.structure, adapter)
-        reached = HealResult(
-            adapter=adapter.fingerprint, step=outcome.best_step, before=outcome.before, after=outcome.after
-        )
+        before, after = _finite(outcome.before), _finite(outcome.after)
+        reached = HealResult(adapter=adapter.fingerprint, step=outcome.best_step, before=before, after=after)
         recipe = with_heal(self.recipe, self.edit.model_copy(update={"result": reached}))
         return Healed(recipe, structure, adapter, outcome, self.student)
 

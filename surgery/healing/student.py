@@ -17,6 +17,7 @@ from analysis.differentiable import ordinary_calls
 from analysis.execution import BlockCall
 from analysis.modules import replace, shallow_copy, submodule
 from surgery.cache import ByteCache
+from surgery.healing.attention import use_causal_attention
 from surgery.healing.linears import AdaptedLinear, TrainedLinear
 from surgery.healing.targets import kept_of, linears_of, positions_of
 from surgery.live import Evaluator
@@ -55,15 +56,24 @@ class Student:
         self.modules = [evaluator.module(self.runner, spec, structure.hidden_key) for spec in self.kept]
         positions = positions_of(edit, structure)
         self.first = positions[0]
+        for position in range(self.first, len(self.kept)):
+            self._own(position)
         self.linears: dict[Place, Trained] = {}
         for position, rank in zip(positions, ranks or [edit.rank] * len(positions), strict=True):
             self._train(position, rank)
         self._prefixes: ByteCache[torch.Tensor] = ByteCache(PREFIX_BUDGET)
 
+    def _own(self, position: int) -> None:
+        """A copy of a block through which gradients will flow, with the attention that is fast at that."""
+        spec = self.kept[position]
+        attention = self.structure.architecture.blocks[spec.source].attention
+        self.modules[position] = shallow_copy(self.modules[position])
+        if attention is not None and spec.attention:
+            use_causal_attention(self.modules[position], attention.module)
+
     def _train(self, position: int, rank: int) -> None:
-        """Put trained linears into a copy of a block."""
-        spec, edit = self.kept[position], self.edit
-        module = shallow_copy(self.modules[position])
+        """Put trained linears into a block."""
+        spec, edit, module = self.kept[position], self.edit, self.modules[position]
         for path in linears_of(self.structure.architecture.blocks[spec.source], spec, edit.linears):
             linear = submodule(module, path)
             if edit.train == "weights":
@@ -74,7 +84,6 @@ class Student:
                 new = AdaptedLinear(linear, rank, scale, generator, edit.train == "dora", edit.dropout)
             replace(module, path, new)
             self.linears[Place(position, path)] = new
-        self.modules[position] = module
 
     @property
     def parameters(self) -> list[nn.Parameter]:

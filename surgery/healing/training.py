@@ -274,10 +274,11 @@ class Trainer:
         states: list[torch.Tensor] | None = [] if material.wants_states() else None
         with torch.enable_grad():
             normalised = student.normalised(batch.ids, batch.keys, states)
-        inputs = normalised.detach()[:, :-1][batch.scored]
+        scored = batch.scored.to(normalised.device)
+        inputs = normalised.detach()[:, :-1][scored]
         loss, slope = loss_and_gradient(student.runner, inputs, material.objective(batch))
         gradient = torch.zeros_like(normalised)
-        gradient[:, :-1][batch.scored] = (slope / tokens).to(gradient.dtype)
+        gradient[:, :-1][scored] = (slope / tokens).to(gradient.device, gradient.dtype)
         ends, slopes = [normalised], [gradient]
         if states is not None:
             sources = [spec.source for spec in student.kept[student.first :]]
@@ -338,8 +339,10 @@ class Trainer:
     def _resume(self, state: TrainingState) -> None:
         self.student.restore(state.tensors)
         for parameter, mean, square in zip(self.student.parameters, state.means, state.squares, strict=False):
-            step = torch.tensor(float(state.step), device=parameter.device)
-            self.optimiser.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+            device = parameter.device
+            step = torch.tensor(float(state.step), device=device)
+            known = {"step": step, "exp_avg": mean.to(device), "exp_avg_sq": square.to(device)}
+            self.optimiser.state[parameter] = known
 
 
 def _short_of_memory() -> TrainingError:
