@@ -49,7 +49,7 @@ class Healed:
     student: Student
 
     def document(self) -> dict[str, Any]:
-        """Plain JSON values; `before` and `after` are perplexities of the held-out windows, null where one overflows."""
+        """Plain JSON values; `before` and `after` are perplexities of the held-out windows, null if one overflows."""
         outcome = self.outcome
         return {
             "before": _finite(outcome.before),

@@ -72,6 +72,31 @@ def test_the_same_document_is_not_healed_and_evaluated_on(folder, cut, tmp_path)
     assert "w0 w7 w14" in refused and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--method", "distill", "--top-k", 8, "--temperature", 2, "--cross-entropy", 0.5),
+        ("--method", "distill", "--divergence", "contrastive"),
+        ("--method", "distill", "--train", "weights", "--features", 0.5),
+        ("--train", "dora", "--rank", 3, "--rank-by", "coarse_importance", "--linears", "query,down", "--where", "0-1"),
+        ("--batch", 4, "--micro-batch", 2, "--patience", 2, "--evaluate-every", 1, "--checkpointing"),
+    ],
+)
+def test_options_reach_the_training(cut, tmp_path, more):
+    made, options = cut
+    out = tmp_path / "out"
+    found = json.loads(run("heal", made, "--out", out, "--steps", 4, *options, *more, "--json"))
+    assert found["steps"] >= 1
+    edit = json.loads((out / "recipe.json").read_text())["edits"][-1]
+    assert edit["op"] == "heal" and edit["result"]["adapter"] == found["adapter"]
+    flat = {**edit, **edit.get("distillation", {})}
+    for name, value in zip(more[::2], more[1::2]):
+        key = str(name).removeprefix("--").replace("-", "_")
+        if key in flat and key not in ("linears", "where"):
+            assert flat[key] == value
+    assert ("weights.safetensors" in {path.name for path in out.iterdir()}) == ("weights" in more)
+
+
 def test_two_processes_reach_what_one_reaches(cut, tmp_path):
     made, options = cut
     arguments = [*map(str, options), "--steps", "6", "--batch", "4", "--json", "--dropout", "0.1"]
