@@ -66,6 +66,22 @@ def divergence(
     return temperature**2 * DIVERGENCES[name](p, q, skew)
 
 
+@torch.no_grad()
+def kl_and_slope(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over tokens of the divergence `kl` and its gradient in the student's logits, T (q - p), in place.
+
+    Args:
+        student: logits (n, vocabulary); overwritten by the gradient.
+        teacher: logits (n, vocabulary); overwritten.
+        temperature: T.
+    """
+    q = torch.log_softmax(student.div_(temperature), dim=-1, out=student)
+    p = torch.log_softmax(teacher.div_(temperature), dim=-1, out=teacher)
+    mass = p.exp()
+    loss = temperature**2 * torch.dot(mass.flatten(), p.sub_(q).flatten())
+    return loss, q.exp_().sub_(mass).mul_(temperature)
+
+
 def top_log_probabilities(teacher: torch.Tensor, k: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest softened log-probabilities (n, k) and their words (n, k); the rest is what is missing to 1."""
     values, words = (teacher / temperature).log_softmax(dim=-1).topk(k, dim=-1)

@@ -91,6 +91,14 @@ class Distilled(PlainText):
         settings, targets = self.settings, batch.targets
         if self.top is None:
             inputs = self.teacher.normalised(batch.ids, batch.keys)[:, :-1][batch.scored]
+            if settings.divergence == "kl" and not settings.cross_entropy:  # the usual one, without autograd
+
+                def plain(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+                    teacher = self.teacher.logits(inputs[rows])
+                    loss, slope = losses.kl_and_slope(logits, teacher, settings.temperature)
+                    return settings.weight * loss, slope.mul_(settings.weight)
+
+                return plain
 
             def distance(logits: torch.Tensor, rows: slice) -> torch.Tensor:
                 teacher = self.teacher.logits(inputs[rows])
