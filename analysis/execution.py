@@ -129,6 +129,14 @@ class Runner:
         trial = 8 * torch.randn(4, head.in_features, generator=generator).to(head.weight.device)
         return torch.allclose(self.own_logits(trial), head(trial), rtol=1e-5, atol=1e-5)
 
+    @torch.inference_mode()
+    def logits(self, state: torch.Tensor) -> torch.Tensor:
+        """The model's own logits, (positions, vocabulary), float32 on the CPU, of some positions of the state that
+        leaves the last block, (positions, hidden). All of them exist together."""
+        device = device_of(self.model.get_submodule(self.architecture.head))
+        rows = self.normalised(state).to(device).split(HEAD_CHUNK)
+        return torch.cat([self.own_logits(part).float().cpu() for part in rows])
+
     def own_logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (positions, vocabulary) by the model's own forward, after the backbone."""
         stand_in = _Given()

@@ -21,6 +21,7 @@ from surgery import (
     export_commands,
     heal_commands,
     quantize_commands,
+    ship_commands,
     suggestion_commands,
 )
 from surgery.console import (
@@ -60,6 +61,8 @@ application.command()(heal_commands.heal)
 application.command()(heal_commands.iterate)
 application.command()(export_commands.export)
 application.command()(quantize_commands.quantize)
+application.command()(ship_commands.ship)
+application.command()(ship_commands.verify)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import tempfile
 import weakref
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,12 @@ import psutil
 from surgery.build import build_model
 from surgery.checkpoint import save_checkpoint
 from surgery.errors import InputError
+from surgery.packing import refuse_without_room, zip_folder
 from surgery.recipe import Recipe
 from surgery.structure import Structure
 from surgery.workbench import OpenModel
 
-CHUNK = 8 * 2**20
-"""Bytes copied between two looks at the stop flag."""
 PREFIX = "model-surgery-build-"
-SPARE = 64 * 2**20
-"""Bytes that the tokenizer and the other small files may take."""
 Report = Callable[[float, str], None]
 
 
@@ -85,20 +81,6 @@ def checkpoint_bytes(model: OpenModel, structure: Structure) -> int:
     return round(structure.parameters * sum(source.bytes_by_dtype.values()) / source.parameters)
 
 
-def refuse_without_room(folder: Path, needed: int) -> None:
-    """Say so before the work when the disk cannot hold a checkpoint and its zip file side by side.
-
-    Raises:
-        InputError: it cannot.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < 2 * needed + SPARE:
-        raise InputError(
-            f"Building needs {(2 * needed + SPARE) / 1e6:,.0f} MB of free disk space and there are "
-            f"{free / 1e6:,.0f} MB: remove more, or free some space."
-        )
-
-
 def pack(
     model: OpenModel,
     structure: Structure,
@@ -118,10 +100,10 @@ def pack(
     Raises:
         InputError: the recipe cannot be built, or the disk is full.
     """
-    refuse_without_room(download.folder, checkpoint_bytes(model, structure))
+    refuse_without_room(download.folder, 2 * checkpoint_bytes(model, structure))
     report(0.0, "Building the model")
     built = build_model(model.loaded.model, model.architecture, structure)
-    name = f"{_file_name(model.loaded.id)}-{recipe.key}"
+    name = f"{file_name(model.loaded.id)}-{recipe.key}"
     try:
         with tempfile.TemporaryDirectory(dir=download.folder) as scratch:
             out = Path(scratch) / name
@@ -129,33 +111,14 @@ def pack(
                 built, model.loaded.tokenizer, recipe, out, lambda share, words: report(0.2 + 0.5 * share, words)
             )
             path = download.folder / f"{name}.zip"
-            _zip(out, path, lambda share: report(0.7 + 0.3 * share, "Packing the files"))
+            zip_folder(out, path, lambda share: report(0.7 + 0.3 * share, "Packing the files"))
     except OSError as error:
         raise InputError(f"The download cannot be written ({error.strerror or error}): free some disk space.") from None
     download.packed = Packed(path, name, recipe.key, saved.parameters, path.stat().st_size, saved.plain)
     return download.packed
 
 
-def _file_name(identity: str) -> str:
+def file_name(identity: str) -> str:
     """The last part of a model's name, as a file may be called everywhere."""
     last = re.split(r"[/\\]", identity.rstrip("/\\"))[-1].removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip(".-") or "model"
-
-
-def _zip(folder: Path, path: Path, report: Callable[[float], None]) -> None:
-    """Store a folder's files under its name in a zip file, which appears when it is complete."""
-    files = sorted(entry for entry in folder.rglob("*") if entry.is_file())
-    total, done = max(1, sum(entry.stat().st_size for entry in files)), 0
-    temporary = path.with_suffix(".part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for entry in files:
-                name = f"{folder.name}/{entry.relative_to(folder).as_posix()}"
-                with entry.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:
-                    while chunk := source.read(CHUNK):
-                        target.write(chunk)
-                        done += len(chunk)
-                        report(done / total)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

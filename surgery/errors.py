@@ -1,5 +1,7 @@
 """Errors of the headless core, one class for each thing a person can put right."""
 
+from typing import Any
+
 from analysis.errors import Cancelled, InputError, TextError, UnsupportedArchitecture
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "TextError",
     "UnknownModel",
     "UnsupportedArchitecture",
+    "VerificationFailed",
 ]
 
 
@@ -58,3 +61,16 @@ class RecipeError(InputError):
 
 class DeviceError(InputError):
     """A device file that is malformed or unknown."""
+
+
+class VerificationFailed(Exception):
+    """A shipped file is not what was recorded when it was shipped. Not an input error: nobody has asked for it wrongly.
+
+    Args:
+        message: one sentence that names the files, and what to do.
+        verification: what was found (`surgery.verification.Verification`), as far as it went.
+    """
+
+    def __init__(self, message: str, verification: Any = None) -> None:
+        super().__init__(message)
+        self.verification = verification

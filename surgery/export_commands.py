@@ -16,6 +16,7 @@ from surgery.jobs import Context
 from surgery.loading import DEFAULT
 from surgery.mergekit import mergekit_yaml
 from surgery.recipe import Recipe, write_atomically
+from surgery.ship_commands import export_card
 from surgery.workbench import Workbench
 
 
@@ -24,21 +25,24 @@ def export(
         Path, typer.Argument(metavar="DIR", help="A checkpoint folder (or default); for mergekit a recipe file too.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
-    format_name: Annotated[str, typer.Option("--format", help="gguf or mergekit.")] = "gguf",
+    format_name: Annotated[str, typer.Option("--format", help="gguf, mergekit or card.")] = "gguf",
     type_name: Annotated[str, typer.Option("--type", help="F32, F16, Q8_0, Q4_K_M ... for GGUF.")] = "F16",
     model: Annotated[
-        str | None, typer.Option("--model", help="The source model, if not where the recipe says; for mergekit.")
+        str | None,
+        typer.Option("--model", help="The source model, if not where the recipe says; not for GGUF."),
     ] = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint for other tools: a GGUF file for llama.cpp, or mergekit's YAML for whole blocks."""
+    """Write a checkpoint for other tools: a GGUF file for llama.cpp, or mergekit's YAML for whole blocks; or a card."""
     if format_name == "gguf":
         emit(_gguf(source, out, type_name), as_json)
     elif format_name == "mergekit":
         emit(_mergekit(source, out, model, trust), as_json)
+    elif format_name == "card":
+        emit(export_card(source, out, model, trust), as_json)
     else:
-        raise InputError(f"There is no export format {format_name!r}: choose gguf or mergekit.")
+        raise InputError(f"There is no export format {format_name!r}: choose gguf, mergekit or card.")
 
 
 def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:

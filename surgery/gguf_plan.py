@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class GgufPlan:
         self.layout: Layout = lay_out(files)
         self.tensors: list[PlannedTensor] = plan(files, self.layout)
         self._headers: dict[str, int] = {}
+        self._sizes: dict[tuple[str, bool], dict[str, int]] = {}
 
     @cached_property
     def tokenizer(self) -> GgufTokenizer:
@@ -59,10 +61,13 @@ class GgufPlan:
         shapes = {tensor.name: tensor.shape for tensor in self.tensors}
         return kinds(shapes, type_name, heads_per_group, importance)
 
-    def tensor_bytes(self, type_name: str, importance: bool = False) -> dict[str, int]:
+    def tensor_bytes(self, type_name: str, importance: bool = False) -> Mapping[str, int]:
         """Bytes of each tensor by name."""
-        chosen = self.kinds(type_name, importance)
-        return {tensor.name: bytes_of(tensor.shape, chosen[tensor.name]) for tensor in self.tensors}
+        key = type_name, importance
+        if key not in self._sizes:
+            chosen = self.kinds(type_name, importance)
+            self._sizes[key] = {tensor.name: bytes_of(tensor.shape, chosen[tensor.name]) for tensor in self.tensors}
+        return self._sizes[key]
 
     def bits_per_weight(self, type_name: str, importance: bool = False) -> float:
         """Of all tensors together."""

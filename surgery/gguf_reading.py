@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import torch
 
+from analysis.architecture import Architecture
 from surgery.build import draft_model
 from surgery.errors import CorruptFile
 from surgery.gguf_plan import GgufPlan
@@ -63,20 +64,32 @@ def reload_gguf(path: Path, model: OpenModel, structure: Structure) -> Any:
         CorruptFile: as `read_tensors`.
     """
     plan = model.gguf_plan(structure)
-    source = model.architecture
-    values = read_tensors(path, plan)
+    draft = draft_model(on_meta(model.loaded.model), model.architecture, structure.floating_shape)
+    made = filled(read_tensors(path, plan), plan, model.architecture, draft.config, draft.model_class)
+    made.generation_config = copy.deepcopy(model.loaded.model.generation_config)
+    return made
+
+
+def filled(
+    values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
+) -> Any:
+    """A model of the transformers library in float32 with a file's weights.
+
+    Args:
+        values: as `read_tensors` gives them.
+        plan: of the file.
+        architecture: of the model, for the places of embeddings and head.
+        config: of the checkpoint; never changed.
+        model_class: of the checkpoint.
+    """
     sources = {tensor.name: tensor.source for tensor in plan.tensors}
     state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}
-    base = on_meta(model.loaded.model)
-    draft = draft_model(base, source, structure.floating_shape)
-    config = copy.deepcopy(draft.config)
-    head = f"{source.head}.weight"
+    config, head = copy.deepcopy(config), f"{architecture.head}.weight"
     if "output.weight" in values:
         state[head] = torch.from_numpy(values["output.weight"])
         config.tie_word_embeddings = False
-    elif source.tied:
-        state[head] = state[f"{source.embeddings}.weight"]
+    elif architecture.tied:
+        state[head] = state[f"{architecture.embeddings}.weight"]
     with quiet():
-        made = draft.model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
-    made.generation_config = copy.deepcopy(model.loaded.model.generation_config)
+        made = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     return made.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any, Literal
 
-from surgery.errors import Cancelled, InputError
+from surgery.errors import Cancelled, InputError, VerificationFailed
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Lane = Literal["heavy", "live"]
@@ -177,6 +177,8 @@ def _run(job: Job, work: Work) -> None:
         state, job.error = "cancelled", "Cancelled."
     except InputError as error:
         state, job.error, job.bad_input = "failed", str(error), True
+    except VerificationFailed as error:
+        state, job.error = "failed", str(error)
     except MemoryError:
         state, job.error = "failed", "There is not enough memory: use fewer or shorter windows, or a smaller model."
     except OSError as error:

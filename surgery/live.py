@@ -148,8 +148,7 @@ class Evaluator:
         known = self.losses.get(end)
         if known is not None:
             return known
-        if structure.pending:
-            raise ValueError("the structure's compensations or quantisation have not been computed")
+        _must_be_complete(structure)
         runner = self.runner_of(structure)
         state = self._final_state(runner, structure, ids, links, check, keep)
         with self._my_turn():
@@ -158,6 +157,21 @@ class Evaluator:
                 known = runner.losses(state, ids, check)
                 self.losses.put(end, known, _size(known))
         return known
+
+    def logits(self, structure: Structure, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits of some positions of every window, (windows, positions, vocabulary), float32 on the CPU.
+
+        Args:
+            structure: what to measure.
+            ids: token ids, (windows, tokens).
+            positions: indices of tokens, (positions,).
+        """
+        _must_be_complete(structure)
+        runner = self.runner_of(structure)
+        state = self._final_state(runner, structure, ids, self._chain(structure, ids), lambda: None, None)
+        with self._my_turn():
+            chosen = state[:, positions.to(state.device)]
+            return runner.logits(chosen.flatten(0, 1)).unflatten(0, chosen.shape[:2])
 
     def runner_of(self, structure: Structure) -> Runner:
         """The runner whose blocks a structure's specs select from: the model's own unless channels are gone or what
@@ -243,6 +257,11 @@ class Evaluator:
     def _my_turn(self) -> AbstractContextManager[Any]:
         """One computation at a time on this model: more would only share the same cores."""
         return self.turn
+
+
+def _must_be_complete(structure: Structure) -> None:
+    if structure.pending:
+        raise ValueError("the structure's compensations or quantisation have not been computed")
 
 
 def model_around(model: nn.Module, source: Architecture, structure: Structure) -> nn.Module:

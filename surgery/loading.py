@@ -90,6 +90,28 @@ def load(
     return Loaded(source, revision, model, tokenizer, architecture, fingerprint(model), note)
 
 
+def load_empty(folder: Path) -> tuple[Any, Any]:
+    """The model of a folder's configuration, on torch's meta device, and its tokenizer. Nothing from there is run.
+
+    Args:
+        folder: with config.json and the tokenizer's files; its weights, if it has any, are not read.
+
+    Raises:
+        InputError: a file is absent or damaged, or there is no memory for the model's weights in float32.
+    """
+    from transformers import AutoTokenizer
+
+    source = str(folder)
+    with quiet():
+        config = _configuration(source, None, False)
+        model = _empty(source, config, False)
+        _must_fit(_float32_bytes(model))
+        try:
+            return model.eval(), AutoTokenizer.from_pretrained(source, config=config)
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise _tokenizer_error(source, error) from None
+
+
 def load_gguf(path: Path) -> tuple[Any, Any]:
     """A model and tokenizer from a GGUF file, dequantised to float32.
 
@@ -321,17 +343,24 @@ def _checkpoint_error(source: str, error: Exception) -> InputError:
 
 def _needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:
     """Bytes of the weights in float32, from an empty model on the meta device."""
+    return _float32_bytes(_empty(source, config, trust_remote_code))
+
+
+def _float32_bytes(model: nn.Module) -> int:
+    return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
+
+
+def _empty(source: str, config: Any, trust_remote_code: bool) -> Any:
+    """A model on the meta device."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             if config.model_type == MODEL_TYPE:
-                model = classes(config.base_model_type)[1](config)
-            else:
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                return classes(config.base_model_type)[1](config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # impossible sizes, unknown activations and the like
         raise _configuration_error(source, error) from None
-    return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
 
 
 def _placement(float32_bytes: int) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from surgery import catalogue
 from surgery.budget import Budget, Rules
 from surgery.compensation import Compensated
 from surgery.depth import RemovalKind
-from surgery.download import Download, checkpoint_bytes, pack, refuse_without_room
+from surgery.download import Download, checkpoint_bytes, pack
 from surgery.errors import InputError
 from surgery.jobs import Context, Job, part_of
 from surgery.memory import fit
 from surgery.narrowing import Narrowing
+from surgery.packing import refuse_without_room
 from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
@@ -251,7 +252,7 @@ class Session(EditingSession):
             recipe, structure = self._documented(), self._need_editor().structure
             self._download = None  # its room is needed
             download = Download(base)
-            refuse_without_room(download.folder, checkpoint_bytes(model, structure))
+            refuse_without_room(download.folder, 2 * checkpoint_bytes(model, structure))
             known, texts = self._known_complete(model, structure), self._texts_for(structure)
 
             def work(job: Context) -> None:
@@ -312,6 +313,7 @@ class Session(EditingSession):
                 target=target,
                 compensated=self._shown_compensation(structure),
                 compensating=compensating,
+                tried=dict(self._tried.get(self._quantised_thing(structure), {})) if structure else {},
                 scanned=scanned if scanned is not None and model is not None and scanned.of(model, self.text) else None,
                 packed=self._download.packed if self._download is not None else None,
             )

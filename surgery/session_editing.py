@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from analysis.text import Windows
 from surgery.compensation import Compensated
@@ -13,7 +14,7 @@ from surgery.jobs import Context, Job
 from surgery.live import Estimate
 from surgery.memory import weight_type
 from surgery.narrowing import Narrowing
-from surgery.recipe import Compensate, How, Recipe, TextReference
+from surgery.recipe import SCHEMA, Compensate, How, Recipe, TextReference
 from surgery.session_jobs import JobHolder
 from surgery.structure import Structure, dense
 from surgery.text_names import text_reference
@@ -22,6 +23,8 @@ from surgery.workbench import OpenModel, TextChoice, Workbench
 
 MOST_TEXTS = 16
 """Calibration texts of a session that its recipes may go on naming."""
+MOST_TRIED = 64
+"""Recipes of a session whose quantisations are remembered."""
 COMPENSATIONS: tuple[How, ...] = ("least_squares", "linear_patch", "bias")
 RIVALS: dict[How, How] = {"least_squares": "bias", "bias": "least_squares"}
 """Compensations that make up for the same loss: switching one on switches the other off."""
@@ -58,6 +61,8 @@ class EditingSession(JobHolder):
         """Calibration texts that were chosen here, by fingerprint: the ones that a compensation may be computed on."""
         self._refitted = ""
         """Key of the structure that the compensation job is for."""
+        self._tried: dict[tuple[str, TextChoice], dict[tuple[str, bool], float]] = {}
+        """Measured perplexities by what is quantised and the text, then by type and importance matrix."""
         self._completed: tuple[str, Compensated] | None = None
         """The last structure that was completed, by its key: the model's own memory of them is bounded."""
 
@@ -141,10 +146,45 @@ class EditingSession(JobHolder):
                 edits += [Compensate(how=name, text=text) for name in new]
             self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("compensate",), edits)))
 
+    def quantise(self, settings: dict[str, Any] | None) -> None:
+        """Store the weights in fewer bits, or as they are. What needs a text takes the calibration text.
+
+        Args:
+            settings: of a `Quantize` edit, without `text`; `importance` asks for an importance matrix. None: as they
+                are, which takes a low-rank repair away too.
+
+        Raises:
+            InputError: the settings make no sense, or the format cannot hold the model.
+        """
+        model = self._need_model()
+        edits: list[dict[str, Any]] = []
+        if settings is not None:
+            chosen = dict(settings)
+            weighted = chosen.pop("importance", False) or chosen.get("method") == "gptq"
+            text = self._text_reference(model).model_dump() if weighted else None
+            edits = [{"op": "quantize", **chosen, "text": text}]
+        ops = ("quantize",) if edits else ("quantize", "eora")
+        new = Recipe.read({"schema": SCHEMA, "model": model.reference, "edits": edits}).edits
+        self._edit(lambda editor: editor.change(lambda choices: choices.replaced(ops, new)))
+
+    def repair(self, rank: int) -> None:
+        """Repair the quantised model by low-rank matrices of that rank, from the calibration text; 0 for none.
+
+        Raises:
+            InputError: there is no quantisation to repair, or the rank is out of range.
+        """
+        model = self._need_model()
+        with self._lock:
+            if rank and self._need_editor().structure.quantize is None:
+                raise InputError("There is nothing to repair: choose how the weights are stored first.")
+            edits = [{"op": "eora", "rank": rank, "text": self._text_reference(model).model_dump()}] if rank else []
+            new = Recipe.read({"schema": SCHEMA, "model": model.reference, "edits": edits}).edits
+            self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("eora",), new)))
+
     def _text_reference(self, model: OpenModel) -> TextReference:
         windows = self._calibration_windows(model)
         if windows.count < 2:
-            raise InputError("A compensation needs at least 2 windows of text: set more windows to measure on.")
+            raise InputError("This needs at least 2 windows of text: set more windows to measure on.")
         return text_reference(windows)
 
     def take(self, recipe: Recipe) -> None:
@@ -241,7 +281,7 @@ class EditingSession(JobHolder):
         return model.known_complete(structure)
 
     def _complete(self, model: OpenModel, structure: Structure) -> None:
-        """Compute the compensations as a job, then measure; one that is under way for this structure goes on."""
+        """Compute what is pending as a job, then measure; one that is under way for this structure goes on."""
         wanted = structure.key
         if self._refit is not None and not self._refit.over and not self._refit.stop.is_set():
             if self._refitted == wanted:
@@ -257,7 +297,7 @@ class EditingSession(JobHolder):
                     self.measure()
 
         self._refitted = wanted
-        self._refit = self.bench.jobs.submit("Compensating", work)
+        self._refit = self.bench.jobs.submit("Compensating" if structure.compensations else "Quantising", work)
         self._changed()
 
     def _stop_refit(self) -> None:
@@ -266,15 +306,31 @@ class EditingSession(JobHolder):
             self._refit = None
 
     def _texts_for(self, structure: Structure) -> list[TextChoice]:
-        """The text that compensations name, if it was chosen in this session; the embedded one is always at hand."""
-        found = (self._texts.get(edit.text.fingerprint) for edit in structure.compensations[:1])
-        return [text for text in found if text is not None]
+        """Texts that edits name and that were chosen in this session; the embedded one is always at hand."""
+        named = (edit.text for edit in (*structure.compensations, structure.quantize, structure.eora) if edit)
+        found = {text.fingerprint: self._texts.get(text.fingerprint) for text in named if text}
+        return [text for text in found.values() if text is not None]
 
     def _keep(self, job: Job, estimate: Estimate) -> None:
         with self._lock:
             if job is self._live:
                 self._last = estimate
+                if estimate.complete:
+                    self._remember(estimate.perplexity)
                 self._changed()
+
+    def _remember(self, perplexity: float) -> None:
+        """Keep what a GGUF type of the current recipe, or no quantisation, has given."""
+        structure = self._need_editor().structure
+        edit = structure.quantize
+        if structure.eora is None and (edit is None or edit.format == "gguf"):
+            kind = ("", False) if edit is None else (edit.type, edit.text is not None)
+            self._tried.setdefault(self._quantised_thing(structure), {})[kind] = perplexity
+            for oldest in list(self._tried)[:-MOST_TRIED]:
+                del self._tried[oldest]
+
+    def _quantised_thing(self, structure: Structure) -> tuple[str, TextChoice]:
+        return replace(structure, quantize=None, eora=None).key, self.text
 
     def _need_model(self) -> OpenModel:
         if self._model is None:

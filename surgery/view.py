@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from analysis.predictions import Predictions
 from analysis.statistics import Statistics
@@ -80,9 +81,12 @@ class View:
     text: TextChoice
     target: Target
     compensated: Compensated | None = None
-    """The current structure with its compensations, once they are computed."""
+    """The current structure with its compensations and its quantisation, once they are computed."""
     compensating: bool = False
     """Whether they are being computed."""
+    tried: Mapping[tuple[str, bool], float] = field(default_factory=dict)
+    """Perplexities of GGUF types of the current recipe that were measured in this session, by type and importance
+    matrix; the empty type stands for no quantisation."""
     scanned: Scanned | None = None
     """Every removal of the current model on the current text, if they were measured."""
     packed: Packed | None = None
@@ -90,9 +94,14 @@ class View:
 
     @property
     def uncompensated(self) -> bool:
-        """Whether the recipe has compensations that are neither computed nor under way."""
-        pending = self.structure is not None and bool(self.structure.compensations)
+        """Whether the recipe has compensations or a quantisation that are neither computed nor under way."""
+        pending = self.structure is not None and self.structure.pending
         return pending and self.compensated is None and not self.compensating
+
+    @property
+    def unfinished(self) -> str:
+        """What of the recipe takes a pass over the calibration text: its compensation, or its quantisation."""
+        return "compensation" if self.structure is not None and self.structure.compensations else "quantisation"
 
     @property
     def working(self) -> bool:

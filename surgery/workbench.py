@@ -90,6 +90,7 @@ class OpenModel:
 
         Raises:
             RecipeError: it does not fit this model.
+            UnsupportedArchitecture: it is to be quantised as GGUF, and llama.cpp has nothing that does the same.
         """
         wanted = recipe.model.fingerprint
         if wanted is not None and wanted != self.loaded.fingerprint:
@@ -97,7 +98,10 @@ class OpenModel:
                 f"The recipe was made for {recipe.model.id} with other weights (fingerprint {wanted}, here "
                 f"{self.loaded.fingerprint}): open the model it was made for."
             )
-        return resolve(self.architecture, recipe)
+        structure = resolve(self.architecture, recipe)
+        if structure.quantize is not None and structure.quantize.format == "gguf":
+            self.gguf_plan(structure)
+        return structure
 
     def complete(
         self,

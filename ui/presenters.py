@@ -144,7 +144,9 @@ def _perplexity_tile(view: View) -> str:
         return _tile("perplexity", "Perplexity", "–", view.measure_error, "not measured", "failed")
     if estimate is None:
         first = (
-            "what its compensation makes of it" if view.compensating or view.uncompensated else "the dense model first"
+            f"what its {view.unfinished} makes of it"
+            if view.compensating or view.uncompensated
+            else "the dense model first"
         )
         return _tile("perplexity", "Perplexity", "…", first, _state_of_measuring(view) or "measuring", "stale")
     value = number_text(estimate.perplexity)
@@ -169,8 +171,10 @@ def _perplexity_tile(view: View) -> str:
 def _state_of_measuring(view: View) -> str:
     """What is done about a number that is out of date."""
     if view.uncompensated:
-        return "its compensation is not computed"
-    return "compensating" if view.compensating else "measuring" if view.measuring else ""
+        return f"its {view.unfinished} is not computed"
+    if view.compensating:
+        return "compensating" if view.unfinished == "compensation" else "quantising"
+    return "measuring" if view.measuring else ""
 
 
 def _fit_tile(fit: Fit, device: str) -> str:
@@ -229,7 +233,8 @@ def _message(view: View) -> tuple[str, str]:
         return "error", _alert(job.error)
     if view.uncompensated and job is not None and job.state == "cancelled":
         words = (
-            "The compensation was cancelled, and the recipe is kept: compute it, or switch it off, to get its number."
+            f"The {view.unfinished} was cancelled, and the recipe is kept: compute it, or switch it off, to get its "
+            "number."
         )
         return "cancelled", f'<p class="ms-message" role="status">{words}</p>'
     if job is not None and job.state == "cancelled":

@@ -2,95 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from surgery import catalogue
-from surgery.editing import Choices
-from surgery.recipe import ArrangeBlocks, Compensate, MergeKvHeads, PruneHidden
-from surgery.structure import Structure
+from surgery.recipe_words import recipe_words
 from surgery.view import View
 from ui.presenters import escape
-
-HOW = {"least_squares": "Least squares", "linear_patch": "Linear patch", "bias": "Bias"}
-"""Names of the compensations."""
-MOST_RUNS = 12
-"""Runs of arranged blocks that are spelt out."""
 
 
 def removed_text(view: View) -> str:
     """What the recipe leaves, in words."""
     if view.structure is None or view.dense is None or view.history is None:
         return ""
-    choices = Choices.of(view.history.current)
-    words = [f"{len(view.structure.blocks)} blocks kept, {len(choices.blocks)} removed{_by(choices, 'remove_blocks')}"]
-    words += [
-        f"{_count(len(gone), one)} removed{_by(choices, op)}"
-        for gone, one, op in (
-            (choices.attention, "attention part", "remove_attention"),
-            (choices.mlp, "MLP", "remove_mlp"),
-        )
-        if gone
-    ]
-    words += _unseen(choices, view.dense)
-    words.append(f"expansion ratio {_ratios(view.structure)}")
-    origin = choices.origins.get("prune_neurons")
-    by = f", neurons chosen by {_method_title(origin.method)}" if origin else ""
-    hows = [HOW[edit.how].lower() for edit in choices.others if isinstance(edit, Compensate)]
-    compensated = f"; compensated by {' and '.join(hows)}" if hows else ""
-    return f'<p class="ms-removed">{escape("; ".join(words) + by + compensated)}.</p>'
-
-
-def _ratios(structure: Structure) -> str:
-    """The MLPs' expansion ratios."""
-    found = {f"{100 * ratio:.1f}%": ratio for ratio in structure.expansion_ratios if ratio}
-    if len(found) < 2:
-        return next(iter(found), "none")
-    return f"{min(found, key=found.__getitem__)} to {max(found, key=found.__getitem__)}, {len(found)} different ones"
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
-
-
-def _by(choices: Choices, op: str) -> str:
-    origin = choices.origins.get(op)
-    return f" (by {_method_title(origin.method)})" if origin else ""
-
-
-def _method_title(name: str) -> str:
-    return {item.name: item.title for item in catalogue.everything()}.get(name, name)
-
-
-def _unseen(choices: Choices, dense: Structure) -> list[str]:
-    """What the map cannot show: heads, merged heads, channels, arranged blocks."""
-    gone = choices.blocks | choices.attention
-    words = [
-        f"{_count(sum(len(units) for block, units in removed.items() if block not in gone), one)} removed"
-        f"{_by(choices, op)}"
-        for removed, one, op in (
-            (choices.kv_groups, "KV group", "prune_kv_groups"),
-            (choices.heads, "query head", "prune_heads"),
-        )
-        if removed.keys() - gone
-    ]
-    for edit in choices.others:
-        if isinstance(edit, MergeKvHeads) and set(edit.blocks) - gone:
-            blocks = _count(len(set(edit.blocks) - gone), "block")
-            words.append(f"KV heads merged to {edit.kv_heads} in {blocks} ({edit.how})")
-        elif isinstance(edit, PruneHidden):
-            words.append(f"{len(edit.removed):,} of {dense.architecture.hidden_size:,} channels removed")
-        elif isinstance(edit, ArrangeBlocks):
-            words.append(f"blocks arranged as {_runs([block for block in edit.order if block not in choices.blocks])}")
-    return words
-
-
-def _runs(order: Sequence[int]) -> str:
-    """An order of blocks, ascending runs shortened: 0-2, 2, 3-5."""
-    runs: list[list[int]] = []
-    for block in order:
-        if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
-        else:
-            runs.append([block, block])
-    words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
-    return ", ".join(words if len(words) <= MOST_RUNS else [*words[:MOST_RUNS], "…"])
+    return f'<p class="ms-removed">{escape(recipe_words(view.history.current, view.structure, view.dense))}.</p>'

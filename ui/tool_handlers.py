@@ -12,14 +12,15 @@ from gradio.utils import get_upload_folder
 from surgery.recipe import How
 from surgery.view import View
 from ui import forms, inputs, tool_words
-from ui.handlers import Handlers, Update, as_it_is
+from ui.handlers import Update, as_it_is
+from ui.quantise_panel import QuantiseHandlers
 from ui.sessions import Tab
 from ui.widgets.choice import Choice
 
 HOWS: tuple[How, ...] = get_args(How)
 
 
-class ToolHandlers(Handlers):
+class ToolHandlers(QuantiseHandlers):
     """The page's handlers, those of the tools included."""
 
     def choose_method(self, method: str, unit: str) -> Update:
@@ -75,7 +76,8 @@ class ToolHandlers(Handlers):
         for how in HOWS:
             yield how, (how in on, view.model is not None), _switch
         yield "compensation", tool_words.compensation_text(view), as_it_is
-        yield "compute", view.uncompensated, lambda shown: gr.Button(visible=shown)
+        pending = view.uncompensated and view.unfinished == "compensation"
+        yield "compute", pending, lambda shown: gr.Button(visible=shown)
         yield "scan_note", tool_words.scan_text(view.scanned), as_it_is
         yield "build_note", tool_words.build_text(view), as_it_is
         path = None if view.packed is None else str(view.packed.path)

@@ -12,9 +12,9 @@ from surgery.compensation import Entry
 from surgery.depth import RemovalKind
 from surgery.download import checkpoint_bytes
 from surgery.recipe import Compensate
+from surgery.recipe_words import HOW
 from surgery.view import Scanned, View
 from ui.presenters import bytes_text, count_text, escape
-from ui.recipe_words import HOW
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
 KINDS: dict[RemovalKind, str] = {"blocks": "blocks", "attention": "attention parts", "mlp": "MLPs"}

@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from surgery.budget import CFSP_SHARPNESS
+from surgery.recipe_words import HOW
 from ui import forms, tool_words
-from ui.recipe_words import HOW
+from ui.quantise_panel import connect_quantise, quantise_fields
 from ui.tool_handlers import HOWS, ToolHandlers
 from ui.widgets.choice import Choice
 
@@ -22,12 +23,14 @@ COMPENSATIONS = {
 
 
 def tool_tabs(parts: dict[str, Any]) -> None:
-    """Suggest, compensate and build, each in a tab."""
+    """Suggest, compensate, quantise and build, each in a tab."""
     with gr.Tabs(elem_id="tools"):
         with gr.Tab("Suggest", id="suggest", elem_id="tool-suggest"):
             _suggestion_fields(parts)
         with gr.Tab("Compensate", id="compensate", elem_id="tool-compensate"):
             _compensation_fields(parts)
+        with gr.Tab("Quantise", id="quantise", elem_id="tool-quantise"):
+            quantise_fields(parts)
         with gr.Tab("Build", id="build", elem_id="tool-build"):
             parts["build_note"] = gr.HTML(elem_id="build-note", **PLAIN)
             with gr.Row(elem_classes="ms-actions"):
@@ -167,6 +170,7 @@ def connect_tools(
     gr.on([parts["suggest"].click, *(parts[name].submit for name in amounts)], handlers.suggest, chosen, shown, **quiet)
     for how in HOWS:
         parts[how].input(handlers.compensate(how), inputs(how), shown, **last)
+    connect_quantise(handlers, inputs, shown, quiet, last)
     parts["compute"].click(handlers.compute, inputs(), shown, **quiet)
     parts["scan"].click(handlers.scan, inputs("scan_kinds"), shown, **quiet)
     parts["build"].click(handlers.build, inputs(), shown, **quiet)

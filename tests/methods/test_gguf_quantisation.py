@@ -10,22 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
-from analysis.describe import describe
 from analysis.statistics import collect
 from surgery.build import build_model
 from surgery.checkpoint import save_checkpoint
@@ -34,7 +19,6 @@ from surgery.gguf_export import write_gguf
 from surgery.gguf_reading import read_tensors, reload_gguf
 from surgery.gguf_types import GgufCodec, Kind, decode, encode
 from surgery.input_moments import input_moments
-from surgery.loading import Loaded, fingerprint
 from surgery.quantising import importance_of
 from surgery.recipe import (
     Compensate,
@@ -48,43 +32,16 @@ from surgery.recipe import (
 )
 from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice
-from tests import tiny_checkpoints
 from tests.reference import random_windows
-from tests.tiny_models import _TOKENS, _make
+from tests.wide_models import MODELS, open_wide
 
 TYPES = get_args(GgufType)
-SIZES: dict[str, Any] = {
-    **_TOKENS, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 512, "max_position_embeddings": 128,
-}  # fmt: skip
-GPT2: dict[str, Any] = {**_TOKENS, "n_embd": 256, "n_layer": 2, "n_head": 4, "n_inner": 512, "n_positions": 128}
-MODELS = {
-    "llama": partial(_make, LlamaForCausalLM, LlamaConfig, SIZES),
-    "llama_tied": partial(_make, LlamaForCausalLM, LlamaConfig, {**SIZES, "tie_word_embeddings": True}),
-    "qwen2": partial(_make, Qwen2ForCausalLM, Qwen2Config, SIZES),
-    "gemma2": partial(
-        _make,
-        Gemma2ForCausalLM,
-        Gemma2Config,
-        {**SIZES, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 8},
-    ),
-    "phi3": partial(_make, Phi3ForCausalLM, Phi3Config, SIZES),
-    "olmo2": partial(_make, Olmo2ForCausalLM, Olmo2Config, {**SIZES, "tie_word_embeddings": True}),
-    "gpt2": partial(_make, GPT2LMHeadModel, GPT2Config, GPT2),
-}
 EDITS: dict[str, tuple[Any, ...]] = {
     "dense": (),
     "mixed": (RemoveAttention(blocks="1"), PruneNeurons(removed={0: "0-255", 2: "0-31"})),
     "bare": (RemoveAttention(blocks="0"), RemoveMlp(blocks="2")),
 }
 TEXT = TextChoice(window=24, windows=3, purpose="calibration")
-
-
-def open_tiny(family: str) -> OpenModel:
-    torch.manual_seed(0)
-    model = MODELS[family]().requires_grad_(False)
-    words = tiny_checkpoints.tokenizer()
-    return OpenModel(Loaded(family, None, model, words, describe(model), fingerprint(model)))
 
 
 def written(model: OpenModel, structure: Any, recipe: Any, folder: Any, importance: Any = None) -> Any:
@@ -132,14 +89,14 @@ def check_file(model: OpenModel, recipe: Any, folder: Any) -> None:
 
 @pytest.mark.parametrize("type_name", TYPES)
 def test_every_type(type_name, tmp_path):
-    model = open_tiny("llama_tied")
+    model = open_wide("llama_tied")
     check_file(model, model.recipe(Quantize(type=type_name)), tmp_path)
 
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("type_name", ["Q4_K_M", "IQ4_XS"])
 def test_every_family_with_an_importance_matrix(family, type_name, tmp_path):
-    model = open_tiny(family)
+    model = open_wide(family)
     text = text_reference(model.windows(TEXT))
     check_file(model, model.recipe(Quantize(type=type_name, text=text)), tmp_path)
 
@@ -147,14 +104,14 @@ def test_every_family_with_an_importance_matrix(family, type_name, tmp_path):
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("compensated", [False, True])
 def test_edited_models(name, compensated, tmp_path):
-    model = open_tiny("llama")
+    model = open_wide("llama")
     text = text_reference(model.windows(TEXT))
     edits = (*EDITS[name], *([Compensate(how="least_squares", text=text)] if compensated else []))
     check_file(model, model.recipe(*edits, Quantize(type="Q3_K_L", text=text)), tmp_path)
 
 
 def test_moments_are_those_of_the_analysis_and_of_the_built_model():
-    model = open_tiny("llama")
+    model = open_wide("llama")
     windows = model.windows(TEXT)
     found = input_moments(model.evaluator, model.evaluator.dense, windows)
     statistics = collect(model.runner, windows)
@@ -216,7 +173,7 @@ def test_weights_that_no_type_holds_are_refused(value):
 
 
 def test_cut_and_foreign_files_are_refused(tmp_path):
-    model = open_tiny("llama_tied")
+    model = open_wide("llama_tied")
     recipe = model.recipe(Quantize(type="Q8_0"))
     completed = model.complete(model.resolve(recipe)).structure
     made = written(model, completed, recipe, tmp_path)
@@ -236,7 +193,7 @@ def test_cut_and_foreign_files_are_refused(tmp_path):
 
 
 def test_the_official_reader_agrees(tmp_path):
-    model = open_tiny("llama_tied")
+    model = open_wide("llama_tied")
     recipe = model.recipe(Quantize(type="Q4_K_M"))
     completed = model.complete(model.resolve(recipe)).structure
     made = written(model, completed, recipe, tmp_path)
@@ -250,7 +207,7 @@ def test_the_official_reader_agrees(tmp_path):
 
 
 def test_blocks_are_addressed_by_structure_and_type():
-    model = open_tiny("llama")
+    model = open_wide("llama")
     text = text_reference(model.windows(TEXT))
     found = []
     for edit in (Quantize(type="Q4_0"), Quantize(type="Q8_0"), Quantize(type="Q4_0", text=text), Quantize(type="Q4_0")):
@@ -263,7 +220,7 @@ def test_blocks_are_addressed_by_structure_and_type():
 
 
 def test_plain_types_are_known_at_once_and_importance_after_one_pass():
-    model = open_tiny("llama")
+    model = open_wide("llama")
     text = text_reference(model.windows(TEXT))
     plain = model.resolve(model.recipe(Quantize(type="Q4_K_M")))
     weighted = model.resolve(model.recipe(Quantize(type="Q4_K_M", text=text)))
@@ -274,7 +231,7 @@ def test_plain_types_are_known_at_once_and_importance_after_one_pass():
 
 
 def test_order_and_repetition_are_refused():
-    model = open_tiny("llama")
+    model = open_wide("llama")
     text = text_reference(model.windows(TEXT))
     late = (Quantize(type="Q8_0"), Compensate(how="bias", text=text))
     with pytest.raises(RecipeError, match="order"):
@@ -292,14 +249,14 @@ def test_order_and_repetition_are_refused():
 
 
 def test_a_foreign_text_for_the_importance_is_refused():
-    model = open_tiny("llama")
+    model = open_wide("llama")
     text = TextReference(source="other.txt", fingerprint="0" * 16, window=24, windows=3)
     with pytest.raises(RecipeError, match="calibration text"):
         model.complete(model.resolve(model.recipe(Quantize(type="Q4_0", text=text))))
 
 
 def test_quantisation_is_left_out_of_what_is_built():
-    model = open_tiny("llama")
+    model = open_wide("llama")
     structure = model.complete(model.resolve(model.recipe(*EDITS["mixed"], Quantize(type="Q2_K")))).structure
     plain = replace(structure.floating)
     built = [build_model(model.loaded.model, model.architecture, one).model.state_dict() for one in (structure, plain)]

@@ -362,7 +362,7 @@ def test_a_full_disk_is_one_sentence(session: Session, tmp_path: Path, monkeypat
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download, "_zip", full)
+    monkeypatch.setattr(download, "zip_folder", full)
     session.build(tmp_path)
     view = idle(session)
     assert view.job is not None and view.job.bad_input

@@ -14,7 +14,7 @@ from surgery.errors import NoNetwork
 from surgery.view import Target
 from surgery.workbench import TextChoice, Workbench
 from tests.tiny_workbench import loaded
-from ui import forms
+from ui import forms, quantise_panel
 from ui.handlers import BUSY_TICK, IDLE_TICK
 from ui.sessions import Sessions, Tab
 from ui.tool_handlers import ToolHandlers
@@ -26,7 +26,9 @@ PARTS = [
     *("analyse", "cancel", "kept", "timer", "map", "slider", "device", "chart_note", "answer"),
     *(f"chart_{name}" for name in ("blocks", "sublayers", "runs", "neurons", "heads", "predicted")),
     *("suggest", "scan", "build", "least_squares", "linear_patch", "bias", "compensation", "compute", "scan_note"),
-    *("build_note", "download", "suggest_unit", "suggest_note"),
+    *("build_note", "download", "suggest_unit", "suggest_note", "quantise_words", "quantise_table"),
+    *("quantise_format", "quantise_rank", "compute_quantisation"),
+    *(f"quantise_{name}" for name in quantise_panel.CONTROLS),
     *(f"amount_{name}" for name in forms.AMOUNTS),
     *(f"rule_{name}" for name in forms.RULES),
 ]

@@ -29,6 +29,7 @@ from surgery.recipe import (
     RemoveBlocks,
     TextReference,
 )
+from surgery.recipe_words import _runs
 from surgery.scan import Scan
 from surgery.suggestion import suggest
 from surgery.view import Scanned, View
@@ -140,7 +141,7 @@ def test_what_the_map_cannot_show_is_said() -> None:
     how = (Compensate(how="least_squares", text=TEXT), Compensate(how="linear_patch", text=TEXT))
     assert words(NARROW, *how).endswith("; compensated by least squares and linear patch.</p>")
     assert "108.3% to 111.1%, 2 different ones" in words(PruneNeurons(removed={0: (1, 2)}))
-    many = recipe_words._runs([0] * 40)
+    many = _runs([0] * 40)
     assert many.endswith("…") and len(many) < 60
     hostile = "<img src=x onerror=alert(1)>${x}"
     assert "<img" not in words(RemoveBlocks(blocks=(1,), chosen_by=ChosenBy(method=hostile)))

@@ -1,0 +1,136 @@
+"""SHA-256 sums of a folder's files, in the format that `sha256sum --check` of coreutils reads."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from surgery.errors import Cancelled, CorruptFile, UnknownModel
+
+SUMS = "SHA256SUMS"
+CHUNK = 8 * 2**20
+"""Bytes read between two looks at the stop flag."""
+LARGEST_SUMS = 4 * 2**20
+LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the files of a folder are, against what their sums say."""
+
+    sha256: dict[str, str]
+    """Sum of every file as it is now, by its path in the folder; without those that are gone."""
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    unlisted: tuple[str, ...]
+    """Files beside them that have no sum: notes of a person or of a version control system."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every file with a sum is there and unchanged."""
+        return not self.changed and not self.missing
+
+
+def sha256_of(path: Path, stop: Event | None = None) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        Cancelled: `stop` was set.
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            if stop is not None and stop.is_set():
+                raise Cancelled("Cancelled.")
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path, stop: Event | None = None) -> dict[str, str]:
+    """Write the sums of every file of a folder and its subfolders into `SHA256SUMS`.
+
+    Returns:
+        The sums by path in the folder, with forward slashes.
+
+    Raises:
+        OSError: something cannot be read or written.
+        Cancelled: `stop` was set.
+    """
+    found = {name: sha256_of(folder / name, stop) for name in _names(folder)}
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in found.items()), "utf-8")
+    return found
+
+
+def check_sums(folder: Path, report: Report = lambda share, words: None, stop: Event | None = None) -> Checked:
+    """Compute the sums of the listed files and compare them.
+
+    Raises:
+        UnknownModel: the folder has no sums, so it was not shipped by this tool.
+        CorruptFile: the list cannot be read, or names a file outside the folder.
+        Cancelled: `stop` was set.
+    """
+    listed = read_sums(folder)
+    sizes = {name: (folder / name).stat().st_size for name in listed if (folder / name).is_file()}
+    total, done = max(1, sum(sizes.values())), 0
+    found: dict[str, str] = {}
+    for name, size in sizes.items():
+        report(done / total, f"Checking {name}")
+        try:
+            found[name] = sha256_of(folder / name, stop)
+        except OSError as error:
+            raise CorruptFile(f"{name} of {folder.name} cannot be read ({error.strerror}): check the disk.") from None
+        done += size
+    return Checked(
+        sha256=found,
+        changed=tuple(name for name, digest in found.items() if digest != listed[name]),
+        missing=tuple(name for name in listed if name not in found),
+        unlisted=tuple(name for name in _names(folder) if name not in listed),
+    )
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """The recorded sums by path in the folder.
+
+    Raises:
+        UnknownModel: there are none.
+        CorruptFile: a line is not a sum, or names a file outside the folder.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        raise UnknownModel(f"The folder {str(folder)[:200]!r} has no {SUMS}: give a folder that `ship` made.")
+    try:
+        if path.stat().st_size > LARGEST_SUMS:
+            raise ValueError
+        lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError):
+        raise CorruptFile(f"{SUMS} of {folder.name} cannot be read: take the folder from its origin again.") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = LINE.fullmatch(line)
+        if match is None or _leaves(match[2]):
+            raise CorruptFile(f"Line {number} of {SUMS} of {folder.name} is not the sum of one of its files.")
+        found[match[2]] = match[1]
+    if not found:
+        raise CorruptFile(f"{SUMS} of {folder.name} is empty: take the folder from its origin again.")
+    return found
+
+
+def _leaves(name: str) -> bool:
+    """Whether a name leads out of its folder."""
+    return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name
+
+
+def _names(folder: Path) -> list[str]:
+    """Paths of a folder's files, hidden ones apart, sorted."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in files
+        if path.as_posix() != SUMS and not any(part.startswith(".") for part in path.parts)
+    )

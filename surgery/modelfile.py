@@ -1,0 +1,85 @@
+"""The Modelfile from which Ollama makes a model of a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST_CONTEXT = 8192
+"""Tokens of context that are asked for: Ollama sets memory aside for all of them. A person may raise it."""
+CHATML = """{{ range .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end }}<|im_start|>assistant
+"""
+"""ChatML in the language of Ollama's templates (Go's text/template); it puts SYSTEM first among the messages."""
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """A Modelfile and what a person should know of it."""
+
+    text: str
+    chat: bool
+    """Whether it says how a conversation is written."""
+
+
+def modelfile(gguf: str, tokenizer: Any, generation: Any, context_length: int) -> Modelfile:
+    """The Modelfile of a GGUF file.
+
+    Args:
+        gguf: the file's name, beside the Modelfile.
+        tokenizer: of the model; its chat template is tried out.
+        generation: the model's generation settings, for the tokens that end an answer.
+        context_length: that the model was trained for, in tokens.
+    """
+    lines = [f"FROM ./{gguf}", ""]
+    system = chatml_system(tokenizer)
+    if system is None:
+        lines += ["# No TEMPLATE: the model's chat template is not one that is known here in Ollama's language."]
+    else:
+        lines += [f'TEMPLATE """{CHATML}"""']
+        lines += [f'SYSTEM """{system}"""'] if system and '"""' not in system else []
+    lines += ["", f"PARAMETER num_ctx {min(context_length, LARGEST_CONTEXT)}"]
+    stops = _stops(tokenizer, generation) | (set() if system is None else {"<|im_end|>"})
+    lines += [f'PARAMETER stop "{stop}"' for stop in sorted(stops) if '"' not in stop and stop.isprintable()]
+    return Modelfile("\n".join([*lines, ""]), system is not None)
+
+
+def chatml_system(tokenizer: Any) -> str | None:
+    """The system message that a ChatML template puts in front where a conversation has none ("" if it puts nothing).
+
+    None when the tokenizer's chat template is not ChatML, tried out on a conversation.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    talk = [("system", "one"), ("user", "two"), ("assistant", "three"), ("user", "four")]
+    if _rendered(tokenizer, talk) != _chatml(talk):
+        return None
+    alone, end = _rendered(tokenizer, talk[1:2]), _chatml(talk[1:2])
+    if alone is None or not alone.endswith(end):
+        return None
+    first = alone.removesuffix(end)
+    head, tail = "<|im_start|>system\n", "<|im_end|>\n"
+    inner = first.removeprefix(head).removesuffix(tail)
+    return inner if first in ("", f"{head}{inner}{tail}") else None
+
+
+def _chatml(talk: list[tuple[str, str]]) -> str:
+    return "".join(f"<|im_start|>{role}\n{words}<|im_end|>\n" for role, words in talk) + "<|im_start|>assistant\n"
+
+
+def _rendered(tokenizer: Any, talk: list[tuple[str, str]]) -> str | None:
+    import jinja2
+
+    messages = [{"role": role, "content": words} for role, words in talk]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError):  # what a template refuses
+        return None
+
+
+def _stops(tokenizer: Any, generation: Any) -> set[str]:
+    """Tokens that end an answer."""
+    ends = getattr(generation, "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return {str(tokenizer.decode([end])) for end in ends} - {""}

@@ -1,0 +1,187 @@
+"""The verbs `ship` and `verify` of the command line, and the model card of `export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from surgery.checkpoint import RECIPE_FILE, check_free
+from surgery.checkpoint_files import CheckpointFiles
+from surgery.console import (
+    CalibrationOption,
+    JsonOption,
+    SpreadOption,
+    TextOption,
+    TrustOption,
+    WindowOption,
+    WindowsOption,
+    emit,
+    open_model,
+    run_job,
+)
+from surgery.errors import InputError, VerificationFailed
+from surgery.hub_upload import push
+from surgery.jobs import Context
+from surgery.model_card import MODELFILE, model_card
+from surgery.packing import zip_folder
+from surgery.recipe import Quantize, Recipe, write_atomically
+from surgery.ship_files import ShipOptions, record_of
+from surgery.ship_record import RECORD, Part, ShipRecord
+from surgery.shipping import Shipped
+from surgery.shipping import ship as ship_folder
+from surgery.verification import verify as verify_folder
+from surgery.workbench import TextChoice, Workbench
+
+FROM_RECIPE = "recipe"
+NONE = "none"
+
+
+def ship(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    type_name: Annotated[
+        str,
+        typer.Option(
+            "--type", help="Type of a GGUF file, or none; if not given, the one that the recipe quantises to."
+        ),
+    ] = FROM_RECIPE,
+    checkpoint: Annotated[bool, typer.Option(help="Put the floating-point checkpoint in.")] = True,
+    text: TextOption = "embedded",
+    window: WindowOption = 256,
+    windows: WindowsOption = 4,
+    spread: SpreadOption = False,
+    keep_windows: Annotated[
+        bool, typer.Option(help="Put the token ids of the measured text in, so that anybody can verify.")
+    ] = True,
+    zipped: Annotated[bool, typer.Option("--zip", help="Make a zip file of the folder beside it too.")] = False,
+    repository: Annotated[
+        str | None, typer.Option("--push", help="Upload to this Hub repository; the token is HF_TOKEN's.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository a public one.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The source model, if not where the recipe says.")
+    ] = None,
+    calibration: CalibrationOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a folder to take away: model, recipe, card and sums, read back and compared with what was measured."""
+    wanted = Recipe.load(recipe)
+    check_free(out)
+    archive = out.with_name(f"{out.name}.zip")
+    if zipped and archive.exists():
+        raise InputError(f"{str(archive)!r} is there already: delete it, or choose another folder.")
+    options = ShipOptions(checkpoint, _gguf_type(wanted, type_name), keep_windows)
+    bench = Workbench()
+    opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
+    texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
+    choice = TextChoice(text, window, windows, spread=spread)
+
+    def work(job: Context) -> Shipped | VerificationFailed:
+        try:
+            return ship_folder(opened, wanted, out, choice, options, texts, job.report, job.stop)
+        except VerificationFailed as error:
+            return error
+
+    shipped = _unless_failed(run_job(bench, "Shipping", work), as_json)
+    document = shipped.document()
+    if zipped:
+        document["zip"] = str(run_job(bench, "Packing", lambda job: _zipped(out, archive, job)))
+    if repository is not None:
+        sent = run_job(bench, "Uploading", lambda job: push(out, repository, None, not public, job.report, job.stop))
+        document["repository"] = sent
+    _show(document, as_json)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `ship` made.")],
+    text: Annotated[
+        str | None, typer.Option("--text", help="The text that was measured, if its tokens are not in the folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the sums of a shipped folder, read its files back, and compare logits and perplexity with the record."""
+    choice = TextChoice(text) if text is not None else None
+
+    def work(job: Context) -> Any:
+        try:
+            return verify_folder(folder, choice, job.report, job.stop)
+        except VerificationFailed as error:
+            return error
+
+    document = _unless_failed(run_job(Workbench(), "Verifying", work), as_json).document()
+    _show(document, as_json)
+
+
+def export_card(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
+    """Write the model card of a shipped folder again, or one of a checkpoint that `build` made.
+
+    Raises:
+        InputError: it is neither, or the card cannot be written.
+    """
+    recipe = Recipe.load(source / RECIPE_FILE)
+    record = ShipRecord.load(source) if (source / RECORD).is_file() else _built_record(source, recipe, model, trust)
+    write_atomically(out, model_card(record, recipe, (source / MODELFILE).is_file()))
+    return {"path": str(out), "bytes": out.stat().st_size, "format": "card"}
+
+
+def _built_record(folder: Path, recipe: Recipe, model: str | None, trust: bool) -> ShipRecord:
+    """What is known of a built checkpoint: all but measurements."""
+    files = CheckpointFiles(folder)
+    opened = open_model(Workbench(), model or recipe.model.id, None if model else recipe.model.revision, trust)
+    weights = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
+    part = Part(
+        kind="checkpoint",
+        files=weights,
+        bytes=sum((folder / name).stat().st_size for name in weights),
+        type=str(files.config.get("dtype", next(iter(opened.architecture.bytes_by_dtype)))),
+        plain="auto_map" not in files.config,
+        measured=None,
+    )
+    return record_of(opened, recipe, opened.resolve(recipe), [part])
+
+
+def _gguf_type(recipe: Recipe, type_name: str) -> str | None:
+    """The type of the GGUF file that is asked for."""
+    if type_name == FROM_RECIPE:
+        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and e.format == "gguf"), None)
+    return None if type_name == NONE else type_name
+
+
+def _zipped(folder: Path, archive: Path, job: Context) -> Path:
+    try:
+        zip_folder(folder, archive, lambda share: job.report(share, "Packing the files"))
+    except OSError as error:
+        raise InputError(f"{str(archive)!r} cannot be written ({error.strerror or error}): free some space.") from None
+    return archive
+
+
+def _unless_failed(found: Any, as_json: bool) -> Any:
+    """The result; a failed verification is printed, said in one sentence, and ends the program with 1."""
+    if isinstance(found, VerificationFailed):
+        if as_json and found.verification is not None:
+            emit(found.verification.document(), True)
+        print(" ".join(str(found).split()), file=sys.stderr)
+        raise typer.Exit(1)
+    return found
+
+
+def _show(document: dict[str, Any], as_json: bool) -> None:
+    """Print a document as JSON, or for people: a table, then what is too wide for one."""
+    rows = {key: value for key, value in document.items() if not isinstance(value, (dict, list))}
+    emit(document, as_json, rows)
+    if as_json:
+        return
+    for kind, found in document["differences"].items():
+        print(
+            f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; "
+            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the largest "
+            f"(tolerance {found['logits_tolerance']:g})"
+        )
+    for name, digest in document["sha256"].items():
+        print(f"{digest}  {name}")
+    for note in document.get("notes", []):
+        print(note)
