@@ -29,12 +29,12 @@ class _Causal(torch.autograd.Function):
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         batch, heads, tokens, size = q.shape
         groups = k.shape[1]
-        q, k, v = _grouped(q, groups), k.reshape(-1, tokens, size), v.reshape(-1, tokens, size)
+        q, k, v = _grouped(q * scale, groups), k.reshape(-1, tokens, size), v.reshape(-1, tokens, size)
         out = torch.empty_like(q)
         kept: list[torch.Tensor] = []
         for start in range(0, tokens, ROWS):
             rows, end = slice(start, start + ROWS), min(start + ROWS, tokens)
-            scores = torch.bmm(_flat(q[:, :, rows]), k[:, :end].transpose(1, 2)).mul_(scale)
+            scores = torch.bmm(_flat(q[:, :, rows]), k[:, :end].transpose(1, 2))
             future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu_(1)
             scores.view(*q.shape[:2], end - start, end)[..., start:].masked_fill_(future, float("-inf"))
             torch.softmax(scores, dim=-1, out=scores)
@@ -57,11 +57,11 @@ class _Causal(torch.autograd.Function):
             own = _flat(g[:, :, rows])
             to_v[:, :end].baddbmm_(probabilities.transpose(1, 2), own)
             slope = torch.bmm(own, v[:, :end].transpose(1, 2))
-            slope.sub_(_flat(shared[:, :, rows])).mul_(probabilities).mul_(ctx.scale)
+            slope.sub_(_flat(shared[:, :, rows])).mul_(probabilities)
             to_q[:, :, rows] = torch.bmm(slope, k[:, :end]).view(to_q[:, :, rows].shape)
             to_k[:, :end].baddbmm_(slope.transpose(1, 2), _flat(q[:, :, rows]))
         keys = (batch, len(k) // batch, tokens, size)
-        return to_q.view(batch, heads, tokens, size), to_k.view(keys), to_v.view(keys), None
+        return to_q.mul_(ctx.scale).view(batch, heads, tokens, size), to_k.view(keys), to_v.view(keys), None
 
 
 def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
