@@ -80,7 +80,7 @@ def ship(
 
     def work(job: Context) -> Shipped | VerificationFailed:
         try:
-            return ship_folder(opened, wanted, out, choice, options, texts, job.report, job.stop)
+            return ship_folder(opened, wanted, out, choice, options, texts, job.report, job.stop, [recipe.parent])
         except VerificationFailed as error:
             return error
 

@@ -72,6 +72,7 @@ def ship(
     calibration: Sequence[TextChoice] = (),
     report: Report = lambda share, words: None,
     stop: Event | None = None,
+    results: Sequence[Path] = (),
 ) -> Shipped:
     """Make a folder with the model, its recipe, card, sums and a record of what was measured; then verify it.
 
@@ -87,6 +88,7 @@ def ship(
         calibration: texts, besides the embedded one, that the recipe's compensations may be computed on.
         report: progress; may raise to stop.
         stop: ends the work.
+        results: folders with results of healing that the recipe may name, besides those that were kept.
 
     Raises:
         InputError: the recipe cannot be shipped so, the folder is in use, or there is no room; nothing is left.
@@ -100,7 +102,8 @@ def ship(
     check_free(out)
     recipe = shipped_recipe(recipe, options)
     windows, sample = model.windows(text), sample_windows(model)
-    structures = _structures(model, recipe, options, calibration, part_of(report, 0.0, 0.2), stop)
+    done = model.complete(model.resolve(recipe), calibration, part_of(report, 0.0, 0.2), stop, results).structure
+    structures = _structures(done, options)
     refuse_without_room(out.parent, _needed_bytes(model, recipe, structures), "Shipping")
     forms = _measured(model, structures, windows, sample, part_of(report, 0.2, 0.4), stop)
     importance, origin = _importance(model, recipe, structures, calibration), origin_of(model.loaded)
@@ -156,16 +159,8 @@ def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
     return recipe.with_edits(*edits) if edits != list(recipe.edits) else recipe
 
 
-def _structures(
-    model: OpenModel,
-    recipe: Recipe,
-    options: ShipOptions,
-    calibration: Sequence[TextChoice],
-    report: Report,
-    stop: Event | None,
-) -> dict[Kind, Structure]:
+def _structures(done: Structure, options: ShipOptions) -> dict[Kind, Structure]:
     """The structure of each form: a checkpoint beside a GGUF file is in floating point."""
-    done = model.complete(model.resolve(recipe), calibration, report, stop).structure
     structures: dict[Kind, Structure] = {}
     if options.checkpoint:
         structures["checkpoint"] = done.floating if options.gguf is not None else done
