@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
@@ -22,12 +21,15 @@ from typing import Any
 
 import torch
 
+from analysis.describe import describe
+from analysis.execution import Runner
 from analysis.modules import submodule, weight_of
 from benchmarks import measuring
 from benchmarks.quality import DATA, WINDOW
 from surgery.adapters import save_adapter
 from surgery.build import build_model
 from surgery.eora import Repairer, low_rank
+from surgery.live import Evaluator
 from surgery.packed_checkpoint import codecs_by_name, save_packed
 from surgery.recipe import Eora, Recipe
 from surgery.structure import LowRank, Structure
@@ -197,20 +199,16 @@ class Quantisation:
                 found["reloaded"] = self._reloaded(saved.path, adapter)
         return found
 
-    @torch.inference_mode()
     def _reloaded(self, checkpoint: Path, adapter: Path | None) -> float:
-        """Perplexity by the reloaded model's own forward pass."""
+        """Perplexity of the model in the files, an adapter merged by PEFT."""
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
-        losses = []
-        for window in self.test.ids:
-            logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
-            losses.append(torch.nn.functional.cross_entropy(logits, window[1:]))
-        return math.exp(float(torch.stack(losses).double().mean()))
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        evaluator = Evaluator(Runner(model, describe(model)))
+        return evaluator.measure(evaluator.dense, self.test).perplexity
 
 
 def _linear_bits(file_bytes: int, model: torch.nn.Module, quantised: Collection[str]) -> float:

@@ -92,7 +92,8 @@ def test_shipping_can_be_cancelled_and_is_followed_after_a_reload(page: Any) -> 
     page.wait_for_selector("#map [data-block-map]")
     tool(page, "Ship")
     assert "Checkpoint, float32" in finished(page)
-    assert page.locator("#ship-download").is_visible()
+    page.wait_for_selector("#ship-download", state="visible")
+    page.wait_for_selector("#hub", state="visible")
     page.locator("#ship-note summary").click()
     page.locator("#hub .label-wrap").click()
     for width in (1280, 390):
