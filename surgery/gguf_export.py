@@ -96,7 +96,7 @@ def write_gguf(
         parameters=plan.parameters,
         type_name=type_name,
         bits_per_weight=plan.bits_per_weight(type_name, importance is not None),
-        notes=plan.notes,
+        notes=tuple(filter(None, (*plan.notes, plan.short_rows(type_name, importance is not None)))),
     )
 
 

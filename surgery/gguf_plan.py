@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,22 @@ class GgufPlan:
             chosen = self.kinds(type_name, importance)
             self._sizes[key] = {tensor.name: bytes_of(tensor.shape, chosen[tensor.name]) for tensor in self.tensors}
         return self._sizes[key]
+
+    def mix(self, type_name: str, importance: bool = False) -> dict[str, int]:
+        """How many matrices each of GGML's types holds, most used first."""
+        chosen = self.kinds(type_name, importance)
+        names = Counter(chosen[tensor.name].name for tensor in self.tensors if len(tensor.shape) > 1)
+        return dict(names.most_common())
+
+    def short_rows(self, type_name: str, importance: bool = False) -> str:
+        """What a person should know where rows are too odd for any block; empty where none is."""
+        kept = self.mix(type_name, importance).get("F16", 0)
+        if type_name in ("F16", "F32") or not kept:
+            return ""
+        return (
+            f"{kept} of the matrices stay in F16, because their rows are not whole blocks of 32: give MLPs widths that "
+            "are multiples of 32, or better of 256."
+        )
 
     def bits_per_weight(self, type_name: str, importance: bool = False) -> float:
         """Of all tensors together."""

@@ -129,7 +129,9 @@ def table(view: View) -> str:
     importance = "with the importance matrix" if weighted else "without importance matrix"
     unquantised = view.tried.get(("", False))
     against = "" if unquantised is None else f" Unquantised, this recipe has {number_text(unquantised)}."
-    kept = note(
+    mix = ", ".join(f"{count} {kind}" for kind, count in plan.mix(edit.type, weighted).items())
+    short = plan.short_rows(edit.type, weighted)
+    kept = note(f"{edit.type} here: matrices {mix}; vectors F32. {short}".strip()) + note(
         f"Sizes are arithmetic, and exact. Perplexities were measured in this session, {importance}; choose a type to "
         f"measure it.{against}"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from surgery import workbench
 from surgery.errors import InputError, RecipeError
-from surgery.recipe import TYPES_OF, Compensate, GgufType, Quantize
+from surgery.recipe import TYPES_OF, Compensate, GgufType, PruneNeurons, Quantize
 from surgery.session import Session
 from surgery.workbench import Workbench
 from tests.sessions import SMALL, measured
@@ -59,6 +59,17 @@ def test_sizes_in_the_table_are_those_of_the_plan(session: Session) -> None:
     plan = view.model.gguf_plan(view.structure)
     for kind in get_args(GgufType):
         assert f'title="{plan.file_bytes(kind, "llama_tied"):,} bytes"' in words.table(view)
+
+
+def test_the_mix_is_told_and_rows_that_no_block_fits(session: Session) -> None:
+    session.quantise({"format": "gguf", "type": "Q4_K_M"})
+    view = measured(session)
+    assert "Q4_K_M here: matrices " in words.table(view) and "stay in F16" not in words.table(view)
+    assert view.model is not None and view.structure is not None
+    found = view.model.gguf_plan(view.structure).mix("Q4_K_M")
+    assert sum(found.values()) == 1 + 7 * 3 and found["Q4_K"] > found["Q6_K"] > 0  # embeddings, and seven a block
+    session.take(view.model.recipe(PruneNeurons(removed={1: (3,)}), Quantize(type="Q4_K_M")))
+    assert "1 of the matrices stay in F16" in words.table(measured(session))
 
 
 def test_importance_matrix_takes_the_calibration_text(session: Session) -> None:
