@@ -9,8 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 app: $(VENV)/.app
 	$(BIN)/python app.py
 
+# The quick part runs on all cores, one thread a process; the slow part (browser, llama.cpp) test by test.
 test: lint chromium llama
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
