@@ -256,7 +256,20 @@ def test_every_tool_changes_something(page: Any) -> None:
             "device",
             "context",
         ),
-        *("type", "own-device", "analyse", "cancel", "undo", "redo", "reset", "export", "import", "map", "ratio"),
+        *(
+            "type",
+            "kv-type",
+            "own-device",
+            "analyse",
+            "cancel",
+            "undo",
+            "redo",
+            "reset",
+            "export",
+            "import",
+            "map",
+            "ratio",
+        ),
         *("method", "divisor"),
     }
     missing = seen - changed - tests_of_the_page
