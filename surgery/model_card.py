@@ -14,8 +14,7 @@ from typing import Any
 
 from surgery.checksums import SUMS
 from surgery.loading import DEFAULT
-from surgery.recipe import Compensate, Eora, Quantize, Recipe
-from surgery.recipe_words import STORED
+from surgery.recipe import Compensate, Eora, Quantize, Recipe, stage_of
 from surgery.ship_record import ADAPTER, RECORD, SAMPLE, Number, Part, Protocol, ShipRecord
 
 MODELFILE = "Modelfile"
@@ -67,7 +66,7 @@ def _front_matter(record: ShipRecord, recipe: Recipe) -> str:
 
     origin, checkpoint, gguf = record.origin, record.part("checkpoint"), record.part("gguf")
     tags = ["model-surgery"]
-    tags += ["pruned"] if any(not isinstance(edit, (Compensate, *STORED)) for edit in recipe.edits) else []
+    tags += ["pruned"] if any(stage_of(edit) == 0 for edit in recipe.edits) else []
     tags += ["gguf"] if gguf else []
     tags += [checkpoint.library] if checkpoint and checkpoint.library else []
     tags += ["custom_code"] if checkpoint and not checkpoint.plain else []
