@@ -65,7 +65,7 @@ def run_llama_cpp(file: Path, context: int = 512, kv: str = "F16", timeout: floa
 def memory_row(file: Path, structure: Structure, kind: str, context: int, kv: str) -> dict[str, Any]:
     """Predicted and measured bytes of one file in llama.cpp."""
     found = fit(structure, Devices().get("hugging-face-cpu-basic"), context, kind, kv)
-    measured = run_llama_cpp(file, context, kv, fill=context - 8)
+    measured = run_llama_cpp(file, context, kv, fill=context - 8, threads=1)  # time does not count here
     resident, buffers = measured["resident"], measured["buffers"]
     vocabulary = run_llama_cpp(file, vocabulary_only=True)["resident"]
     return {
