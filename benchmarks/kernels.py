@@ -1,7 +1,7 @@
 """What llama.cpp's kernels reach of the float32 peak, by GGML type: `python -m benchmarks.kernels`.
 
 Random Llamas of one width are run in each type; the shares that `surgery.speed` holds are what explains the measured
-tokens a second. One thread, and seconds on the processor: so other programs on the machine disturb little. Which types a
+tokens a second. One thread, and seconds on the processor: other programs on the machine disturb little. Which types a
 file has follows from the mix and the rows: rows of whole blocks of 256 give the K types, others what stands for them.
 
 Prints the shares for decoding and for reading a prompt, and what a block costs besides its matrices.
@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.fit import run_llama_cpp
 from surgery.devices import measure_this_computer
@@ -26,7 +25,7 @@ from surgery.weight_types import TYPES, stored
 
 WHOLE, SHORT = (1024, 2816), (1056, 2784)
 """Hidden size and MLP width: multiples of 256, and of 32 only."""
-PURE = ("F32", "F16", "Q8_0", "Q4_0", "IQ4_NL", "MXFP4", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ3_S")
+PURE = ("F32", "F16", "Q8_0", "Q6_K", "Q4_0", "IQ4_NL", "MXFP4", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ3_S")
 """Types on rows of whole blocks, each of which may need those before it."""
 STANDING_IN = ("Q4_K", "Q5_K")
 """On short rows: Q5_0 and Q5_1."""
@@ -112,7 +111,8 @@ def explain(
         "prefill": lambda: attention / peak / shares["prefill"].get("F32", 1.0),
     }
     for part, found in shares.items():
-        left, unknown = measured[part] - beside[part](), {}
+        left = measured[part] - beside[part]()
+        unknown: dict[str, float] = {}
         for tensor, count in counts[part].items():
             kind = file.types[tensor]
             if kind in found:
@@ -124,10 +124,7 @@ def explain(
             continue
         ((kind, count),) = unknown.items()
         found[kind] = round(count / peak / left, 3)
-        size: Any = sum(file.bytes.values()) / measured[part] / 1e9
-        print(
-            f"{name} {part}: {1 / measured[part]:.0f} tokens/s, {kind} {found[kind]:.3f} of the peak, {size:.1f} GB/s"
-        )
+        print(f"{name} {part}: {1 / measured[part]:.0f} tokens/s, {kind} {found[kind]:.3f} of the peak")
 
 
 if __name__ == "__main__":
