@@ -115,29 +115,29 @@ class Runner:
         """
         device = device_of(self.model.get_submodule(self.architecture.head))
         targets = ids[:, 1:].reshape(-1).to(device)
-        inputs = self._normalised(state)[:, :-1].reshape(-1, state.shape[-1]).to(device)
-        compute = self._linear_losses if self._head_is_linear else self._own_losses
+        inputs = self.normalised(state)[:, :-1].reshape(-1, state.shape[-1]).to(device)
+        compute = self._linear_losses if self.head_is_linear else self._own_losses
         return compute(inputs, targets, check).float().cpu().view(ids.shape[0], -1)
 
     @cached_property
-    def _head_is_linear(self) -> bool:
+    def head_is_linear(self) -> bool:
         """Whether the model's own logits are those of the head's weights alone (no scaling, no soft cap), tried out."""
         head: Any = shallow_copy(self.model.get_submodule(self.architecture.head))
         if head.weight.dtype != torch.float32 or type(head) is not nn.Linear:
             return False
         generator = torch.Generator().manual_seed(0)
         trial = 8 * torch.randn(4, head.in_features, generator=generator).to(head.weight.device)
-        return torch.allclose(self._own_logits(trial), head(trial), rtol=1e-5, atol=1e-5)
+        return torch.allclose(self.own_logits(trial), head(trial), rtol=1e-5, atol=1e-5)
 
     @torch.inference_mode()
     def logits(self, state: torch.Tensor) -> torch.Tensor:
         """The model's own logits, (positions, vocabulary), float32 on the CPU, of some positions of the state that
         leaves the last block, (positions, hidden). All of them exist together."""
         device = device_of(self.model.get_submodule(self.architecture.head))
-        rows = self._normalised(state).to(device).split(HEAD_CHUNK)
-        return torch.cat([self._own_logits(part).float().cpu() for part in rows])
+        rows = self.normalised(state).to(device).split(HEAD_CHUNK)
+        return torch.cat([self.own_logits(part).float().cpu() for part in rows])
 
-    def _own_logits(self, inputs: torch.Tensor) -> torch.Tensor:
+    def own_logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (positions, vocabulary) by the model's own forward, after the backbone."""
         stand_in = _Given()
         stand_in.state = inputs.unsqueeze(0)
@@ -150,7 +150,7 @@ class Runner:
         losses = []
         for start in range(0, len(targets), HEAD_CHUNK):
             check()
-            logits = self._own_logits(inputs[start : start + HEAD_CHUNK]).float()
+            logits = self.own_logits(inputs[start : start + HEAD_CHUNK]).float()
             losses.append(nn.functional.cross_entropy(logits, targets[start : start + HEAD_CHUNK], reduction="none"))
         return torch.cat(losses)
 
@@ -176,7 +176,7 @@ class Runner:
             chunk = slice(start, start + HEAD_CHUNK)
             with torch.enable_grad():
                 leaf = inputs[chunk].detach().requires_grad_()
-                logits = self._own_logits(self._normalised(leaf).to(device)).float()
+                logits = self.own_logits(self.normalised(leaf).to(device)).float()
                 part = nn.functional.cross_entropy(logits, targets[chunk], reduction="sum") / len(targets)
             (gradient[chunk],) = torch.autograd.grad(part, leaf)
             loss += float(part.detach())
@@ -209,7 +209,7 @@ class Runner:
     def _device(self) -> torch.device:
         return device_of(self.model.get_submodule(self.architecture.embeddings))
 
-    def _normalised(self, state: torch.Tensor) -> torch.Tensor:
+    def normalised(self, state: torch.Tensor) -> torch.Tensor:
         """The backbone's own tail: its final norm."""
         if self.architecture.final_norm is None:
             return state

@@ -74,8 +74,8 @@ def draft_model(base: nn.Module, source: Architecture, structure: Structure) -> 
     Raises:
         RecipeError: as `build_model`.
     """
-    if structure.compensations:
-        raise ValueError("the structure's compensations have not been computed")
+    if structure.compensations or structure.healing:
+        raise ValueError("the structure's compensations have not been computed, or its healing not merged")
     structure = structure.floating
     kept = [spec for spec in structure.blocks if not spec.empty]
     if not kept:

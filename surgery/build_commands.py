@@ -30,7 +30,7 @@ def build(
     check_free(out)
     bench = Workbench()
     opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
-    structure = complete(bench, opened, opened.resolve(wanted), calibration).structure
+    structure = complete(bench, opened, opened.resolve(wanted), calibration, recipe).structure
 
     def work(job: Context) -> Any:
         job.report(0.0, "Building the model")

@@ -20,6 +20,7 @@ from surgery import (
     documents,
     export_commands,
     fit_commands,
+    heal_commands,
     quantize_commands,
     ship_commands,
     suggestion_commands,
@@ -56,6 +57,8 @@ application = typer.Typer(
 application.command()(suggestion_commands.suggest)
 application.command()(suggestion_commands.scan)
 application.command()(build_commands.build)
+application.command()(heal_commands.heal)
+application.command()(heal_commands.iterate)
 application.command()(export_commands.export)
 application.command()(fit_commands.fit)
 application.command()(quantize_commands.quantize)
@@ -185,7 +188,7 @@ def evaluate(
     opened = open_model(bench, model, revision, trust)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
     cut = opened.windows(TextChoice(text, window, windows))
-    completed = complete(bench, opened, structure, calibration)
+    completed = complete(bench, opened, structure, calibration, recipe)
 
     def work(job: Context, measured: Structure) -> Any:
         last = None
@@ -195,7 +198,7 @@ def evaluate(
 
     estimate = run_job(bench, "Measuring", lambda job: work(job, completed.structure))
     document = documents.evaluation(opened, completed.structure, cut, estimate, wanted)
-    if structure.compensations:
+    if structure.compensations and structure.healing is None:
         plain = replace(structure, compensations=())
         without = run_job(bench, "Measuring without compensation", lambda job: work(job, plain))
         document |= {"compensation": completed.document(), "perplexity_without_compensation": without.perplexity}

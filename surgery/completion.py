@@ -1,12 +1,14 @@
-"""Completing a structure: what a recipe leaves to be computed - compensations, quantisation, the low-rank repair.
+"""Completing a structure: what a recipe leaves to be computed.
 
+These are compensations, the merging of what a healing has learnt, quantisation, and the low-rank repair.
 Each stage works on what the one before it gave. What is costly is done once and remembered by content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 
 from analysis.text import Windows
@@ -15,6 +17,7 @@ from surgery.calibrated import Quantiser, stored_bytes
 from surgery.compensation import Compensated, Compensator
 from surgery.eora import Repairer
 from surgery.gguf_plan import GgufPlan
+from surgery.healing import adapters, results
 from surgery.input_moments import Moments, input_moments
 from surgery.jobs import part_of
 from surgery.live import Evaluator
@@ -47,23 +50,32 @@ class Completer:
         self.compensator = Compensator(evaluator.runner)
         self.planner = Planner(loaded)
         self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
+        self._healed: ByteCache[Structure] = ByteCache(COMPENSATED_CACHE)
         self._plans: ByteCache[GgufPlan] = ByteCache(SMALL_CACHE)
         self._moments: ByteCache[Moments] = ByteCache(SMALL_CACHE)
         self._calibrated: ByteCache[Compensated] = ByteCache(CALIBRATED_CACHE)
         """Complete structures whose blocks hold their own codes or a repair, by the key of what was asked for."""
 
-    def complete(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Compensated:
-        """A structure with nothing pending.
+    def complete(
+        self,
+        structure: Structure,
+        text_of: TextOf,
+        report: Report,
+        stop: Event | None,
+        folders: Sequence[Path] = (),
+    ) -> Compensated:
+        """A structure with nothing pending; the result of a healing may be in one of the `folders`.
 
         Raises:
-            RecipeError: a text is not at hand, or no file can express the structure.
+            RecipeError: a text or the result of a healing is not at hand, or no file can express the structure.
             Cancelled: `stop` was set.
         """
         known = self._calibrated.get(structure.key)
         if known is not None:
             return known
         done = self._compensate(structure, text_of, report, stop)
-        done = replace(done, structure=self._quantise(done.structure, text_of, report, stop))
+        healed = self._heal(structure, done.structure, text_of, report, stop, folders)
+        done = replace(done, structure=self._quantise(healed, text_of, report, stop))
         if _is_calibrated(structure):
             self._calibrated.put(structure.key, done, done.bytes + stored_bytes(done.structure))
         return done
@@ -76,8 +88,12 @@ class Completer:
         """
         if _is_calibrated(structure):
             return self._calibrated.get(structure.key)
-        before, edit = replace(structure, quantize=None, eora=None), structure.quantize
+        edit = structure.quantize
+        before = replace(structure, healing=None, quantize=None, eora=None)
         known = self._compensated.get(before.key) if before.compensations else Compensated(before, ())
+        if known is not None and structure.healing is not None:
+            healed = self._healed.get(replace(structure, quantize=None, eora=None).key)
+            known = None if healed is None else replace(known, structure=healed)
         if known is None or edit is None:
             return known
         if edit.text is not None and self._moments.get(_moments_key(known.structure, edit.text)) is None:
@@ -122,14 +138,53 @@ class Completer:
 
     def _compensate(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Compensated:
         """Only the compensations; the rest stays pending."""
-        before = replace(structure, quantize=None, eora=None)
+        before = replace(structure, healing=None, quantize=None, eora=None)
         if not before.compensations:
             return Compensated(structure, ())
         known = self._compensated.get(before.key)
         if known is None:
             known = self.compensator.compute(before, text_of(before.compensations[0].text), report, stop)
             self._compensated.put(before.key, known, known.bytes)
-        return replace(known, structure=replace(known.structure, quantize=structure.quantize, eora=structure.eora))
+        done = replace(known.structure, healing=structure.healing, quantize=structure.quantize, eora=structure.eora)
+        return replace(known, structure=done)
+
+    def trained_over(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
+        """What a healing trains: the structure as it is before it, with the linears of its blocks quantised if the
+        healing says so (QLoRA quantises nothing else).
+
+        Raises:
+            RecipeError: as `complete`.
+        """
+        assert structure.healing is not None  # asked only of structures with one
+        compensated = self._compensate(structure, text_of, report, stop).structure
+        before = replace(compensated, healing=None, quantize=structure.healing.edit.base, eora=None)
+        return replace(self._quantise(before, text_of, report, stop), outer=())
+
+    def _heal(
+        self,
+        asked: Structure,
+        structure: Structure,
+        text_of: TextOf,
+        report: Report,
+        stop: Event | None,
+        folders: Sequence[Path],
+    ) -> Structure:
+        """A structure whose compensations are computed, with what its healing has learnt merged into it.
+
+        Args:
+            asked: the structure with its compensations pending, by whose key the result is remembered.
+            structure: the same with them computed.
+        """
+        if structure.healing is None:
+            return structure
+        key = replace(asked, quantize=None, eora=None).key
+        known = self._healed.get(key)
+        if known is None:
+            adapter = results.find(structure.healing, folders)
+            before = self.trained_over(structure, text_of, report, stop)
+            known = adapters.merge(self.evaluator.runner_of(before), before, adapter)
+            self._healed.put(key, known, Compensated(known, ()).bytes)
+        return replace(known, quantize=structure.quantize, eora=structure.eora)
 
     def _quantise(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
         """A structure whose compensations are computed, quantised."""

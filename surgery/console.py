@@ -102,7 +102,10 @@ def open_model(bench: Workbench, model: str, revision: str | None, trust: bool) 
     return run_job(bench, "Loading", lambda job: bench.open(model, revision, job.report, trust))
 
 
-def complete(bench: Workbench, model: OpenModel, structure: Structure, calibration: str | None) -> Compensated:
-    """Compute a structure's compensations as a job."""
+def complete(
+    bench: Workbench, model: OpenModel, structure: Structure, calibration: str | None, recipe: Path | None = None
+) -> Compensated:
+    """Compute a structure's compensations as a job; a healing's result may lie beside the recipe's file."""
     texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
-    return run_job(bench, "Compensating", lambda job: model.complete(structure, texts, job.report, job.stop))
+    results = [recipe.parent] if recipe is not None else []
+    return run_job(bench, "Completing", lambda job: model.complete(structure, texts, job.report, job.stop, results))

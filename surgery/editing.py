@@ -45,7 +45,7 @@ class Choices:
     kv_groups: Mapping[int, Indices] = field(default_factory=dict)
     heads: Mapping[int, Indices] = field(default_factory=dict)
     others: tuple[Edit, ...] = ()
-    """Edits that are not switches: merged heads, removed channels, an arrangement, compensations, quantisation."""
+    """Edits that are not switches: merged heads, removed channels, an arrangement, what comes after the structure."""
     origins: Mapping[str, ChosenBy] = field(default_factory=dict)
     """Where the indices of an edit came from, by its op."""
 

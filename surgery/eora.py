@@ -18,34 +18,27 @@ from analysis.text import Windows
 from surgery.structure import BlockSpec, LowRank, Structure
 from surgery.sweep import Report, Sweep, linear_paths, silent
 
-TOLERANCE = 1e-9
-"""Eigenvalues of the input covariance at most this share of the largest count as nothing."""
 
-
-def low_rank(
-    missing: torch.Tensor, covariance: torch.Tensor, rank: int, tolerance: float = TOLERANCE
-) -> tuple[torch.Tensor, torch.Tensor]:
+def low_rank(missing: torch.Tensor, covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The matrices of a rank whose product makes up best for a weight's error, measured on its inputs.
 
-    With C = Q diag(l) Q^T, the truncated SVD of dW Q sqrt(l), projected back by 1 / sqrt(l) Q^T: the minimum over
-    rank-r B A of tr((dW - B A) C (dW - B A)^T) by Eckart and Young. Directions that no input has are left out.
+    The paper takes, with C = Q diag(l) Q^T, the truncated SVD U_r S_r V_r^T of dW Q sqrt(l) and projects it back by
+    1 / sqrt(l) Q^T. As U_r U_r^T projects dW Q sqrt(l) onto it, that is U_r (U_r^T dW), with U_r the first eigenvectors
+    of dW C dW^T: the minimum over rank-r B A of tr((dW - B A) C (dW - B A)^T), without dividing by anything. Where no
+    input ever was, the paper's pseudo-inverse gives nothing, and this the same projection of dW.
 
     Args:
         missing: dW, the wanted weight minus the stored one, (outputs, inputs).
         covariance: C, the sum or mean of x x^T over tokens, (inputs, inputs).
-        rank: at least 1; less comes back where the matrix has less.
-        tolerance: see `TOLERANCE`.
+        rank: at least 1; less comes back where the matrix has fewer rows or columns.
 
     Returns:
-        up (outputs, rank) and down (rank, inputs), float64, of equal weight.
+        up (outputs, rank), of orthonormal columns, and down (rank, inputs), float64.
     """
-    missing = missing.double()
-    values, vectors = torch.linalg.eigh(covariance.double())
-    kept = values > tolerance * max(float(values[-1]), 0.0)
-    roots = values[kept].sqrt()
-    left, singular, right = torch.linalg.svd((missing @ vectors[:, kept]) * roots, full_matrices=False)
-    half = singular[:rank].sqrt()
-    return left[:, :rank] * half, half[:, None] * ((right[:rank] / roots) @ vectors[:, kept].T)
+    basis, core = torch.linalg.qr(missing.double())  # the eigenvectors lie in the span of dW: no larger than it need be
+    _, vectors = torch.linalg.eigh(core @ covariance.double() @ core.T)
+    first = vectors[:, -rank:].flip(1)
+    return basis @ first, first.T @ core
 
 
 class Repairer:

@@ -1,5 +1,6 @@
 """Errors of the headless core, one class for each thing a person can put right."""
 
+from pathlib import Path
 from typing import Any
 
 from analysis.errors import Cancelled, InputError, TextError, UnsupportedArchitecture
@@ -69,8 +70,10 @@ class VerificationFailed(Exception):
     Args:
         message: one sentence that names the files, and what to do.
         verification: what was found (`surgery.verification.Verification`), as far as it went.
+        kept: where a folder that was not put in place is kept, for a look.
     """
 
-    def __init__(self, message: str, verification: Any = None) -> None:
-        super().__init__(message)
-        self.verification = verification
+    def __init__(self, message: str, verification: Any = None, kept: Path | None = None) -> None:
+        self.message, self.verification, self.kept = message, verification, kept
+        aside = f" The folder was not put in place; it is kept as {str(kept)!r}." if kept is not None else ""
+        super().__init__(message + aside)

@@ -16,7 +16,7 @@ from surgery.checksums import SUMS
 from surgery.loading import DEFAULT
 from surgery.recipe import Compensate, Eora, Quantize, Recipe
 from surgery.recipe_words import STORED
-from surgery.ship_record import RECORD, SAMPLE, Number, Part, Protocol, ShipRecord
+from surgery.ship_record import ADAPTER, RECORD, SAMPLE, Number, Part, Protocol, ShipRecord
 
 MODELFILE = "Modelfile"
 MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*_[]|~$"} | {
@@ -69,6 +69,7 @@ def _front_matter(record: ShipRecord, recipe: Recipe) -> str:
     tags = ["model-surgery"]
     tags += ["pruned"] if any(not isinstance(edit, (Compensate, *STORED)) for edit in recipe.edits) else []
     tags += ["gguf"] if gguf else []
+    tags += [checkpoint.library] if checkpoint and checkpoint.library else []
     tags += ["custom_code"] if checkpoint and not checkpoint.plain else []
     said = {
         "base_model": origin.base_model,
@@ -176,6 +177,7 @@ def _contents(record: ShipRecord, has_modelfile: bool) -> str:
         files.append((", ".join(checkpoint.files), "the weights, and beside them configuration and tokenizer"))
     if gguf:
         files.append((", ".join(gguf.files), f"the model for llama.cpp, architecture {gguf.architecture}"))
+    files += [(part.adapter, "low-rank repair that counts with the weights") for part in record.parts if part.adapter]
     if has_modelfile:
         files.append((MODELFILE, "what Ollama needs besides"))
     files.append(("recipe.json", "what was done, in the source model's numbering"))
@@ -200,13 +202,17 @@ def _running(record: ShipRecord, has_modelfile: bool) -> str:
     sections: list[str] = []
     if checkpoint:
         consent = "" if checkpoint.plain else ", trust_remote_code=True"
+        adapter = f'model = PeftModel.from_pretrained(model, "{ADAPTER}")'
+        needs = f" (and {checkpoint.library}{' and PEFT' if checkpoint.adapter else ''})" if checkpoint.library else ""
         sections.append(
-            "With transformers, from this folder or the repository's id:\n\n"
+            f"With transformers{needs}, from this folder or the repository's id:\n\n"
             + _block(
                 "python",
+                *(["from peft import PeftModel"] if checkpoint.adapter else []),
                 "from transformers import AutoModelForCausalLM, AutoTokenizer",
                 "",
                 f'model = AutoModelForCausalLM.from_pretrained("{HERE}"{consent})',
+                *([adapter] if checkpoint.adapter else []),
                 f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")',
             )
         )
@@ -217,6 +223,7 @@ def _running(record: ShipRecord, has_modelfile: bool) -> str:
             )
     if gguf:
         file = shlex.quote(_line(gguf.files[0]))
+        file += f" --lora {shlex.quote(_line(gguf.adapter))}" if gguf.adapter else ""
         sections.append(
             "With llama.cpp:\n\n"
             + _block("sh", f"llama-cli -m {file} -p 'Once upon a time' -n 64", f"llama-server -m {file}")
@@ -252,7 +259,7 @@ def _again(record: ShipRecord, recipe: Recipe) -> str:
         "from pathlib import Path",
         "",
         "from surgery.recipe import Recipe",
-        "from surgery.ship_files import ShipOptions",
+        "from surgery.ship_weights import ShipOptions",
         "from surgery.shipping import ship",
         "from surgery.workbench import TextChoice, Workbench",
         "",

@@ -23,7 +23,7 @@ class Modelfile:
     """Whether it says how a conversation is written."""
 
 
-def modelfile(gguf: str, tokenizer: Any, generation: Any, context_length: int) -> Modelfile:
+def modelfile(gguf: str, tokenizer: Any, generation: Any, context_length: int, adapter: str = "") -> Modelfile:
     """The Modelfile of a GGUF file.
 
     Args:
@@ -31,8 +31,9 @@ def modelfile(gguf: str, tokenizer: Any, generation: Any, context_length: int) -
         tokenizer: of the model; its chat template is tried out.
         generation: the model's generation settings, for the tokens that end an answer.
         context_length: that the model was trained for, in tokens.
+        adapter: name of a GGUF LoRA file beside it, if there is one.
     """
-    lines = [f"FROM ./{gguf}", ""]
+    lines = [f"FROM ./{gguf}", *([f"ADAPTER ./{adapter}"] if adapter else []), ""]
     system = chatml_system(tokenizer)
     if system is None:
         lines += ["# No TEMPLATE: the model's chat template is not one that is known here in Ollama's language."]

@@ -42,7 +42,8 @@ def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module
         store(new, path, codec)
     if spec.repair is not None:
         for path, down in spec.repair.down.items():
-            _set_weight(new, path, weight_of(submodule(new, path)) + spec.repair.up[path] @ down)
+            weight = weight_of(submodule(new, path))
+            _set_weight(new, path, weight + (spec.repair.up[path] @ down).to(weight.device, weight.dtype))
     return new
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgery import catalogue
 from surgery.editing import Choices
-from surgery.recipe import ArrangeBlocks, Compensate, Eora, MergeKvHeads, PruneHidden, Quantize, Recipe
+from surgery.recipe import ArrangeBlocks, Compensate, Eora, Heal, MergeKvHeads, PruneHidden, Quantize, Recipe
 from surgery.structure import Structure
 
 HOW = {"least_squares": "Least squares", "linear_patch": "Linear patch", "bias": "Bias"}
@@ -41,8 +41,18 @@ def recipe_words(recipe: Recipe, structure: Structure, dense: Structure) -> str:
     words.append(f"expansion ratio {_ratios(structure)}{by}")
     hows = [HOW[edit.how].lower() for edit in choices.others if isinstance(edit, Compensate)]
     words += [f"compensated by {' and '.join(hows)}"] if hows else []
+    words += [_healed_words(edit) for edit in choices.others if isinstance(edit, Heal)]
     words += [_stored_words(edit) for edit in recipe.edits if isinstance(edit, STORED)]
     return "; ".join(words)
+
+
+def _healed_words(edit: Heal) -> str:
+    """How it was trained."""
+    what = {"lora": f"LoRA of rank {edit.rank}", "dora": f"DoRA of rank {edit.rank}", "weights": "trained weights"}
+    loss = "distillation from the dense model, " if edit.distillation is not None else ""
+    return (
+        f"healed by {loss}{what[edit.train]}, {_count(edit.steps, 'step')} of {edit.batch * edit.text.window:,} tokens"
+    )
 
 
 def _stored_words(edit: Quantize | Eora) -> str:

@@ -10,7 +10,7 @@ from analysis.architecture import Architecture, Attention, Block
 from surgery import recipe as recipes
 from surgery.errors import RecipeError
 from surgery.recipe import Recipe
-from surgery.structure import BlockSpec, Part, Structure, narrowed, whole
+from surgery.structure import BlockSpec, Healing, Part, Structure, narrowed, whole
 
 NAMES = {"attention": "attention", "mlp": "MLP"}
 
@@ -25,7 +25,16 @@ def resolve(architecture: Architecture, recipe: Recipe) -> Structure:
     draft = _Draft(architecture)
     for edit in recipe.edits:
         draft.apply(edit)
-    return draft.finish()
+    structure = draft.finish()
+    if draft.heal is not None:
+        return replace(structure, healing=Healing(draft.heal, healing_key(recipe)))
+    return structure
+
+
+def healing_key(recipe: Recipe) -> str:
+    """Address of a recipe's healing: the key of the recipe up to and including its heal edit, or all of it without."""
+    last = next((place for place, edit in enumerate(recipe.edits, 1) if isinstance(edit, recipes.Heal)), None)
+    return recipe.model_copy(update={"edits": recipe.edits[:last]}).key
 
 
 class _Draft:
@@ -41,6 +50,7 @@ class _Draft:
         self.order: tuple[int, ...] | None = None
         self.hidden: set[int] = set()
         self.compensations: list[recipes.Compensate] = []
+        self.heal: recipes.Heal | None = None
         self.quantize: recipes.Quantize | None = None
         self.eora: recipes.Eora | None = None
         self.stage = 0
@@ -49,7 +59,8 @@ class _Draft:
         stage = recipes.stage_of(edit)
         if stage < self.stage:
             raise RecipeError(
-                f"{edit.op}: edits come in the order structure, compensation, quantize, eora: move this one forward."
+                f"{edit.op}: edits come in the order structure, compensation, heal, quantize, eora: move this one "
+                "forward."
             )
         self.stage = stage
         match edit:
@@ -73,6 +84,11 @@ class _Draft:
                 self._prune_hidden(edit.op, edit.removed)
             case recipes.Compensate():
                 self._compensate(edit)
+            case recipes.Heal():
+                self._once(edit.op, self.heal)
+                if edit.blocks is not None:
+                    self._in_range(edit.op, None, "block", edit.blocks, len(self.architecture.blocks))
+                self.heal = edit
             case recipes.Quantize():
                 self._once(edit.op, self.quantize)
                 self.quantize = edit
@@ -91,7 +107,7 @@ class _Draft:
             hidden = tuple(channel for channel in range(source.hidden_size) if channel not in self.hidden)
             source = source.with_hidden(len(hidden))
         blocks = tuple(self._spec(block) for block in kept)
-        return Structure(source, blocks, hidden, tuple(self.compensations), self.quantize, self.eora)
+        return Structure(source, blocks, hidden, tuple(self.compensations), quantize=self.quantize, eora=self.eora)
 
     def _once(self, op: str, there: object | None) -> None:
         if there is not None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from surgery.errors import InputError
 from surgery.grids import Grid, Packed
 
 BLOCK = 128
@@ -24,15 +23,9 @@ All columns of the present block are up to date, and at the start of a block all
 """
 
 
-def hessian(moments: torch.Tensor, tokens: int) -> torch.Tensor:
-    """H = 2 X X^T / n from the sum of x x^T over n tokens, float64.
-
-    Raises:
-        InputError: the inputs were not finite.
-    """
-    if not bool(torch.isfinite(moments).all()):
-        raise InputError("The model's activations on the calibration text are not finite: choose another text.")
-    return 2 * moments.double() / max(tokens, 1)
+def hessian(covariance: torch.Tensor, tokens: int) -> torch.Tensor:
+    """H = 2 X X^T / n from the sum of x x^T over n tokens, float64."""
+    return 2 * covariance.double() / max(tokens, 1)
 
 
 def inverse_factor(h: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:

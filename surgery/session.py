@@ -26,7 +26,9 @@ from surgery.packing import refuse_without_room
 from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
-from surgery.session_editing import EditingSession, Opened
+from surgery.session_editing import Opened
+from surgery.session_shipping import ShippingSession
+from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import shown_source
@@ -58,7 +60,7 @@ class Suggested:
     edits: tuple[Edit, ...]
 
 
-class Session(EditingSession):
+class Session(ShippingSession):
     """See the module.
 
     Args:
@@ -73,9 +75,10 @@ class Session(EditingSession):
     def attach(self, identity: str | None) -> bool:
         """Follow a job that was started before the page was reloaded; whether it is still under way."""
         attached = super().attach(identity)
-        if attached:
+        found = self.bench.downloads.get(identity or "")
+        if attached and not isinstance(found, ShippingDownload):
             with self._lock:
-                self._download = self.bench.downloads.get(identity or "")
+                self._download = found
         return attached
 
     def close(self, stop_job: bool = True) -> None:
@@ -314,6 +317,7 @@ class Session(EditingSession):
                 tried=dict(self._tried.get(self._quantised_thing(structure), {})) if structure else {},
                 scanned=scanned if scanned is not None and model is not None and scanned.of(model, self.text) else None,
                 packed=self._download.packed if self._download is not None else None,
+                shipment=self.shipment,
             )
 
     def _fit(self, shape: Structure) -> Fit:

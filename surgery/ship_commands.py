@@ -27,16 +27,14 @@ from surgery.hub_upload import push
 from surgery.jobs import Context
 from surgery.model_card import MODELFILE, model_card
 from surgery.packing import zip_folder
-from surgery.recipe import Quantize, Recipe, write_atomically
-from surgery.ship_files import ShipOptions, record_of
+from surgery.recipe import Recipe, write_atomically
+from surgery.ship_files import record_of
 from surgery.ship_record import RECORD, Part, ShipRecord
+from surgery.ship_weights import AS_RECIPE, ShipOptions, gguf_type
 from surgery.shipping import Shipped
 from surgery.shipping import ship as ship_folder
 from surgery.verification import verify as verify_folder
 from surgery.workbench import TextChoice, Workbench
-
-FROM_RECIPE = "recipe"
-NONE = "none"
 
 
 def ship(
@@ -47,7 +45,7 @@ def ship(
         typer.Option(
             "--type", help="Type of a GGUF file, or none; if not given, the one that the recipe quantises to."
         ),
-    ] = FROM_RECIPE,
+    ] = AS_RECIPE,
     checkpoint: Annotated[bool, typer.Option(help="Put the floating-point checkpoint in.")] = True,
     text: TextOption = "embedded",
     window: WindowOption = 256,
@@ -74,7 +72,7 @@ def ship(
     archive = out.with_name(f"{out.name}.zip")
     if zipped and archive.exists():
         raise InputError(f"{str(archive)!r} is there already: delete it, or choose another folder.")
-    options = ShipOptions(checkpoint, _gguf_type(wanted, type_name), keep_windows)
+    options = ShipOptions(checkpoint, gguf_type(wanted, type_name), keep_windows)
     bench = Workbench()
     opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
     texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
@@ -82,7 +80,7 @@ def ship(
 
     def work(job: Context) -> Shipped | VerificationFailed:
         try:
-            return ship_folder(opened, wanted, out, choice, options, texts, job.report, job.stop)
+            return ship_folder(opened, wanted, out, choice, options, texts, job.report, job.stop, [recipe.parent])
         except VerificationFailed as error:
             return error
 
@@ -144,13 +142,6 @@ def _built_record(folder: Path, recipe: Recipe, model: str | None, trust: bool) 
     return record_of(opened, recipe, opened.resolve(recipe), [part])
 
 
-def _gguf_type(recipe: Recipe, type_name: str) -> str | None:
-    """The type of the GGUF file that is asked for."""
-    if type_name == FROM_RECIPE:
-        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and e.format == "gguf"), None)
-    return None if type_name == NONE else type_name
-
-
 def _zipped(folder: Path, archive: Path, job: Context) -> Path:
     try:
         zip_folder(folder, archive, lambda share: job.report(share, "Packing the files"))
@@ -178,8 +169,8 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
     for kind, found in document["differences"].items():
         print(
             f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; "
-            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the largest "
-            f"(tolerance {found['logits_tolerance']:g})"
+            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the "
+            f"largest (tolerance {found['logits_tolerance']:g})"
         )
     for name, digest in document["sha256"].items():
         print(f"{digest}  {name}")

@@ -18,12 +18,15 @@ SCHEMA: Final = "model-surgery/ship/1"
 RECORD = "ship.json"
 SAMPLE = "verification/sample.safetensors"
 """In a folder of its own: some runtimes load every .safetensors file that lies beside the weights."""
+ADAPTER = "adapter"
+"""The folder of a PEFT adapter beside a packed checkpoint."""
 LARGEST_RECORD = 2**20
 LARGEST_SAMPLE = 2**30
 
 Number = float | Literal["inf"]
 """An overflowing perplexity is the word "inf"."""
 Kind = Literal["checkpoint", "gguf"]
+FileName = Annotated[str, Field(pattern=r"^[^/\\:]+$", max_length=255)]
 
 
 class _Frozen(BaseModel):
@@ -78,12 +81,16 @@ class Part(_Frozen):
     """One form in which the model is in the folder."""
 
     kind: Kind
-    files: tuple[Annotated[str, Field(pattern=r"^[^/\\:]+$", max_length=255)], ...] = Field(min_length=1)
+    files: tuple[FileName, ...] = Field(min_length=1)
     """Of its weights, in the folder itself."""
     bytes: int
-    """Of these files."""
+    """Of these files, and of the adapter's weights."""
     type: str
     """Number type of the checkpoint, or GGUF type."""
+    library: Literal["", "torchao", "compressed-tensors"] = ""
+    """What transformers needs besides to load a packed checkpoint."""
+    adapter: FileName | Literal[""] = ""
+    """What stands beside the weights and counts with them: a PEFT folder, or a LoRA file for llama.cpp."""
     plain: bool = True
     """Whether transformers loads the checkpoint without `trust_remote_code`."""
     architecture: str = ""

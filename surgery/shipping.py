@@ -21,11 +21,13 @@ from surgery.download import checkpoint_bytes, file_name
 from surgery.errors import InputError, VerificationFailed
 from surgery.gguf_mixes import check_type
 from surgery.jobs import part_of
+from surgery.origin import origin_of
 from surgery.packing import refuse_without_room
 from surgery.quantising import importance_of
 from surgery.recipe import Eora, Quantize, Recipe
-from surgery.ship_files import Form, ShipOptions, Shipping, write_folder
+from surgery.ship_files import write_folder
 from surgery.ship_record import Kind, ShipRecord
+from surgery.ship_weights import Form, ShipOptions, Shipping
 from surgery.structure import Structure
 from surgery.verification import Verification, verify
 from surgery.workbench import OpenModel, TextChoice
@@ -70,6 +72,7 @@ def ship(
     calibration: Sequence[TextChoice] = (),
     report: Report = lambda share, words: None,
     stop: Event | None = None,
+    results: Sequence[Path] = (),
 ) -> Shipped:
     """Make a folder with the model, its recipe, card, sums and a record of what was measured; then verify it.
 
@@ -85,6 +88,7 @@ def ship(
         calibration: texts, besides the embedded one, that the recipe's compensations may be computed on.
         report: progress; may raise to stop.
         stop: ends the work.
+        results: folders with results of healing that the recipe may name, besides those that were kept.
 
     Raises:
         InputError: the recipe cannot be shipped so, the folder is in use, or there is no room; nothing is left.
@@ -98,15 +102,16 @@ def ship(
     check_free(out)
     recipe = shipped_recipe(recipe, options)
     windows, sample = model.windows(text), sample_windows(model)
-    structures = _structures(model, recipe, options, calibration, part_of(report, 0.0, 0.2), stop)
+    done = model.complete(model.resolve(recipe), calibration, part_of(report, 0.0, 0.2), stop, results).structure
+    structures = _structures(done, options)
     refuse_without_room(out.parent, _needed_bytes(model, recipe, structures), "Shipping")
     forms = _measured(model, structures, windows, sample, part_of(report, 0.2, 0.4), stop)
-    importance = _importance(model, recipe, structures, calibration)
+    importance, origin = _importance(model, recipe, structures, calibration), origin_of(model.loaded)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             made = Path(scratch) / out.name
-            job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance)
+            job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance, origin)
             record, notes = write_folder(job, made, part_of(report, 0.4, 0.7), stop)
             verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
             _put(made, out)
@@ -130,38 +135,35 @@ def _positions(sample: Windows) -> torch.Tensor:
 
 
 def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
-    """The recipe of what ships: its quantisation is that of the GGUF file, or none.
+    """The recipe of what ships: as it is where its quantisation is one of the forms, else with the GGUF file's, or
+    with none.
 
     Raises:
-        InputError: it has edits that neither form can hold.
+        InputError: it packs the checkpoint, and something else is asked for.
     """
     held = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
-    if any(isinstance(edit, Eora) for edit in recipe.edits) or (held is not None and held.format != "gguf"):
-        raise InputError(
-            "Shipping writes plain checkpoints and GGUF files, and the recipe has an edit that neither can hold "
-            "(another format, or EoRA): take that edit out."
-        )
+    if held is not None and held.format != "gguf":
+        if options.gguf is not None or not options.checkpoint:
+            raise InputError(
+                f"The recipe packs a checkpoint as {held.format}: ship that checkpoint alone, or take the edit out."
+            )
+        return recipe
     if held is not None and held.type == options.gguf:
         return recipe
-    edits = [edit for edit in recipe.edits if edit is not held]
+    if held is None and options.gguf is None and any(isinstance(edit, Eora) for edit in recipe.edits):
+        raise InputError("EoRA repairs a quantised model, and nothing is quantised here: ship a GGUF file.")
+    edits: list[Any] = [edit for edit in recipe.edits if not isinstance(edit, Quantize | Eora)]
     if options.gguf is not None:
         edits.append(Quantize(format="gguf", type=options.gguf, text=held.text if held is not None else None))
+        edits += [edit for edit in recipe.edits if isinstance(edit, Eora)]
     return recipe.with_edits(*edits) if edits != list(recipe.edits) else recipe
 
 
-def _structures(
-    model: OpenModel,
-    recipe: Recipe,
-    options: ShipOptions,
-    calibration: Sequence[TextChoice],
-    report: Report,
-    stop: Event | None,
-) -> dict[Kind, Structure]:
-    """The structure of each form: a checkpoint holds floating point, a GGUF file what its type reads back as."""
-    done = model.complete(model.resolve(recipe), calibration, report, stop).structure
+def _structures(done: Structure, options: ShipOptions) -> dict[Kind, Structure]:
+    """The structure of each form: a checkpoint beside a GGUF file is in floating point."""
     structures: dict[Kind, Structure] = {}
     if options.checkpoint:
-        structures["checkpoint"] = done.floating
+        structures["checkpoint"] = done.floating if options.gguf is not None else done
     if options.gguf is not None:
         structures["gguf"] = done
     return structures
@@ -172,7 +174,7 @@ def _importance(
 ) -> dict[str, np.ndarray] | None:
     """The importance matrix that the GGUF file is written with: the one that was measured with."""
     edit = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
-    if edit is None or edit.text is None:
+    if edit is None or edit.text is None or "gguf" not in structures:
         return None
     structure = structures["gguf"].floating
     return importance_of(structure, model.moments(structure, edit.text, calibration))
@@ -218,8 +220,7 @@ def _verified(made: Path, out: Path, text: TextChoice, report: Report, stop: Eve
     except VerificationFailed as error:
         aside = _unused(out.with_name(f"{out.name}.not-verified"))
         os.replace(made, aside)
-        raise VerificationFailed(f"{error} The folder was not put in place; it is kept as {str(aside)!r}.",
-                                 error.verification) from None  # fmt: skip
+        raise VerificationFailed(error.message, error.verification, aside) from None
 
 
 def _unused(path: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 
 from analysis.architecture import Architecture, Attention, Block, Projection
 from surgery.ranges import format_ranges
-from surgery.recipe import Compensate, Eora, Quantize
+from surgery.recipe import Compensate, Eora, Heal, Quantize
 
 Part = Literal["attention", "mlp"]
 
@@ -162,6 +162,14 @@ def whole(block: Block) -> BlockSpec:
 
 
 @dataclass(frozen=True)
+class Healing:
+    """A training whose result is still to be merged; `key` is the address of that result."""
+
+    edit: Heal
+    key: str
+
+
+@dataclass(frozen=True)
 class Structure:
     """The edited model: kept blocks in order, over one architecture."""
 
@@ -172,6 +180,8 @@ class Structure:
     """Channels of the residual stream that stay; None when all do."""
     compensations: tuple[Compensate, ...] = ()
     """Compensations that are still to be computed (see `surgery.compensation`)."""
+    healing: Healing | None = None
+    """The training whose result is still to be merged (see `surgery.healing`)."""
     quantize: Quantize | None = None
     """How it is still to be quantised (see `surgery.quantising`)."""
     eora: Eora | None = None
@@ -182,7 +192,7 @@ class Structure:
     @property
     def pending(self) -> bool:
         """Whether something is still to be computed before the model can be measured."""
-        return bool(self.compensations or self.quantize or self.eora)
+        return bool(self.compensations or self.healing or self.quantize or self.eora)
 
     @property
     def floating(self) -> Structure:
@@ -193,7 +203,7 @@ class Structure:
     @property
     def floating_shape(self) -> Structure:
         """The same as `floating`, with what is still to be computed left out: it changes values, but no shape."""
-        return replace(self.floating, compensations=())
+        return replace(self.floating, compensations=(), healing=None)
 
     @cached_property
     def parameters(self) -> int:
@@ -232,7 +242,10 @@ class Structure:
     def key(self) -> str:
         """Identity of the structure, for caches."""
         edits = (*self.compensations, self.quantize, self.eora)
-        pending = (edit.model_dump_json(exclude={"chosen_by"}) for edit in edits if edit is not None)
+        pending = [edit.model_dump_json(exclude={"chosen_by"}) for edit in edits if edit is not None]
+        if self.healing is not None:
+            result = self.healing.edit.result
+            pending.append(f"heal {self.healing.key} {result.adapter if result else ''}")
         parts = [self.base_key, *(spec.key for spec in self.blocks), *pending]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 

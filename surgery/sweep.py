@@ -17,7 +17,7 @@ from torch import nn
 from analysis.architecture import Block
 from analysis.execution import BlockCall, Prepared, Runner
 from analysis.modules import shallow_copy, submodule
-from surgery.errors import Cancelled
+from surgery.errors import Cancelled, InputError
 from surgery.live import model_around
 from surgery.narrow import build_block
 from surgery.structure import BlockSpec, Structure
@@ -103,17 +103,6 @@ class Covariance:
         self.total += (x.T @ x).double().cpu()
 
 
-def covariances_of(
-    runner: Runner, module: nn.Module, spec: BlockSpec, paths: Sequence[str], groups: Sequence[Group]
-) -> dict[str, Covariance]:
-    """Input covariances of linears inside a block over all groups."""
-    found: dict[str, Covariance] = {}
-    for group in groups:
-        for path, read in inputs_of(runner, module, paths, group.state, group.call(spec)).items():
-            found.setdefault(path, Covariance.empty(read.shape[-1])).update(read)
-    return found
-
-
 def linear_paths(block: Block, spec: BlockSpec) -> tuple[tuple[str, ...], ...]:
     """The linears of what stays of a block, in stages of those that read the same input, in the order they run in.
 
@@ -179,15 +168,30 @@ class Sweep:
         return self.runner.architecture.blocks[spec.source]
 
     def module(self, spec: BlockSpec) -> nn.Module:
-        """The block that a spec describes."""
-        return build_block(self.runner.blocks[spec.source], self.block(spec), spec)
+        """The block that a spec describes, its weights at hand even where accelerate keeps them elsewhere."""
+        return shallow_copy(build_block(self.runner.blocks[spec.source], self.block(spec), spec))
 
     def covariances(self, spec: BlockSpec, paths: Sequence[str]) -> dict[str, Covariance]:
-        """Input covariances of linears in the block of a spec, on the states that enter it."""
-        return covariances_of(self.runner, self.module(spec), spec, paths, self.groups)
+        """Input covariances of linears in the block of a spec, on the states that enter it.
+
+        Raises:
+            InputError: an input is not finite.
+        """
+        module = self.module(spec)
+        found: dict[str, Covariance] = {}
+        for group in self.groups:
+            self.check()
+            for path, read in inputs_of(self.runner, module, paths, group.state, group.call(spec)).items():
+                found.setdefault(path, Covariance.empty(read.shape[-1])).update(read)
+        if not all(bool(torch.isfinite(seen.total).all()) for seen in found.values()):
+            raise InputError(
+                f"Activations of block {spec.source} are not finite on the calibration text: choose another text."
+            )
+        return found
 
     def advance(self, spec: BlockSpec) -> None:
         """Send all states through the block of a spec."""
         module = self.module(spec)
         for group in self.groups:
+            self.check()
             group.advance(self.runner, module, spec)

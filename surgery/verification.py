@@ -11,20 +11,21 @@ from typing import Any
 
 import torch
 
-from analysis.text import Windows, fingerprint_of, load_text, make_windows
+from analysis.text import Text, fingerprint_of, load_text, make_windows
 from surgery.checksums import Checked, check_sums
 from surgery.errors import Cancelled, CorruptFile, InputError, VerificationFailed
 from surgery.jobs import part_of
 from surgery.live import perplexity_of
-from surgery.reading_back import read_back
+from surgery.reading_back import ReadBack, read_back
 from surgery.ship_record import Kind, Part, Sample, ShipRecord
-from surgery.structure import dense
-from surgery.workbench import OpenModel, TextChoice
+from surgery.workbench import TextChoice
 
 LOGITS_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference of a logit that is still rounding, as a share of the largest logit, by the coarser number type."""
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """The same for the mean loss, in nats per token: 1e-4 is a ten-thousandth of the perplexity."""
+ROWS = 128
+"""Positions whose losses are computed together."""
 Report = Callable[[float, str], None]
 
 
@@ -124,20 +125,21 @@ def verify(
     problems: list[str] = []
     for number, part in enumerate(record.parts):
         inside = part_of(report, 0.2 + 0.8 * number / len(record.parts), 0.2 + 0.8 * (number + 1) / len(record.parts))
-        model = _read_back(folder, part, part_of(inside, 0.0, 0.4))
-        if number == 0 and _splits_otherwise(model, record, sample):
+        found = _read_back(folder, part, part_of(inside, 0.0, 0.4))
+        if number == 0 and _splits_otherwise(found.tokenizer, record, sample):
             problems.append("the tokenizer splits the sample text otherwise than the source model's")
-        windows = _windows(model, record, sample, text)
+        ids = _window_ids(found.tokenizer, record, sample, text)
         inside(0.4, f"Measuring the {part.kind} that was read back")
-        difference = _difference(model, part, sample, windows, record, stop)
+        difference = _difference(found, part, sample, ids, record, stop)
         differences.append(difference)
         if not difference.holds:
             problems.append(_difference_problem(part, difference))
-    found = Verification(folder, sums, record, tuple(differences), tuple(problems))
-    if not found.holds:
-        raise _failed(found)
+        del found  # before the next one is loaded
+    done = Verification(folder, sums, record, tuple(differences), tuple(problems))
+    if not done.holds:
+        raise _failed(done)
     report(1.0, "Verified")
-    return found
+    return done
 
 
 def _sum_problems(sums: Checked) -> tuple[str, ...]:
@@ -162,7 +164,7 @@ def _failed(found: Verification) -> VerificationFailed:
     )
 
 
-def _read_back(folder: Path, part: Part, report: Report) -> OpenModel:
+def _read_back(folder: Path, part: Part, report: Report) -> ReadBack:
     """The shipped form as a model in memory; damage that the sums do not show is a failed verification."""
     try:
         return read_back(folder, part, report)
@@ -170,15 +172,15 @@ def _read_back(folder: Path, part: Part, report: Report) -> OpenModel:
         raise VerificationFailed(f"{part.files[0]} of {folder.name} cannot be read back: {error}") from None
 
 
-def _splits_otherwise(model: OpenModel, record: ShipRecord, sample: Sample) -> bool:
+def _splits_otherwise(tokenizer: Any, record: ShipRecord, sample: Sample) -> bool:
     text = load_text("embedded")
     if text.fingerprint != record.sample_text:  # of another version of this tool: nothing to compare
         return False
     count, length = sample.ids.shape
-    return not torch.equal(make_windows(model.loaded.tokenizer, text, length, count).ids, sample.ids)
+    return not torch.equal(make_windows(tokenizer, text, length, count).ids, sample.ids)
 
 
-def _windows(model: OpenModel, record: ShipRecord, sample: Sample, text: TextChoice | None) -> Windows:
+def _window_ids(tokenizer: Any, record: ShipRecord, sample: Sample, text: TextChoice | None) -> torch.Tensor:
     """The windows that were measured: those in the folder, or cut again from the text that is given."""
     protocol = record.protocol
     assert protocol is not None  # a loaded record has one
@@ -186,44 +188,54 @@ def _windows(model: OpenModel, record: ShipRecord, sample: Sample, text: TextCho
         ids = sample.windows.to(torch.long)
         if fingerprint_of(ids) != protocol.windows_fingerprint:
             raise CorruptFile("The token ids in the sample are not those that were measured: ship the model again.")
-        return Windows(ids, protocol.text, protocol.text_fingerprint, protocol.bos, protocol.spread)
+        return ids
     if text is None:
         raise InputError(
             f"Perplexity was measured on {protocol.text!r}, whose tokens are not in the folder: give that text."
         )
-    choice = TextChoice(text.source, protocol.window, protocol.windows, "evaluation", text.content, protocol.spread)
-    windows = model.windows(choice)
-    if windows.fingerprint != protocol.windows_fingerprint:
+    pasted = text.content is not None
+    content = Text("pasted", str(text.content)) if pasted else load_text(text.source, "evaluation", tokenizer)
+    ids = make_windows(tokenizer, content, protocol.window, protocol.windows, protocol.spread).ids
+    if fingerprint_of(ids) != protocol.windows_fingerprint:
         raise InputError(f"{text.source!r} is not the text that was measured, {protocol.text!r}: give that one.")
-    return windows
+    return ids
 
 
 def _difference(
-    model: OpenModel, part: Part, sample: Sample, windows: Windows, record: ShipRecord, stop: Event | None
+    found: ReadBack, part: Part, sample: Sample, ids: torch.Tensor, record: ShipRecord, stop: Event | None
 ) -> Difference:
     assert part.measured is not None and record.protocol is not None  # a loaded record has both
     recorded = sample.logits[part.kind]
-    logits = _logits(model.loaded.model, sample)
+    logits = _logits(found.model, sample.ids)[:, sample.positions].cpu()
     absolute = float((logits - recorded).abs().max()) if logits.shape == recorded.shape else float("inf")
-    nll = model.evaluator.measure(dense(model.architecture), windows, stop).nll
-    if stop is not None and stop.is_set():
-        raise Cancelled("Cancelled.")
-    here = next(iter(model.architecture.bytes_by_dtype))
-    kinds = [name for name in (record.protocol.dtype, here) if name in LOGITS_TOLERANCE]
+    kinds = [name for name in (record.protocol.dtype, found.dtype) if name in LOGITS_TOLERANCE]
     return Difference(
         kind=part.kind,
         logits_max_absolute=absolute,
         logits_max_relative=absolute / float(recorded.abs().max()),
         logits_tolerance=max(LOGITS_TOLERANCE[name] for name in kinds),
-        nll=nll,
+        nll=_loss(found.model, ids, stop),
         recorded_nll=part.measured.nll,
         nll_tolerance=max(LOSS_TOLERANCE[name] for name in kinds),
     )
 
 
+def _loss(model: Any, ids: torch.Tensor, stop: Event | None) -> float:
+    """Mean negative log likelihood over windows, (windows, tokens), in nats per token."""
+    means = []
+    for row in ids:
+        if stop is not None and stop.is_set():
+            raise Cancelled("Cancelled.")
+        logits, targets = _logits(model, row[None])[0, :-1], row[1:]
+        parts = zip(logits.split(ROWS), targets.to(logits.device).split(ROWS), strict=True)
+        losses = [torch.nn.functional.cross_entropy(part, wanted, reduction="none") for part, wanted in parts]
+        means.append(torch.cat(losses).double().mean())
+    return float(torch.stack(means).mean())
+
+
 @torch.inference_mode()
-def _logits(model: Any, sample: Sample) -> torch.Tensor:
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """By the model's own forward pass, not by the way in which the recorded ones were computed."""
     device = next(model.parameters()).device
-    logits = model(input_ids=sample.ids.to(device), use_cache=False).logits
-    return logits[:, sample.positions.to(device)].float().cpu()
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits.float()

@@ -16,6 +16,7 @@ from surgery.jobs import Job
 from surgery.live import Estimate
 from surgery.memory import Fit
 from surgery.scan import Scan
+from surgery.shipment import Shipment
 from surgery.structure import Structure
 from surgery.workbench import OpenModel, TextChoice
 
@@ -92,6 +93,8 @@ class View:
     """Every removal of the current model on the current text, if they were measured."""
     packed: Packed | None = None
     """The last build, if its file is complete."""
+    shipment: Shipment | None = None
+    """The last shipment, if it is complete."""
 
     @property
     def uncompensated(self) -> bool:

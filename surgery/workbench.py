@@ -6,6 +6,7 @@ import gc
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -108,6 +109,7 @@ class OpenModel:
         texts: Sequence[TextChoice] = (),
         report: Report = lambda fraction, message: None,
         stop: Event | None = None,
+        results: Sequence[Path] = (),
     ) -> Compensated:
         """A structure with everything computed that is pending in it, see `surgery.completion`.
 
@@ -116,12 +118,27 @@ class OpenModel:
             texts: calibration texts that may be read besides the embedded one.
             report: progress; may raise to stop.
             stop: ends the work.
+            results: folders that `heal` wrote, which may be read besides the cache folder.
 
         Raises:
-            RecipeError: a text that an edit was chosen on is not among them, or no file can express the structure.
+            RecipeError: a text that an edit was chosen on is not among them, the result of a healing is nowhere, or no
+                file can express the structure.
             TextError: it cannot be cut into such windows.
         """
-        return self.completer.complete(structure, lambda wanted: self.calibration(wanted, texts), report, stop)
+        return self.completer.complete(structure, self._text_of(texts), report, stop, results)
+
+    def trained_over(
+        self,
+        structure: Structure,
+        texts: Sequence[TextChoice] = (),
+        report: Report = lambda fraction, message: None,
+        stop: Event | None = None,
+    ) -> Structure:
+        """What the healing of a structure trains, see `Completer.trained_over`."""
+        return self.completer.trained_over(structure, self._text_of(texts), report, stop)
+
+    def _text_of(self, texts: Sequence[TextChoice]) -> Callable[[TextReference], Windows]:
+        return lambda wanted: self.calibration(wanted, texts)
 
     def known_complete(self, structure: Structure) -> Compensated | None:
         """A structure with everything computed, if that needs no pass over a text that has not been made.
@@ -137,7 +154,7 @@ class OpenModel:
         Raises:
             RecipeError: the text is not among the ones given.
         """
-        return self.completer.moments(structure, text, lambda wanted: self.calibration(wanted, texts))
+        return self.completer.moments(structure, text, self._text_of(texts))
 
     def gguf_plan(self, structure: Structure) -> GgufPlan:
         """The GGUF file of a structure, before it is written.
@@ -165,18 +182,24 @@ class OpenModel:
             "not the text given here: name that text as the calibration text."
         )
 
+    def text(self, choice: TextChoice) -> Text:
+        """A text by its choice.
+
+        Raises:
+            TextError: unreadable or empty.
+        """
+        if choice.content is not None:
+            return Text("pasted", choice.content)
+        tokenizer = None if choice.source == "embedded" else self.loaded.tokenizer
+        return load_text(choice.source, choice.purpose, tokenizer)
+
     def windows(self, choice: TextChoice) -> Windows:
         """The token windows of a text.
 
         Raises:
             TextError: unreadable, empty or too short.
         """
-        if choice.content is not None:
-            text = Text("pasted", choice.content)
-        elif choice.source == "embedded":
-            text = load_text(choice.source, choice.purpose)
-        else:
-            text = load_text(choice.source, choice.purpose, self.loaded.tokenizer)
+        text = self.text(choice)
         key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
         if known is None:

@@ -35,7 +35,7 @@ def source(folder: Path, words: Any = None, family: str = "") -> OpenModel:
 
 def mixed(model: OpenModel) -> Recipe:
     """Blocks that differ."""
-    narrow = PruneNeurons(removed={1: (1, 2, 3)}, chosen_by=ChosenBy(method="maw"))
+    narrow = PruneNeurons(removed={1: tuple(range(16))}, chosen_by=ChosenBy(method="maw"))
     return model.recipe(RemoveAttention(blocks=(2,)), narrow)
 
 

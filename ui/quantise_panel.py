@@ -11,10 +11,10 @@ from surgery.recipe import TYPES_OF
 from surgery.view import View
 from ui import quantise_words as words
 from ui.handlers import Handlers, Update, as_it_is
+from ui.look import PLAIN
 from ui.sessions import Tab
 from ui.widgets.choice import Choice
 
-PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 CONTROLS = ("type", "importance", "method", "group", "symmetric", "act_order")
 
 

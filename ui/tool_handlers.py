@@ -81,12 +81,13 @@ class ToolHandlers(QuantiseHandlers):
         yield "scan_note", tool_words.scan_text(view.scanned), as_it_is
         yield "build_note", tool_words.build_text(view), as_it_is
         path = None if view.packed is None else str(view.packed.path)
-        yield "download", (path, tool_words.download_label(view)), _download
+        yield "download", (path, tool_words.download_label(view)), show_download
 
 
 def _switch(state: tuple[bool, bool]) -> Any:
     return gr.Checkbox(value=state[0], interactive=state[1])
 
 
-def _download(file: tuple[str | None, str]) -> Any:
+def show_download(file: tuple[str | None, str]) -> Any:
+    """A download button with a file, or none."""
     return gr.DownloadButton(value=file[0], label=file[1], visible=file[0] is not None)

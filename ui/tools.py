@@ -10,11 +10,12 @@ import gradio as gr
 from surgery.budget import CFSP_SHARPNESS
 from surgery.recipe_words import HOW
 from ui import forms, tool_words
+from ui.look import PLAIN
 from ui.quantise_panel import connect_quantise, quantise_fields
+from ui.ship_panel import ship_fields
 from ui.tool_handlers import HOWS, ToolHandlers
 from ui.widgets.choice import Choice
 
-PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 COMPENSATIONS = {
     "least_squares": "Refits what narrowed attention and MLPs write, to come nearest to what they wrote whole.",
     "linear_patch": "Folds a map across each run of removed blocks or parts into the MLP before it. No new parameters.",
@@ -23,7 +24,7 @@ COMPENSATIONS = {
 
 
 def tool_tabs(parts: dict[str, Any]) -> None:
-    """Suggest, compensate, quantise and build, each in a tab."""
+    """Suggest, compensate, quantise, build and ship, each in a tab."""
     with gr.Tabs(elem_id="tools"):
         with gr.Tab("Suggest", id="suggest", elem_id="tool-suggest"):
             _suggestion_fields(parts)
@@ -40,6 +41,8 @@ def tool_tabs(parts: dict[str, Any]) -> None:
                 parts["download"] = gr.DownloadButton(
                     visible=False, variant="primary", elem_id="download", size="md", scale=0, min_width=0
                 )
+        with gr.Tab("Ship", id="ship", elem_id="tool-ship"):
+            ship_fields(parts)
 
 
 def _suggestion_fields(parts: dict[str, Any]) -> None:

@@ -238,8 +238,10 @@ def test_every_tool_changes_something(page: Any) -> None:
         changes(component, words, lambda component=component: page.locator(f"#{component} input").click())
         wait_measured(page, name)
     changed |= {"compute", "build", "download", "scan", "scan-kinds"}  # have tests of their own
-    tool(page, "Build")
-    seen |= controls(page)
+    changed |= {"ship", "ship-type", "ship-checkpoint"}  # in test_ship
+    for name in ("Build", "Ship"):
+        tool(page, name)
+        seen |= controls(page)
     tests_of_the_page = controls(page) & {
         *(
             "model",

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
+from analysis.execution import Runner
 from analysis.modules import submodule, weight_of
 from surgery.calibrated import Quantiser
+from surgery.eora import Repairer
 from surgery.errors import Cancelled, InputError
 from surgery.grids import Grid, Packed, round_to_nearest
 from surgery.live import Evaluator
 from surgery.narrow import build_block
-from surgery.recipe import Recipe
+from surgery.recipe import Eora, Recipe
 from surgery.resolving import resolve
 from surgery.second_order import gptq, hessian
 from surgery.structure import Structure
 from tests.reference import random_windows, runner_of, token_nll
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, build
 
 WINDOWS = random_windows(count=8, seed=5)
 TEXT = {"source": "random", "fingerprint": "none", "window": 24, "windows": 8}
@@ -190,6 +194,14 @@ def test_what_cannot_be_stored_is_refused() -> None:
         Quantiser(runner_of("llama")).compute(structure("llama", quantisation(method="gptq")))
 
 
+def test_activations_that_are_not_finite_are_refused() -> None:
+    model: Any = copy.deepcopy(runner_of("llama").model)
+    model.model.layers[1].self_attn.v_proj.weight.data[0] = torch.inf
+    runner = Runner(model, runner_of("llama").architecture)
+    with pytest.raises(InputError, match="block 1 are not finite"):
+        Quantiser(runner).compute(structure("llama", quantisation(method="gptq", group_size=None)), WINDOWS)
+
+
 def test_a_cancel_stops_and_the_shared_model_is_left_alone() -> None:
     runner = runner_of("llama")
     before = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
@@ -209,3 +221,19 @@ def test_a_cancel_stops_and_the_shared_model_is_left_alone() -> None:
     assert not any(module._forward_pre_hooks for module in runner.model.modules())
     untouched = Evaluator(runner).dense
     assert Quantiser(runner).compute(untouched) is untouched
+
+
+@pytest.mark.parametrize("format_name", ["compressed-tensors", "torchao"])
+def test_weights_that_accelerate_keeps_elsewhere_are_quantised_alike(format_name: str) -> None:
+    model = build("llama")
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.parameters()).is_meta
+    edit = quantisation("int4", None, method="gptq")
+    if format_name == "torchao":
+        edit = {"op": "quantize", "format": "torchao", "type": "int8"}
+    runner = Runner(model, runner_of("llama").architecture)
+    made = Quantiser(runner).compute(structure("llama", edit), WINDOWS)
+    assert made.key == quantised("llama", edit).key
+    repaired = Repairer(runner).compute(replace(made, eora=Eora(rank=3, text=TEXT)), WINDOWS)  # type: ignore[arg-type]
+    losses = [Evaluator(each).token_losses(repaired, WINDOWS.ids).double() for each in (runner, runner_of("llama"))]
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)

@@ -309,7 +309,7 @@ def test_a_cancel_stops_and_one_window_is_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "edits", "word"),
     [
-        ("llama", [compensation("least_squares"), NARROW], "come after"),
+        ("llama", [compensation("least_squares"), NARROW], "come in the order"),
         ("llama", [NARROW, compensation("bias"), compensation("bias")], "two compensations"),
         ("llama", [NARROW, compensation("bias"), compensation("least_squares")], "keep one"),
         ("llama", [compensation("least_squares", blocks="9")], "out of range"),

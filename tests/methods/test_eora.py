@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from analysis.describe import describe
+from analysis.execution import Runner
 from surgery.eora import Repairer, low_rank
 from surgery.errors import Cancelled
+from surgery.gguf_types import GgufCodec
 from surgery.live import Evaluator
 from surgery.recipe import Eora
 from surgery.structure import Structure
 from surgery.sweep import linear_paths
+from tests import tiny_models
 from tests.methods.test_calibrated import EDITS, TEXT, WINDOWS, quantisation, quantised
 from tests.reference import runner_of, token_nll
 from tests.tiny_models import FAMILIES
@@ -60,7 +65,7 @@ def problem(inputs: int = 24, tokens: int = 200, seed: int = 0) -> tuple[torch.T
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_no_matrices_of_that_rank_miss_less_on_the_text(rank: int) -> None:
     missing, x = problem()
-    up, down = low_rank(missing, x.T @ x / len(x), rank, tolerance=0)
+    up, down = low_rank(missing, x.T @ x / len(x), rank)
     assert up.shape == (16, rank) and down.shape == (rank, 24)
 
     def error(product: torch.Tensor) -> float:
@@ -74,25 +79,39 @@ def test_no_matrices_of_that_rank_miss_less_on_the_text(rank: int) -> None:
     assert error(up @ down) < 0.9 * error(plain)
 
 
-def test_full_rank_recovers_the_weight_where_inputs_are_and_leaves_the_rest() -> None:
-    missing, x = problem()
-    up, down = low_rank(missing, x.T @ x, 24, tolerance=0)
-    torch.testing.assert_close(up @ down, missing, atol=1e-6, rtol=0)
+def pseudo_inverse(missing: torch.Tensor, covariance: torch.Tensor, rank: int) -> torch.Tensor:
+    """EoRA as it is published: a truncated SVD in the eigenspace of the inputs, projected back."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > 1e-12 * values[-1]
+    roots = values[kept].sqrt()
+    left, singular, right = torch.linalg.svd(missing @ vectors[:, kept] * roots, full_matrices=False)
+    return (left[:, :rank] * singular[:rank]) @ (right[:rank] / roots) @ vectors[:, kept].T
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (60, 24)])
+@pytest.mark.parametrize("rank", [1, 5, 14])
+def test_it_is_the_published_form_wherever_there_are_inputs(rank: int, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    _, x = problem()
+    missing = torch.randn(shape, generator=generator, dtype=torch.float64)
+    up, down = low_rank(missing, x.T @ x, rank)
+    torch.testing.assert_close(up @ down, pseudo_inverse(missing, x.T @ x, rank), atol=1e-6, rtol=0)
+    x = x[:, torch.randperm(24, generator=generator)]
     x[:, 20:] = 0
-    basis = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
-    turned = x @ basis.T  # inputs of a subspace that is not along the axes
-    up, down = low_rank(missing, turned.T @ turned, 24)
-    assert up.shape[1] == 16  # outputs
-    torch.testing.assert_close(turned @ (up @ down).T, turned @ missing.T, atol=1e-6, rtol=0)
-    torch.testing.assert_close(down @ basis[:, 20:], torch.zeros(16, 4, dtype=torch.float64), atol=1e-6, rtol=0)
+    turned = x @ torch.linalg.qr(torch.randn(24, 24, generator=generator, dtype=torch.float64)).Q  # no axis is free
+    up, down = low_rank(missing, turned.T @ turned, rank)
+    published = pseudo_inverse(missing, turned.T @ turned, rank)
+    torch.testing.assert_close(turned @ (up @ down).T, turned @ published.T, atol=1e-6, rtol=0)
 
 
-def test_nothing_missing_or_no_inputs_give_zeros() -> None:
+def test_full_rank_recovers_the_weight_and_nothing_missing_gives_zeros() -> None:
     missing, x = problem()
+    for covariance in (x.T @ x, torch.zeros(24, 24)):
+        up, down = low_rank(missing, covariance, 100)
+        assert up.shape == (16, 16) and down.shape == (16, 24)
+        torch.testing.assert_close(up @ down, missing)
     up, down = low_rank(torch.zeros_like(missing), x.T @ x, 4)
-    assert not (up @ down).any() and up.shape == (16, 4)
-    up, down = low_rank(missing, torch.zeros(24, 24), 4)
-    assert not (up @ down).any() and torch.isfinite(up).all() and torch.isfinite(down).all()
+    assert not (up @ down).any() and up.shape == (16, 4) and torch.isfinite(up).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,6 +167,40 @@ def test_a_repair_stands_on_what_the_compressed_block_reads_behind_repaired_ones
             weight.data += product
     live = Evaluator(runner_of("llama")).token_losses(made, WINDOWS.ids).double()
     torch.testing.assert_close(live, token_nll(model, WINDOWS.ids), atol=1e-4, rtol=0)
+
+
+def test_quantised_embeddings_are_what_the_blocks_read() -> None:
+    runner = runner_of("llama")
+    evaluator = Evaluator(runner)
+    outer = ((runner.architecture.embeddings, Coarse(0.3)),)
+    floating = replace(evaluator.dense, outer=outer)
+    made = repaired("llama", replace(coarse("llama"), outer=outer), 80)
+    target = evaluator.token_losses(floating, WINDOWS.ids)
+    torch.testing.assert_close(evaluator.token_losses(made, WINDOWS.ids), target, atol=5e-3, rtol=0)
+    assert (target - evaluator.token_losses(evaluator.dense, WINDOWS.ids)).abs().mean() > 5e-2
+    low = [repaired("llama", each, 2).blocks[0].repair for each in (made, coarse("llama"))]
+    assert low[0] != low[1]  # other inputs, another projection
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "IQ4_NL", "Q8_0"])
+def test_gguf_weights_are_repaired_as_well(type_name: str) -> None:
+    torch.manual_seed(0)
+    wide = {**tiny_models._GQA, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+    model = tiny_models._make(LlamaForCausalLM, LlamaConfig, wide)  # rows of whole GGML blocks
+    runner = Runner(model, describe(model))
+    evaluator = Evaluator(runner)
+    blocks = []
+    for spec in evaluator.dense.blocks:
+        paths = sorted(sum(linear_paths(runner.architecture.blocks[spec.source], spec), ()))
+        blocks.append(replace(spec, codecs=tuple((path, GgufCodec(type_name)) for path in paths)))
+    made = replace(evaluator.dense, blocks=tuple(blocks))
+    wanted = replace(made, eora=Eora(rank=16, text=TEXT))  # type: ignore[arg-type]
+    dense = evaluator.token_losses(evaluator.dense, WINDOWS.ids)
+    errors = [
+        float((evaluator.token_losses(each, WINDOWS.ids) - dense).square().mean())
+        for each in (made, Repairer(runner).compute(wanted, WINDOWS))
+    ]
+    assert 0 < errors[1] < 0.7 * errors[0]
 
 
 def test_repairs_repeat_and_blocks_that_are_not_quantised_get_none() -> None:

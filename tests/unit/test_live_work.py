@@ -159,7 +159,7 @@ def test_logits_exist_for_few_positions_and_a_stop_between_them_is_honoured(fami
     seen: list[int] = []
     stop = Event()
     runner = Runner(model, describe(model))
-    assert not runner._head_is_linear
+    assert not runner.head_is_linear
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, out: seen.append(out.numel() // out.shape[-1]))
     evaluator = Evaluator(runner)
@@ -194,14 +194,14 @@ def test_a_linear_head_never_makes_all_logits_and_stops_between_chunks(
 ) -> None:
     monkeypatch.setattr(execution, "VOCABULARY_CHUNK", 40)  # the vocabulary of 128 is no multiple
     runner = runner_of(family)
-    assert runner._head_is_linear
+    assert runner.head_is_linear
     ids = random_windows(count=2, tokens=24).ids
     state = runner.prepare(ids).state
     with LargestLogits() as spy:
         losses = runner.losses(state, ids)
     assert spy.widest == 40
     with torch.inference_mode():
-        logits = runner._own_logits(runner._normalised(state).flatten(0, 1)).view(2, 24, -1)
+        logits = runner.own_logits(runner.normalised(state).flatten(0, 1)).view(2, 24, -1)
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     torch.testing.assert_close(losses.flatten(), expected, atol=1e-5, rtol=0)
     checks: list[int] = []

@@ -15,15 +15,18 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from surgery import ship_files, shipping
-from surgery.checksums import SUMS
+from surgery import ship_files, ship_weights, shipping
+from surgery.checksums import SUMS, write_sums
 from surgery.errors import Cancelled, InputError, VerificationFailed
 from surgery.recipe import Eora, Quantize, Recipe, RemoveBlocks, TextReference
-from surgery.ship_files import ShipOptions
 from surgery.ship_record import RECORD, SAMPLE, Sample, ShipRecord
+from surgery.ship_weights import ShipOptions
 from surgery.shipping import ship
+from surgery.text_names import text_reference
+from surgery.verification import verify
 from surgery.workbench import OpenModel, TextChoice
 from tests.shipped import CALIBRATION, TEXT, compensated, mixed, source
 
@@ -135,13 +138,13 @@ def test_the_importance_matrix_of_the_recipe_is_what_the_file_is_written_with(
     model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
-    plain = ship_files.write_gguf
+    plain = ship_weights.write_gguf
 
     def noting(*arguments: Any, **options: Any) -> Any:
         given.append(arguments[5])
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(ship_files, "write_gguf", noting)
+    monkeypatch.setattr(ship_weights, "write_gguf", noting)
     text = TextReference(
         source="embedded", fingerprint=model.windows(CALIBRATION).text_fingerprint, window=16, windows=8
     )
@@ -153,11 +156,73 @@ def test_the_importance_matrix_of_the_recipe_is_what_the_file_is_written_with(
     assert given[0][f"{name}.weight"] == pytest.approx(expected[2]["mlp.down_proj"].numpy())
 
 
-def test_a_recipe_for_another_form_is_refused(model: OpenModel, tmp_path: Path) -> None:
-    text = TextReference(source="embedded", fingerprint="0" * 16, window=16, windows=8)
-    for recipe in (model.recipe(Quantize(format="torchao", type="int8")), model.recipe(Eora(rank=4, text=text))):
-        with pytest.raises(InputError, match="take that edit out"):
-            ship(model, recipe, tmp_path / "out", TEXT)
+@pytest.mark.parametrize(
+    ("format_name", "type_name", "group_size"),
+    [("torchao", "int8", None), ("torchao", "int4", 16), ("compressed-tensors", "int4", 16)],
+)
+@pytest.mark.parametrize("repaired", [False, True])
+@pytest.mark.parametrize("make", [mixed, compensated])
+def test_packed_checkpoints_with_and_without_an_adapter(
+    model: OpenModel,
+    tmp_path: Path,
+    make: Any,
+    format_name: Any,
+    type_name: str,
+    group_size: int | None,
+    repaired: bool,
+) -> None:
+    recipe = make(model)
+    edits = [*recipe.edits, Quantize(format=format_name, type=type_name, group_size=group_size)]
+    edits += [Eora(rank=4, text=reference(model))] if repaired else []
+    shipped = ship(model, recipe.with_edits(*edits), tmp_path / "out", TEXT, ShipOptions(), [CALIBRATION])
+    part, found = shipped.record.shipped, shipped.document()["differences"]["checkpoint"]
+    assert part.library == format_name and part.type == f"{type_name} ({format_name})"
+    assert found["logits_max_relative"] < 1e-4 and abs(found["nll_difference"]) < 1e-5
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists() is repaired is bool(part.adapter)
+    files = [*(tmp_path / "out").glob("*.safetensors"), *(tmp_path / "out").glob("adapter/*.safetensors")]
+    assert part.bytes == sum(path.stat().st_size for path in files) < shipped.record.dense_bytes
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert format_name in card and ('PeftModel.from_pretrained(model, "adapter")' in card) is repaired
+    if not part.plain:
+        return
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if repaired:
+        loaded = PeftModel.from_pretrained(loaded, tmp_path / "out" / "adapter")
+    windows = model.windows(TEXT).ids
+    scores = loaded(windows).logits[:, :-1].float().log_softmax(-1).gather(2, windows[:, 1:, None])
+    assert float(-scores.mean()) == pytest.approx(shipped.record.shipped.measured.nll, abs=1e-4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_file_with_a_low_rank_repair(model: OpenModel, tmp_path: Path, checkpoint: bool) -> None:
+    edits = (Quantize(type="Q4_0"), Eora(rank=4, text=reference(model)))
+    recipe, out = model.recipe(*edits), tmp_path / "out"
+    shipped = ship(model, recipe, out, TEXT, ShipOptions(checkpoint, "Q4_0"), [CALIBRATION])
+    part = shipped.record.shipped
+    assert part.adapter == "tiny-Q4_0-eora.gguf" and f"ADAPTER ./{part.adapter}\n" in (out / "Modelfile").read_text()
+    assert f"--lora {part.adapter}" in (out / "README.md").read_text()
+    assert part.bytes == sum(path.stat().st_size for path in out.glob("*.gguf"))
+    assert shipped.document()["differences"]["gguf"]["logits_max_relative"] < 1e-4
+    adapter = bytearray((out / part.adapter).read_bytes())
+    adapter[-1] ^= 0x40  # the exponent of the last value
+    (out / part.adapter).write_bytes(adapter)
+    (out / SUMS).unlink()
+    write_sums(out)
+    with pytest.raises(VerificationFailed, match=r"tiny-Q4_0\.gguf gives"):
+        verify(out)
+
+
+def reference(model: OpenModel) -> TextReference:
+    return text_reference(model.windows(CALIBRATION))
+
+
+def test_what_cannot_be_shipped_is_refused(model: OpenModel, tmp_path: Path) -> None:
+    packed = model.recipe(Quantize(format="torchao", type="int8"))
+    for options in (ShipOptions(gguf="Q8_0"), ShipOptions(checkpoint=False, gguf="Q8_0")):
+        with pytest.raises(InputError, match="ship that checkpoint alone"):
+            ship(model, packed, tmp_path / "out", TEXT, options)
+    with pytest.raises(InputError, match="nothing is quantised"):
+        ship(model, model.recipe(Eora(rank=4, text=reference(model))), tmp_path / "out", TEXT)
     with pytest.raises(InputError, match="nothing to ship"):
         ship(model, model.recipe(), tmp_path / "out", TEXT, ShipOptions(checkpoint=False))
     with pytest.raises(InputError, match="Q9"):
@@ -246,14 +311,14 @@ def test_room_is_looked_for_first(model: OpenModel, tmp_path: Path, monkeypatch:
 def test_files_that_do_not_hold_are_kept_aside(
     model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = ship_files.build_model
+    plain = ship_weights.build_model
 
     def wrong(*arguments: Any) -> Any:
         built = plain(*arguments)
         built.model.model.layers[3].mlp.down_proj.weight.mul_(1.05)
         return built
 
-    monkeypatch.setattr(ship_files, "build_model", wrong)
+    monkeypatch.setattr(ship_weights, "build_model", wrong)
     (tmp_path / "out.not-verified").mkdir()
     (tmp_path / "out.not-verified" / "mine").write_text("mine")
     with pytest.raises(VerificationFailed, match=r"model\.safetensors gives a perplexity of .*out\.not-verified-2"):

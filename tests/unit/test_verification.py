@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from surgery import verification
 from surgery.checksums import SUMS, check_sums, read_sums, write_sums
 from surgery.errors import Cancelled, CorruptFile, InputError, UnknownModel, VerificationFailed
-from surgery.ship_files import ShipOptions
 from surgery.ship_record import RECORD, SAMPLE, ShipRecord
+from surgery.ship_weights import ShipOptions
 from surgery.shipping import ship
 from surgery.verification import Difference, verify
 from surgery.workbench import TextChoice

@@ -1,0 +1,263 @@
+"""Healing: tokens a second and loss against a plain peft loop, and perplexity after two and ten minutes.
+
+    python -m benchmarks.healing speed [--steps 12] [--threads 2] [--data DIR] [--out F]
+    python -m benchmarks.healing table [--minutes 2,10] [--threads 2] [--data DIR] [--out F]
+
+The embedded model on WikiText-2-raw: healing on windows of 512 of the validation split, perplexity on the first 16 of
+the test split, rows joined by two line feeds, no BOS. Two cuts: 6 blocks chosen by measuring, and every MLP at 80% of
+its width. Each result is written at once, and what the file holds already is not measured again.
+
+`speed` trains the same cut with the same settings, windows and start in both loops, a step of one and a step of the
+other in turn. The FLOP rate counts 2 x weights x tokens for the forward pass through the blocks' linears and the head,
+and as much again for the gradients of activations; attention, norms and the adapters themselves are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from benchmarks import measuring
+from surgery.budget import Budget, Rules
+from surgery.build import build_model
+from surgery.healing.adapters import adapter_of, write
+from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
+from surgery.healing.presets import forecast, timed
+from surgery.healing.run import Healer, heal_of, measure_speed, text_reference, with_heal
+from surgery.healing.student import Student
+from surgery.healing.training import order_of, rate
+from surgery.recipe import Heal, PruneNeurons, Recipe, RemoveBlocks
+from surgery.structure import Structure
+from surgery.suggestion import suggest
+from surgery.workbench import OpenModel, TextChoice, Workbench
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+RESULT = Path(__file__).resolve().parents[1] / "docs" / "healing.json"
+WINDOW = 512
+TEST_WINDOWS = 16
+SEARCH_WINDOWS = 2
+SCORE_WINDOWS = 8
+HELD_OUT = 4
+SHARED = {"where": "all", "rank": 8, "alpha": 16.0, "held_out": HELD_OUT}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "learning_rate": 1e-3},
+    "distill": {"method": "distill", "learning_rate": 1e-3, "distillation": {"divergence": "kl"}},
+}
+
+
+class Bench:
+    """The open model, its texts and the two cuts.
+
+    Args:
+        data: the folder with the WikiText-2 files.
+        document: results so far; cuts are taken from there or added.
+    """
+
+    def __init__(self, data: Path, document: dict[str, Any]) -> None:
+        self.model: OpenModel = Workbench().open("default")
+        self.data, self.document = data, document
+        path = str(data / "wikitext-2-raw-validation.jsonl")
+        count = largest_count(self.model.loaded.tokenizer, path, WINDOW, 10**6)
+        self.text: HealingText = load_healing_text(self.model.loaded.tokenizer, path, WINDOW, count)
+        test = TextChoice(str(data / "wikitext-2-raw-test.jsonl"), WINDOW, TEST_WINDOWS)
+        check_apart(self.text.documents, self.model.text(test).content)
+        self.test = self.model.windows(test)
+
+    def cut(self, name: str) -> Recipe:
+        """A cut by its name, made once."""
+        known = self.document.setdefault("cuts", {})
+        if name not in known:
+            edit = self._blocks() if name == "blocks" else self._width()
+            known[name] = edit.model_dump(mode="json", exclude={"chosen_by"})
+        return self.model.recipe().with_edits(known[name])
+
+    def _blocks(self) -> RemoveBlocks:
+        windows = self._validation(SEARCH_WINDOWS)
+        rules = Rules(keep_candidates=10)
+        (edit,) = suggest(self.model, "perplexity_greedy", Budget(blocks=6), rules, windows).edits
+        assert isinstance(edit, RemoveBlocks)
+        return edit
+
+    def _width(self) -> PruneNeurons:
+        windows = self._validation(SCORE_WINDOWS)
+        (edit,) = suggest(self.model, "cfsp_fine", Budget(percent=20), Rules(allocation="cfsp"), windows).edits
+        assert isinstance(edit, PruneNeurons)
+        return edit
+
+    def _validation(self, count: int) -> Any:
+        return self.model.windows(TextChoice(str(self.data / "wikitext-2-raw-validation.jsonl"), WINDOW, count))
+
+    def perplexity(self, structure: Structure) -> float:
+        """On the test windows."""
+        self.model.evaluator.states.clear()
+        return self.model.evaluator.measure(structure, self.test).perplexity
+
+    def healer(self, recipe: Recipe, settings: dict[str, Any]) -> Healer:
+        """A healing of a cut."""
+        edit = {"op": "heal", "text": text_reference(self.text).model_dump(), "steps": 1, **SHARED, **settings}
+        return Healer(self.model, with_heal(recipe, heal_of(recipe.with_edits(edit))), self.text)
+
+
+def flops_a_token(student: Student) -> int:
+    """Counted work of training: forward and activation gradients of the linears and of the head."""
+    source = student.structure.architecture
+    head = source.vocabulary_size * source.hidden_size
+    blocks = sum(weight.numel() for module in student.modules for name, weight in _matrices(module) if "weight" in name)
+    return 2 * 2 * (blocks + head)
+
+
+def _matrices(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights of a block's linears, trained ones once."""
+    for part in module.modules():
+        weight: Any = getattr(part, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.dim() == 2:
+            yield "weight", weight
+
+
+class PlainLoop:
+    """What one writes around peft: the model's own loss, backward, clip, AdamW. It starts where the student starts."""
+
+    def __init__(self, healer: Healer, folder: Path) -> None:
+        from peft import PeftModel
+
+        model, student = healer.model, healer.student
+        built = build_model(model.loaded.model, model.architecture, healer.structure).model
+        folder.mkdir(parents=True, exist_ok=True)
+        write(adapter_of(student), student, "default", folder)
+        self.model: Any = PeftModel.from_pretrained(built, str(folder), is_trainable=True).train()
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=healer.edit.learning_rate, weight_decay=0.0)
+        self.edit, self.ids = healer.edit, healer.training.windows.ids
+
+    def step(self, number: int) -> float:
+        """One step of the optimiser; the loss."""
+        (window,) = order_of(len(self.ids), number, 1, self.edit.seed)
+        ids = self.ids[window][None]
+        loss = self.model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate(number, self.edit.steps, self.edit.learning_rate, self.edit.warm_up)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return float(loss.detach())
+
+
+def speed(options: argparse.Namespace, document: dict[str, Any]) -> dict[str, Any]:
+    """Both loops in turn, step by step."""
+    import tempfile
+
+    bench = Bench(options.data, document)
+    healer = bench.healer(bench.cut("blocks"), {"steps": options.steps, "learning_rate": 2e-4})
+    peak = measuring.gemm_peak(options.threads)
+    times: dict[str, list[float]] = {"plain": [], "own": []}
+    losses: dict[str, list[float]] = {"plain": [], "own": []}
+    with tempfile.TemporaryDirectory() as folder:
+        plain = PlainLoop(healer, Path(folder))
+        stop = Event()
+        for number in range(options.steps):
+            for name in ("plain", "own") if number % 2 else ("own", "plain"):
+                begun = time.perf_counter()
+                if name == "plain":
+                    losses[name].append(plain.step(number))
+                else:
+                    healer.trainer.take_step(stop)
+                    losses[name].append(healer.trainer.state.history[-1]["loss"])
+                times[name].append(time.perf_counter() - begun)
+    peak = peak.better_of(measuring.gemm_peak(options.threads))
+    rates = {name: WINDOW / measuring.median(values[1:]) for name, values in times.items()}
+    flops = flops_a_token(healer.student)
+    return {
+        "machine": measuring.machine(),
+        "settings": healer.edit.model_dump(mode="json", exclude={"chosen_by"}),
+        "trainable_parameters": healer.student.trainable,
+        "tokens_per_second": rates,
+        "times_plain": rates["own"] / rates["plain"],
+        "gemm_peak": peak.rate,
+        "flops_a_token": flops,
+        "share_of_peak": {name: value * flops / peak.rate for name, value in rates.items()},
+        "losses": losses,
+        "largest_difference": max(abs(a - b) for a, b in zip(*losses.values(), strict=True)),
+    }
+
+
+def table_rows(options: argparse.Namespace, document: dict[str, Any]) -> None:
+    """Every cut, loss and time that the file does not hold yet."""
+    bench = Bench(options.data, document)
+    rows: list[dict[str, Any]] = document.setdefault("rows", [])
+    done = {(row["cut"], row["method"], row["minutes"]) for row in rows}
+    document.setdefault("dense", None)
+    document["dense"] = document["dense"] or bench.perplexity(bench.model.evaluator.dense)
+    for cut in ("blocks", "width"):
+        recipe = bench.cut(cut)
+        before: float | None = None
+        for minutes in map(float, options.minutes.split(",")):
+            for method, settings in METHODS.items():
+                if (cut, method, minutes) in done:
+                    continue
+                before = before or bench.perplexity(bench.model.resolve(recipe))
+                row = {"cut": cut, "method": method, "minutes": minutes, "before": before}
+                rows.append(row | _healed(bench, recipe, settings, minutes))
+                measuring.write("healing", document, options.out)
+                print({name: value for name, value in rows[-1].items() if name != "curve"}, file=sys.stderr)
+
+
+def _healed(bench: Bench, recipe: Recipe, settings: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """One healing of a given time, and the test perplexity of what it gives."""
+    measured = bench.healer(recipe, settings)
+    found = forecast(measured, measure_speed(measured), minutes)
+    edit: Heal = timed(measured.edit, found)
+    healer = Healer(bench.model, with_heal(recipe, edit), bench.text)
+    healed = healer.run()
+    return {
+        "after": bench.perplexity(healed.structure),
+        **{name: value for name, value in healed.document().items() if name not in ("before", "after")},
+        "held_out": [healed.outcome.before, healed.outcome.after],
+        "settings": edit.model_dump(mode="json", exclude={"chosen_by", "text"}),
+        "curve": list(healed.outcome.history),
+    }
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.healing", description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("speed", "table"))
+    parser.add_argument("--steps", type=int, default=12, help="of the comparison of speed")
+    parser.add_argument("--minutes", default="2,10")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with wikitext-2-raw-{test,validation}.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    document = json.loads(options.out.read_text("utf-8")) if options.out.is_file() else {}
+    if options.what == "speed":
+        document["speed"] = speed(options, document)
+        measuring.write("healing", document, options.out)
+        shown = document["speed"]
+        rows = [
+            {"loop": name, "tokens/s": shown["tokens_per_second"][name], "of GEMM peak": shown["share_of_peak"][name],
+             "last loss": shown["losses"][name][-1]}
+            for name in ("plain", "own")
+        ]  # fmt: skip
+        measuring.table(rows, f"{shown['times_plain']:.2f} times the plain loop")
+    else:
+        document.setdefault("machine", measuring.machine())
+        table_rows(options, document)
+        rows = [
+            {name: row[name] for name in ("cut", "method", "minutes", "before", "after", "steps", "tokens_per_second")}
+            for row in document["rows"]
+        ]
+        measuring.table(rows, f"Perplexity (dense {document['dense']:.2f})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

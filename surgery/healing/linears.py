@@ -1,0 +1,148 @@
+"""Trained linears: a frozen weight with low-rank matrices beside it, merged once a step, and trained weights.
+
+A plain adapter multiplies every token by the frozen weight and by both small matrices, forward and backward. Here the
+frozen weight and the adapter are added once a step; a token then meets one matrix, and the gradients of the small
+matrices come from two projections to `rank` numbers a token: with y = x (W + s B A)^T and g = dL/dy,
+
+    dL/dB = s g^T (x A^T),    dL/dA = s (g B)^T x,    dL/dx = g (W + s B A).
+
+Nothing of the size of W is ever formed from gradients. Source of the adapter: LoRA (2106.09685), section 4.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from analysis.modules import weight_of
+
+
+class _Merged(torch.autograd.Function):
+    """y = x merged^T + bias, with gradients for x and the two small matrices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, merged: torch.Tensor,
+                bias: torch.Tensor | None, scale: float) -> torch.Tensor:  # fmt: skip
+        ctx.save_for_backward(x, down, up, merged)
+        ctx.scale = scale
+        return nn.functional.linear(x, merged, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, down, up, merged = ctx.saved_tensors
+        g = gradient.reshape(-1, gradient.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        to_x = (g @ merged).view(x.shape) if ctx.needs_input_grad[0] else None
+        # Thin results are formed with their long side last: several times faster than the other way round.
+        to_down = (up.T @ g.T) @ rows
+        to_up = ((down @ rows.T) @ g).T
+        return to_x, to_down.mul_(ctx.scale), to_up.mul_(ctx.scale), None, None, None
+
+
+class AdaptedLinear(nn.Module):
+    """A linear with low-rank matrices beside its frozen weight, in place of the original.
+
+    Args:
+        linear: the original (`nn.Linear` or Conv1D), never changed.
+        rank: r.
+        scale: s, alpha over the rank.
+        generator: draws A uniformly within 1 / sqrt(inputs), as peft does; B starts at zero.
+        magnitude: DoRA (2402.09353): rows of the merged weight are brought to trained lengths; as in its section 4.3
+            the rows' own lengths count as constants in the gradient.
+        dropout: share of inputs that the adapter (not the frozen weight) is denied in training.
+    """
+
+    frozen: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        linear: nn.Module,
+        rank: int,
+        scale: float,
+        generator: torch.Generator,
+        magnitude: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        weight = weight_of(linear)
+        bias: Any = linear.bias
+        self.lengths = torch.ones(0)
+        self.scale, self.dropout = scale, dropout
+        self.register_buffer("frozen", weight, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+        outputs, inputs = weight.shape
+        drawn = (2 * torch.rand(rank, inputs, generator=generator) - 1) * inputs**-0.5
+        self.down = nn.Parameter(drawn.to(weight.device, torch.float32))
+        self.up = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
+        self.magnitude = nn.Parameter(weight.float().norm(dim=1)) if magnitude else None
+        self.masks: torch.Generator | None = None
+        """Draws the dropout of a forward pass in training; None outside of it."""
+        self.register_buffer("weight", weight.contiguous().clone(), persistent=False)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge again, after the small matrices have changed."""
+        weight, frozen, up, down = self.weight, self.frozen, self.up, self.down
+        if weight.dtype == torch.float32:
+            torch.addmm(frozen, up, down, alpha=self.scale, out=weight)
+        else:
+            weight.copy_(frozen.float().addmm_(up, down, alpha=self.scale))
+        if self.magnitude is not None:
+            self.lengths = weight.float().norm(dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (..., inputs) to outputs (..., outputs)."""
+        dropped = self.dropout > 0 and self.masks is not None
+        if self.magnitude is None and not dropped:
+            return _Merged.apply(x, self._down(x), self._up(x), self.weight, self.bias, self.scale)
+        if dropped:
+            keep = torch.rand(x.shape, generator=self.masks).to(x.device) >= self.dropout
+            inner = nn.functional.linear(x * keep / (1 - self.dropout), self._down(x))
+            out = nn.functional.linear(x, self.frozen) + self.scale * nn.functional.linear(inner, self._up(x))
+        else:
+            out = _Merged.apply(x, self._down(x), self._up(x), self.weight, None, self.scale)
+        if self.magnitude is not None:
+            out = out * (self.magnitude / self.lengths).to(out.dtype)
+        return out if self.bias is None else out + self.bias
+
+    def _down(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down.to(x.dtype)
+
+    def _up(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up.to(x.dtype)
+
+    @torch.no_grad()
+    def result(self) -> torch.Tensor:
+        """The weight that counts after training, (outputs, inputs)."""
+        merged = self.frozen.float().addmm(self.up, self.down, alpha=self.scale)
+        if self.magnitude is not None:
+            merged *= (self.magnitude / merged.norm(dim=1))[:, None]
+        return merged
+
+
+class TrainedLinear(nn.Module):
+    """A linear whose weight itself is trained: a copy, in place of the original."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_of(linear).clone(memory_format=torch.contiguous_format))
+        bias: Any = linear.bias
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+
+    def refresh(self) -> None:
+        """Nothing is merged."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (..., inputs) to outputs (..., outputs)."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def result(self) -> torch.Tensor:
+        """The weight that counts after training, (outputs, inputs)."""
+        return self.weight.detach().clone()
