@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.fit import run_llama_cpp
@@ -104,14 +104,12 @@ def explain(
 ) -> None:
     """The share of the one type in the file that has none yet, from the seconds that the known ones leave."""
     file = stored(structure, TYPES[name])
-    counts = dict(zip(("decode", "prefill"), operations(file.shapes), strict=True))
+    decoding, reading = operations(file.shapes)
+    counts: dict[str, Mapping[str, float]] = {"decode": decoding, "prefill": reading}
     attention = attention_operations(structure, PROMPT_TOKENS // 2)
-    beside: dict[str, Callable[[], float]] = {
-        "decode": lambda: block * BLOCKS,
-        "prefill": lambda: attention / peak / shares["prefill"].get("F32", 1.0),
-    }
+    beside = {"decode": block * BLOCKS, "prefill": attention / peak}
     for part, found in shares.items():
-        left = measured[part] - beside[part]()
+        left = measured[part] - beside[part]
         unknown: dict[str, float] = {}
         for tensor, count in counts[part].items():
             kind = file.types[tensor]
