@@ -1,6 +1,7 @@
 // Measures one GGUF file in one llama.cpp process: node llama_fit.mjs FOLDER_OF_NODE_MODULES MODEL.gguf < request > answer
 // Request: {"vocabulary_only": false, "context": n, "batch": 512, "kv": "F16", "flash": true, "threads": 2,
-//           "fill": tokens to read for the memory, "speeds": [{"prompt": n, "generate": m}, ...], "tries": k}
+//           "fill": tokens to read for the memory, "speeds": [{"prompt": n, "generate": m}, ...], "tries": k,
+//           "most": largest token id, "processor": true (seconds of this process on the processor, not of the wall)}
 // Answer:  {"resident": {stage: bytes without JavaScript's heap}, "peak": bytes with it, "buffers": {name: bytes}, "load_seconds": s,
 //           "speeds": [{"prompt", "generate", "prefill": tokens/s, "decode": tokens/s}]}; best of the tries.
 import {readFileSync} from "node:fs";
@@ -12,6 +13,13 @@ const entry = join(resolve(folder), "node_modules", "node-llama-cpp", "dist", "i
 const {getLlama} = await import(pathToFileURL(entry).href);
 const request = JSON.parse(readFileSync(0, "utf8"));
 const resident = {}, buffers = {};
+
+function now() {  // milliseconds
+    if (!request.processor) return performance.now();
+    const {user, system} = process.cpuUsage();
+    return (user + system) / 1000;
+}
+
 const status = (key) => Number(readFileSync("/proc/self/status", "utf8").match(new RegExp(`${key}:\\s*(\\d+)`))[1]) * 1024;
 
 async function note(stage) {  // JavaScript's own heap is not the model's
@@ -43,7 +51,7 @@ if (!request.vocabulary_only) {
         experimentalKvCacheKeyType: request.kv, experimentalKvCacheValueType: request.kv});
     await note("context");
     const sequence = context.getSequence();
-    const ids = (count) => Array.from({length: count}, (_, index) => 100 + (index * 7919) % 20000);
+    const ids = (count) => Array.from({length: count}, (_, index) => 100 + (index * 7919) % (request.most ?? 20000));
     if (request.fill) {
         await sequence.evaluateWithoutGeneratingNewTokens(ids(request.fill));
         for await (const _ of sequence.evaluate([100], {temperature: 0, yieldEogToken: true})) break;
@@ -53,16 +61,16 @@ if (!request.vocabulary_only) {
         const best = {prompt, generate, prefill: 0, decode: 0};
         for (let i = 0; i < request.tries; i++) {
             await sequence.clearHistory();
-            let start = performance.now();
+            let start = now();
             await sequence.evaluateWithoutGeneratingNewTokens(ids(prompt));
-            best.prefill = Math.max(best.prefill, prompt / (performance.now() - start) * 1000);
+            best.prefill = Math.max(best.prefill, prompt / (now() - start) * 1000);
             let made = 0;
             if (generate === 0) continue;
             for await (const _ of sequence.evaluate([100], {temperature: 0, yieldEogToken: true})) {
-                if (made === 0) start = performance.now();
+                if (made === 0) start = now();
                 if (made++ === generate) break;
             }
-            best.decode = Math.max(best.decode, generate / (performance.now() - start) * 1000);
+            best.decode = Math.max(best.decode, generate / (now() - start) * 1000);
         }
         speeds.push(best);
     }

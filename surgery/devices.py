@@ -19,6 +19,7 @@ SCHEMA = "model-surgery/device/1"
 THIS_COMPUTER = "this-computer"
 LARGEST_FILE = 64 * 2**10
 
+Clock = Callable[[], float]
 Kind = Literal["microcontroller", "single-board computer", "phone", "edge GPU", "laptop", "GPU", "server"]
 
 
@@ -127,18 +128,23 @@ class Devices:
         return read_device(path)
 
 
-def measure_this_computer() -> Device:
-    """Memory from the system; bandwidth by reading 256 MB, compute by a matrix product, the best of a few tries."""
+def measure_this_computer(threads: int | None = None, clock: Clock = time.perf_counter) -> Device:
+    """Memory from the system; bandwidth by reading 256 MB, compute by a matrix product, the best of a few tries.
+
+    Args:
+        threads: that work; as many as there are cores when None, which is what a program that runs a model takes.
+        clock: tells seconds. `time.process_time` with one thread measures one core that others use too.
+    """
     memory = psutil.virtual_memory()
     block = torch.ones(64 * 2**20)
     matrix = torch.randn(1024, 1024)
-    threads, cores = torch.get_num_threads(), psutil.cpu_count(logical=False) or 1
-    torch.set_num_threads(cores)  # a program that runs a model uses them all
+    before, threads = torch.get_num_threads(), threads or psutil.cpu_count(logical=False) or 1
+    torch.set_num_threads(threads)
     try:
-        read = _best_seconds(lambda: block.sum(), tries=5)
-        product = _best_seconds(lambda: matrix @ matrix, tries=8)
+        read = _best_seconds(lambda: block.sum(), 5, clock)
+        product = _best_seconds(lambda: matrix @ matrix, 8, clock)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return Device.model_validate(
         {
             "id": THIS_COMPUTER,
@@ -148,21 +154,21 @@ def measure_this_computer() -> Device:
             "reserved_bytes": {"value": memory.total - memory.available, "source": "in use when measured"},
             "bandwidth_bytes_per_second": {
                 "value": block.numel() * 4 / read,
-                "source": f"measured: summing 256 MiB with {cores} threads",
+                "source": f"measured: summing 256 MiB with {threads} threads",
             },
             "compute_operations_per_second": {
                 "value": 2 * 1024**3 / product,
                 "type": "float32",
-                "source": f"measured: 1024 x 1024 matrix product with {cores} threads",
+                "source": f"measured: 1024 x 1024 matrix product with {threads} threads",
             },
         }
     )
 
 
-def _best_seconds(work: Callable[[], object], tries: int) -> float:
+def _best_seconds(work: Callable[[], object], tries: int, clock: Clock) -> float:
     best = float("inf")
     for _ in range(tries):
-        begun = time.perf_counter()
+        begun = clock()
         work()
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, clock() - begun)
     return best

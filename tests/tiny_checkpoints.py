@@ -77,7 +77,8 @@ def sentencepiece(prepend: str, size: int = 400) -> PreTrainedTokenizerFast:
         [TEXT] * 4, trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     )
     vocabulary = trained.get_vocab()
-    pieces = sorted((token for token in vocabulary if token not in special and len(token) > 1), key=vocabulary.get)
+    learnt = (token for token in vocabulary if token not in special and len(token) > 1)
+    pieces = sorted(learnt, key=lambda token: vocabulary[token])
     merges = [
         (piece[:cut], piece[cut:])
         for piece in pieces

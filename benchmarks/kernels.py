@@ -1,0 +1,129 @@
+"""What llama.cpp's kernels reach of the float32 peak, by GGML type: `python -m benchmarks.kernels`.
+
+Random Llamas of one width are run in each type; the shares that `surgery.speed` holds are what explains the measured
+tokens a second. One thread, and seconds on the processor: other programs on the machine disturb little. Which types a
+file has follows from the mix and the rows: rows of whole blocks of 256 give the K types, others what stands for them.
+
+Prints the shares for decoding and for reading a prompt, and what a block costs besides its matrices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.fit import run_llama_cpp
+from surgery.devices import measure_this_computer
+from surgery.gguf_export import write_gguf
+from surgery.speed import PROMPT_TOKENS, attention_operations, operations
+from surgery.structure import Structure, dense
+from surgery.weight_types import TYPES, stored
+
+WHOLE, SHORT = (1024, 2816), (1056, 2784)
+"""Hidden size and MLP width: multiples of 256, and of 32 only."""
+PURE = ("F32", "F16", "Q8_0", "Q6_K", "Q4_0", "IQ4_NL", "MXFP4", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ3_S")
+"""Types on rows of whole blocks, each of which may need those before it."""
+STANDING_IN = ("Q4_K", "Q5_K")
+"""On short rows: Q5_0 and Q5_1."""
+BLOCKS = 6
+DECODED = 24
+
+
+def run(file: Path, tries: int) -> dict[str, float]:
+    """Seconds a token, decoding and reading, on one processor."""
+    speeds = [{"prompt": 16, "generate": DECODED}, {"prompt": PROMPT_TOKENS, "generate": 0}]
+    decoding, reading = run_llama_cpp(
+        file, 1024, threads=1, processor=True, most=400, tries=tries, speeds=speeds
+    )["speeds"]  # fmt: skip
+    return {"decode": 1 / decoding["decode"], "prefill": 1 / reading["prefill"]}
+
+
+def written(folder: Path, sizes: tuple[int, int], blocks: int) -> tuple[Path, Structure]:
+    """A checkpoint of random weights, and its structure."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from analysis.describe import describe
+    from tests import tiny_checkpoints
+
+    hidden, width = sizes
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=hidden, intermediate_size=width, num_hidden_layers=blocks, num_attention_heads=hidden // 32,
+            num_key_value_heads=hidden // 32, vocab_size=512, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    checkpoint = tiny_checkpoints.save(model, folder / f"{hidden}-{blocks}", tiny_checkpoints.tokenizer(size=512))
+    return checkpoint, dense(describe(model))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=6, help="the best counts")
+    chosen = parser.parse_args()
+    peaks = [measure_this_computer(1, time.process_time) for _ in range(3)]
+    peak = max(device.compute_operations_per_second.value for device in peaks)
+    bandwidth = max(device.bandwidth_bytes_per_second.value for device in peaks)
+    print(f"one core: {peak / 1e9:.1f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s")
+    shares: dict[str, dict[str, float]] = {"decode": {}, "prefill": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        block = block_seconds(folder, chosen.tries)
+        print(f"a block besides its matrices: {1e6 * block:.1f} microseconds a decoded token")
+        for sizes, names in ((WHOLE, PURE), (SHORT, STANDING_IN)):
+            checkpoint, structure = written(folder, sizes, BLOCKS)
+            for name in names:
+                file = folder / "model.gguf"
+                write_gguf(checkpoint, file, name)
+                explain(structure, name, run(file, chosen.tries), block, peak, shares)
+    print(json.dumps(shares, indent=1))
+
+
+def block_seconds(folder: Path, tries: int) -> float:
+    """What a block takes besides its matrices: the difference of models of tiny blocks."""
+    seconds = {}
+    for blocks in (2, 32):
+        checkpoint, _ = written(folder, (64, 64), blocks)
+        file = folder / "small.gguf"
+        write_gguf(checkpoint, file, "F16")
+        seconds[blocks] = run(file, 2 * tries)["decode"]
+    return (seconds[32] - seconds[2]) / 30
+
+
+def explain(
+    structure: Structure,
+    name: str,
+    measured: dict[str, float],
+    block: float,
+    peak: float,
+    shares: dict[str, dict[str, float]],
+) -> None:
+    """The share of the one type in the file that has none yet, from the seconds that the known ones leave."""
+    file = stored(structure, TYPES[name])
+    decoding, reading = operations(file.shapes)
+    counts: dict[str, Mapping[str, float]] = {"decode": decoding, "prefill": reading}
+    attention = attention_operations(structure, PROMPT_TOKENS // 2)
+    beside = {"decode": block * BLOCKS, "prefill": attention / peak}
+    for part, found in shares.items():
+        left = measured[part] - beside[part]
+        unknown: dict[str, float] = {}
+        for tensor, count in counts[part].items():
+            kind = file.types[tensor]
+            if kind in found:
+                left -= count / peak / found[kind]
+            else:
+                unknown[kind] = unknown.get(kind, 0.0) + count
+        if len(unknown) != 1:
+            print(f"{name} {part}: {1 / measured[part]:.0f} tokens/s, nothing new ({', '.join(unknown) or 'none'})")
+            continue
+        ((kind, count),) = unknown.items()
+        found[kind] = round(count / peak / left, 3)
+        print(f"{name} {part}: {1 / measured[part]:.0f} tokens/s, {kind} {found[kind]:.3f} of the peak")
+
+
+if __name__ == "__main__":
+    main()
