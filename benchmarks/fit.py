@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 
 from surgery import embedded
-from surgery.devices import Devices
+from surgery.devices import Device, Devices, measure_this_computer
 from surgery.gguf_export import write_gguf
 from surgery.memory import Fit, fit
 from surgery.runtimes import TRANSFORMERS
@@ -91,11 +92,18 @@ def memory_row(file: Path, structure: Structure, kind: str, context: int, kv: st
     }
 
 
-def speed_row(file: Path, structure: Structure, kind: str, tries: int) -> dict[str, Any]:
+def this_computer(one_core: bool) -> Device:
+    """All cores by the wall's clock, or one by its own."""
+    return measure_this_computer(1, time.process_time) if one_core else measure_this_computer()
+
+
+def speed_row(file: Path, structure: Structure, kind: str, tries: int, one_core: bool) -> dict[str, Any]:
     """Predicted and measured tokens a second of one file in llama.cpp on this computer."""
-    here = Devices().get("this-computer")
+    here = max((this_computer(one_core) for _ in range(3)), key=lambda found: found.compute_operations_per_second.value)
     found = fit(structure, here, DECODING_CONTEXT, kind).speed
-    decoding, reading = run_llama_cpp(file, 1024, speeds=SPEEDS, tries=tries)["speeds"]
+    threads = 1 if one_core else psutil.cpu_count(logical=False)
+    measured = run_llama_cpp(file, 1024, speeds=SPEEDS, tries=tries, threads=threads, processor=one_core)
+    decoding, reading = measured["speeds"]
     return {
         "type": kind,
         "predicted": {"decode": found.decode, "prefill": found.prefill},
@@ -149,13 +157,17 @@ def main() -> None:
     parser.add_argument("--only", choices=("memory", "speed", "transformers"), help="one part; all if not given")
     parser.add_argument("--types", default=",".join(TYPES), help="GGUF types of the speed part")
     parser.add_argument("--tries", type=int, default=5, help="of each speed; the best counts")
+    parser.add_argument(
+        "--one-core", action="store_true", help="speeds of one thread in seconds on the processor: on a busy machine"
+    )
     parser.add_argument("--again", action="store_true", help="measure again what the file holds")
     parser.add_argument("--out", type=Path, default=Path("docs/fit.json"))
     chosen = parser.parse_args()
     structure = dense(Workbench().open("default").architecture)
     known: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() and not chosen.again else {}
     cores = psutil.cpu_count(logical=False)
-    result = {"memory": {}, "speed": {}, "transformers": {}} | known | {"cores": cores}
+    speeds = "speed_of_one_core" if chosen.one_core else "speed"
+    result = {"memory": {}, "speed": {}, "speed_of_one_core": {}, "transformers": {}} | known | {"cores": cores}
 
     def keep(part: str, key: str, row: dict[str, Any]) -> None:
         result[part][key] = row
@@ -170,8 +182,8 @@ def main() -> None:
             for _, context, kv in (row for row in memory if row[0] == kind):
                 if f"{kind} {context} {kv}" not in result["memory"]:
                     keep("memory", f"{kind} {context} {kv}", memory_row(path, structure, kind, context, kv))
-            if kind in wanted and kind not in result["speed"]:
-                keep("speed", kind, speed_row(path, structure, kind, chosen.tries))
+            if kind in wanted and kind not in result[speeds]:
+                keep(speeds, kind, speed_row(path, structure, kind, chosen.tries, chosen.one_core))
     if chosen.only in (None, "transformers"):
         for context in (512, 2048):
             if str(context) not in result["transformers"]:
@@ -187,8 +199,17 @@ def show(result: dict[str, Any]) -> None:
         sizes = " ".join(f"{size / 1e6:9.1f}" for size in predicted.values())
         name = f"{row['type']:16} {row['context']:6} {row['kv_type']:5}"
         print(f"{name} {sizes} {measured / 1e6:12.1f} {100 * row['error']:+9.1f}%")
-    print("\ntype      decode: at most  predicted  measured   error   prefill: at most  predicted  measured   error")
-    for row in result["speed"].values():
+    for part in ("speed", "speed_of_one_core"):
+        show_speeds(part, result[part])
+
+
+def show_speeds(title: str, rows: dict[str, Any]) -> None:
+    """Tokens a second."""
+    if not rows:
+        return
+    print(f"\n{title.replace('_', ' ')}, tokens a second")
+    print("type      decode: at most  predicted  measured   error   prefill: at most  predicted  measured   error")
+    for row in rows.values():
         line = f"{row['type']:8}"
         for part in ("decode", "prefill"):
             line += f" {row['bound'][part]:14.0f} {row['predicted'][part]:10.0f} {row['measured'][part]:10.0f}"

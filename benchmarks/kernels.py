@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.fit import run_llama_cpp
 from surgery.devices import measure_this_computer
 from surgery.gguf_export import write_gguf
-from surgery.speed import PROMPT_TOKENS, attention_operations, operations
+from surgery.speed import ATTENTION_SHARE, PROMPT_TOKENS, attention_operations, operations
 from surgery.structure import Structure, dense
 from surgery.weight_types import TYPES, stored
 
@@ -107,7 +107,7 @@ def explain(
     decoding, reading = operations(file.shapes)
     counts: dict[str, Mapping[str, float]] = {"decode": decoding, "prefill": reading}
     attention = attention_operations(structure, PROMPT_TOKENS // 2)
-    beside = {"decode": block * BLOCKS, "prefill": attention / peak}
+    beside = {"decode": block * BLOCKS, "prefill": attention / peak / ATTENTION_SHARE}
     for part, found in shares.items():
         left = measured[part] - beside[part]
         unknown: dict[str, float] = {}

@@ -2,15 +2,18 @@
 
 The bound ("at most"): decoding reads every weight (of embeddings that are not the head too, one row) and the KV cache
 once a token, at the peak bandwidth, and does two operations a weight at peak compute; reading a prompt does the same
-operations for every token, but the head's for the last one only, and the attention's over the tokens before.
+operations for every token, but the head's for the last one only, and the attention's over the tokens before. Where the
+peak is told in float32 and the weights are quantised, four times as many operations are allowed: integers of 8 bits.
 
-Expected on a CPU: llama.cpp's kernels reach a share of the float32 peak that depends on how weights are stored, much
-smaller for one row of input (decoding) than for a batch. The shares below are measured. A GPU or a microcontroller has
-kernels of its own, and what transformers reaches depends on the machine: there only the bound is given.
+Expected on a CPU: what llama.cpp's kernels reach of the float32 peak depends on how weights are stored: with one row of
+input (decoding) less than the peak, with a batch up to twice of it and more, since integer instructions do more at
+once. A GPU or a microcontroller has kernels of its own, and transformers' speed depends on more than the device: there
+only the bound is given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,9 +27,26 @@ from surgery.weights import Shapes
 PROMPT_TOKENS = 512
 """Length of the prompt whose reading speed is told."""
 CPUS = ("laptop", "server", "single-board computer", "phone")
-DECODE_SHARES = {"F32": 0.06, "F16": 0.12, "Q8_0": 0.25, "Q4_0": 0.3}
-PREFILL_SHARES = {"F32": 0.5, "F16": 0.5, "Q8_0": 0.5, "Q4_0": 0.5}
-OTHER_SHARE = "Q4_0"
+INTEGER_SPEEDUP = 4
+"""Products of 8-bit integers for one of float32, in instructions of the same width (x86 VNNI, Arm dot product)."""
+DECODE_SHARES = {
+    "F32": 0.14, "F16": 0.21, "Q8_0": 0.28, "Q6_K": 0.42, "Q5_K": 0.39, "Q4_K": 0.50, "Q3_K": 0.41, "Q2_K": 0.53,
+    "Q5_1": 0.29, "Q5_0": 0.32, "Q4_1": 0.45, "Q4_0": 0.45, "IQ4_NL": 0.46, "IQ4_XS": 0.37, "IQ3_S": 0.17,
+    "MXFP4": 0.49,
+}  # fmt: skip
+"""Of the float32 peak, with one row of input. Measured by `benchmarks.kernels` (node-llama-cpp 3.22.1) on one core of
+an AMD EPYC with AVX-512, the mean of two runs; another instruction set has other shares. Q4_1 is taken as Q4_0."""
+PREFILL_SHARES = {
+    "F32": 0.71, "F16": 0.78, "Q8_0": 1.35, "Q6_K": 0.88, "Q5_K": 0.69, "Q4_K": 1.93, "Q3_K": 0.69, "Q2_K": 0.69,
+    "Q5_1": 0.48, "Q5_0": 0.96, "Q4_1": 0.48, "Q4_0": 2.40, "IQ4_NL": 2.36, "IQ4_XS": 2.06, "IQ3_S": 2.07,
+    "MXFP4": 2.45,
+}  # fmt: skip
+"""The same with 512 rows; above 1 where kernels multiply integers. Q4_1 is taken as Q5_1, which is not repacked."""
+ATTENTION_SHARE = 0.5
+"""The same of flash attention; an estimate."""
+BLOCK_OPERATIONS = 4e6
+"""What a block takes besides its matrices for one token (norms, rotation, attention, threads that wait for each other),
+told in operations at the peak: 15 to 40 microseconds on that core."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +81,17 @@ def speed(structure: Structure, device: Device, weights: Stored, runtime: Runtim
     idle = 0 if structure.architecture.tied else weights.by_class["embeddings"]
     by_bandwidth = (sum(weights.bytes.values()) - idle + cache) / bandwidth
     decoding, reading = operations(weights.shapes)
-    decode_bound = 1 / max(by_bandwidth, sum(decoding.values()) / peak)
     attention = attention_operations(structure, PROMPT_TOKENS // 2)
-    prefill_bound = peak / (sum(reading.values()) + attention)
+    in_float32 = device.compute_operations_per_second.type == "float32"
+    most = peak * (INTEGER_SPEEDUP if in_float32 and weights.kind.integers else 1)
+    decode_bound = 1 / max(by_bandwidth, sum(decoding.values()) / most)
+    prefill_bound = most / (sum(reading.values()) + attention)
     decode, prefill, basis = decode_bound, prefill_bound, "bound"
-    if runtime is LLAMA_CPP and device.kind in CPUS and device.compute_operations_per_second.type == "float32":
-        decode = 1 / max(by_bandwidth, _seconds(decoding, weights.types, DECODE_SHARES) / peak)
-        prefill = peak / (_seconds(reading, weights.types, PREFILL_SHARES) + attention / PREFILL_SHARES["F16"])
+    if runtime is LLAMA_CPP and device.kind in CPUS and in_float32:
+        kernels = _operations_at_peak(decoding, weights.types, DECODE_SHARES)
+        blocks = BLOCK_OPERATIONS * sum(not spec.empty for spec in structure.blocks)
+        decode = 1 / max(by_bandwidth, (kernels + blocks) / peak)
+        prefill = peak / (_operations_at_peak(reading, weights.types, PREFILL_SHARES) + attention / ATTENTION_SHARE)
         basis = "expected"
     power = device.power_watts
     return Speed(
@@ -106,6 +130,6 @@ def attention_operations(structure: Structure, tokens: int) -> float:
     return total
 
 
-def _seconds(counts: dict[str, int] | dict[str, float], types: dict[str, str], shares: dict[str, float]) -> float:
-    """Operations over the share of the peak that each matrix's type reaches."""
-    return sum(count / shares.get(types[name], shares[OTHER_SHARE]) for name, count in counts.items())
+def _operations_at_peak(counts: Mapping[str, float], types: Mapping[str, str], shares: Mapping[str, float]) -> float:
+    """The operations at the peak that take as long as these do at the shares of it that their types reach."""
+    return sum(count / shares[types[name]] for name, count in counts.items())

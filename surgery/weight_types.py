@@ -46,6 +46,11 @@ class WeightType:
     """Whether there is an importance matrix: some of llama.cpp's mixes depend on it."""
 
     @property
+    def integers(self) -> bool:
+        """Whether matrices are stored as integers with scales."""
+        return self.type not in ("F32", "F16")
+
+    @property
     def bits(self) -> int:
         """Bits of an integer type or of a safetensors number."""
         return int("".join(letter for letter in self.type if letter.isdigit()))

@@ -1,6 +1,7 @@
 """The memory and speed model against counted tensors and hand-made arithmetic; device files against their schema."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,9 +14,13 @@ from surgery.memory import TYPES, fit
 from surgery.recipe import Recipe
 from surgery.resolving import resolve
 from surgery.runtimes import LLAMA_CPP, activation_bytes
-from surgery.speed import PROMPT_TOKENS
+from surgery.speed import BLOCK_OPERATIONS, DECODE_SHARES, PREFILL_SHARES, PROMPT_TOKENS
 from surgery.structure import dense
+from surgery.weight_types import stored
 from tests.tiny_models import _GQA, _make, build
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+"""Rows of whole blocks of every type."""
 
 
 def recipe(*edits):
@@ -202,3 +207,23 @@ def test_a_persons_own_file_works(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text((FOLDER / "nvidia-t4.json").read_text().replace("nvidia-t4", "mine"))
     assert Devices().get(str(path)).id == "mine"
+
+
+def test_every_type_that_a_file_can_hold_has_a_speed():
+    held = set()
+    for architecture in (describe(build("llama")), describe(_make(LlamaForCausalLM, LlamaConfig, _GQA, **WIDE))):
+        structure = dense(architecture)
+        for kind in TYPES.values():
+            found = fit(structure, device(), 64, kind).speed
+            assert 0 < found.decode <= found.decode_bound and 0 < found.prefill <= found.prefill_bound
+            held |= set(stored(structure, replace(kind, importance=True)).types.values()) - {""}
+    assert held <= set(DECODE_SHARES) and set(DECODE_SHARES) == set(PREFILL_SHARES)
+
+
+def test_decoding_takes_what_the_kernels_and_the_blocks_take():
+    structure = dense(describe(build("llama_tied")))
+    here = device()
+    matrices = 4 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 80) + 128 * 48
+    at_peak = 2 * matrices / DECODE_SHARES["F32"] + 4 * BLOCK_OPERATIONS
+    expected = here.compute_operations_per_second.value / at_peak
+    assert fit(structure, here, 64, "F32").speed.decode == pytest.approx(expected)
