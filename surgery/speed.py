@@ -30,12 +30,15 @@ CPUS = ("laptop", "server", "single-board computer", "phone")
 INTEGER_SPEEDUP = 4
 """Products of 8-bit integers for one of float32, in instructions of the same width (x86 VNNI, Arm dot product)."""
 DECODE_SHARES = {
-    "F32": 0.14, "F16": 0.21, "Q8_0": 0.28, "Q6_K": 0.42, "Q5_K": 0.39, "Q4_K": 0.50, "Q3_K": 0.41, "Q2_K": 0.53,
-    "Q5_1": 0.29, "Q5_0": 0.32, "Q4_1": 0.45, "Q4_0": 0.45, "IQ4_NL": 0.46, "IQ4_XS": 0.37, "IQ3_S": 0.17,
-    "MXFP4": 0.49,
+    "F32": 0.15, "F16": 0.26, "Q8_0": 0.41, "Q6_K": 0.61, "Q5_K": 0.57, "Q4_K": 0.72, "Q3_K": 0.59, "Q2_K": 0.77,
+    "Q5_1": 0.42, "Q5_0": 0.46, "Q4_1": 0.65, "Q4_0": 0.65, "IQ4_NL": 0.67, "IQ4_XS": 0.54, "IQ3_S": 0.25,
+    "MXFP4": 0.71,
 }  # fmt: skip
 """Of the float32 peak, with one row of input. Measured by `benchmarks.kernels` (node-llama-cpp 3.22.1) on one core of
-an AMD EPYC with AVX-512, the mean of two runs; another instruction set has other shares. Q4_1 is taken as Q4_0."""
+an AMD EPYC with AVX-512 beside other work, then raised together (float32 by 1.1, F16 by 1.25, the rest by 1.45) to what
+whole models decode on it when it is quiet (docs/fit.json); another instruction set has other shares. Q4_1 is taken as
+Q4_0. Threads that wait for each other are not counted: on shared virtual cores they can cost more than a second one
+gains."""
 PREFILL_SHARES = {
     "F32": 0.71, "F16": 0.78, "Q8_0": 1.35, "Q6_K": 0.88, "Q5_K": 0.69, "Q4_K": 1.93, "Q3_K": 0.69, "Q2_K": 0.69,
     "Q5_1": 0.48, "Q5_0": 0.96, "Q4_1": 0.48, "Q4_0": 2.40, "IQ4_NL": 2.36, "IQ4_XS": 2.06, "IQ3_S": 2.07,
