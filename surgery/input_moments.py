@@ -8,15 +8,13 @@ from threading import Event
 import torch
 
 from analysis.accumulators import InputMoments
-from analysis.architecture import Block
 from analysis.modules import shallow_copy, submodule
 from analysis.text import Windows
 from surgery.live import Evaluator, checker_of
-from surgery.structure import BlockSpec, Structure
+from surgery.structure import Structure
+from surgery.sweep import Group, linear_paths
 
 Report = Callable[[float, str], None]
-GROUP_TOKENS = 2048
-"""Tokens that go through a block together."""
 Moments = list[dict[str, torch.Tensor]]
 """By kept block, then by module path inside it: (inputs,), float32."""
 
@@ -43,36 +41,24 @@ def input_moments(
     """
     runner = evaluator.runner_of(structure)
     kept = [spec for spec in structure.blocks if not spec.empty]
-    blocks = structure.architecture.blocks
-    seen = [{path: InputMoments.empty(size) for path, size in _inputs(blocks[spec.source], spec)} for spec in kept]
-    check = checker_of(stop)
-    size = max(1, GROUP_TOKENS // windows.length)
-    for start in range(0, windows.count, size):
-        prepared = runner.prepare(windows.ids[start : start + size])
-        state = prepared.state
+    seen: list[dict[str, InputMoments]] = [{} for _ in kept]
+    check, done = checker_of(stop), 0
+    for group in Group.cut(runner, windows.ids):
+        count = len(group.state)
         for position, spec in enumerate(kept):
             check()
-            report((start + size * position / len(kept)) / windows.count, f"Reading block {position + 1}")
+            report((done + count * position / len(kept)) / windows.count, f"Reading block {position + 1}")
             module = shallow_copy(evaluator.module(runner, spec, structure.hidden_key))
-            for path, moments in seen[position].items():
-                submodule(module, path).register_forward_pre_hook(_hook(moments))
-            state = runner.run(module, state, prepared.calls[spec.source])
+            for stage in linear_paths(structure.architecture.blocks[spec.source], spec):
+                for path in stage:
+                    submodule(module, path).register_forward_pre_hook(_hook(seen[position], path))
+            group.advance(runner, module, spec)
+        done += count
     return [{path: moments.mean_square().float() for path, moments in parts.items()} for parts in seen]
 
 
-def _hook(moments: InputMoments) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-    return lambda module, args: moments.update(args[0])
+def _hook(seen: dict[str, InputMoments], path: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def see(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.setdefault(path, InputMoments.empty(args[0].shape[-1])).update(args[0])
 
-
-def _inputs(block: Block, spec: BlockSpec) -> list[tuple[str, int]]:
-    """The linears that a kept block still has, each once, with the number of their inputs."""
-    found: dict[str, int] = {}
-    if block.attention is not None and spec.attention:
-        attention = block.attention
-        found |= {part.module: attention.hidden_size for part in (attention.query, attention.key, attention.value)}
-        found[attention.output.module] = len(spec.query_heads) * attention.head_size
-    if block.mlp is not None and spec.mlp:
-        mlp = block.mlp
-        found |= {part.module: mlp.hidden_size for part in (mlp.gate, mlp.up) if part is not None}
-        found[mlp.down.module] = len(spec.neurons)
-    return list(found.items())
+    return see
