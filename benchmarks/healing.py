@@ -31,12 +31,13 @@ from surgery.build import build_model
 from surgery.healing.adapters import adapter_of, write
 from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
 from surgery.healing.presets import forecast, timed
-from surgery.healing.run import Healer, heal_of, measure_speed, text_reference, with_heal
+from surgery.healing.run import Healer, heal_of, measure_speed, with_heal
 from surgery.healing.student import Student
 from surgery.healing.training import order_of, rate
 from surgery.recipe import Heal, PruneNeurons, Recipe, RemoveBlocks
 from surgery.structure import Structure
 from surgery.suggestion import suggest
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -102,7 +103,7 @@ class Bench:
 
     def healer(self, recipe: Recipe, settings: dict[str, Any]) -> Healer:
         """A healing of a cut."""
-        edit = {"op": "heal", "text": text_reference(self.text).model_dump(), "steps": 1, **SHARED, **settings}
+        edit = {"op": "heal", "text": text_reference(self.text.windows).model_dump(), "steps": 1, **SHARED, **settings}
         return Healer(self.model, with_heal(recipe, heal_of(recipe.with_edits(edit))), self.text)
 
 

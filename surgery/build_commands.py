@@ -9,18 +9,26 @@ import typer
 
 from surgery.build import build_model
 from surgery.checkpoint import check_free, save_checkpoint
-from surgery.console import CalibrationOption, JsonOption, TrustOption, complete, emit, open_model, run_job
+from surgery.console import (
+    CalibrationOption,
+    JsonOption,
+    RecipeArgument,
+    SourceOption,
+    TrustOption,
+    complete,
+    emit,
+    open_source,
+    run_job,
+)
 from surgery.jobs import Context
 from surgery.recipe import Recipe
 from surgery.workbench import Workbench
 
 
 def build(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    recipe: RecipeArgument,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="The source model, if not where the recipe says.")
-    ] = None,
+    model: SourceOption = None,
     calibration: CalibrationOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -29,7 +37,7 @@ def build(
     wanted = Recipe.load(recipe)
     check_free(out)
     bench = Workbench()
-    opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
+    opened = open_source(bench, wanted, model, trust)
     structure = complete(bench, opened, opened.resolve(wanted), calibration, recipe).structure
 
     def work(job: Context) -> Any:

@@ -17,6 +17,7 @@ from surgery import documents
 from surgery.compensation import Compensated
 from surgery.errors import InputError
 from surgery.jobs import Context, Job
+from surgery.recipe import Recipe
 from surgery.structure import Structure
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
@@ -37,6 +38,8 @@ CalibrationOption = Annotated[
     str | None,
     typer.Option("--calibration", help="The text on which the recipe's compensations are computed, if not embedded."),
 ]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+SourceOption = Annotated[str | None, typer.Option("--model", help="The source model, if not where the recipe says.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="A file to write.")]
 
 
@@ -100,6 +103,13 @@ def shown(value: Any) -> str:
 def open_model(bench: Workbench, model: str, revision: str | None, trust: bool) -> OpenModel:
     """Load a model as a job."""
     return run_job(bench, "Loading", lambda job: bench.open(model, revision, job.report, trust))
+
+
+def open_source(bench: Workbench, recipe: Recipe, model: str | None, trust: bool) -> OpenModel:
+    """Load, as a job, the model that a recipe names, or the one that is given instead."""
+    if model:
+        return open_model(bench, model, None, trust)
+    return open_model(bench, recipe.model.id, recipe.model.revision, trust)
 
 
 def complete(

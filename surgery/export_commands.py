@@ -9,7 +9,7 @@ import typer
 
 from surgery import embedded
 from surgery.checkpoint import RECIPE_FILE
-from surgery.console import JsonOption, TrustOption, emit, open_model, run_job
+from surgery.console import JsonOption, TrustOption, emit, open_source, run_job
 from surgery.errors import InputError
 from surgery.gguf_export import write_gguf
 from surgery.jobs import Context
@@ -69,6 +69,6 @@ def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
 
 def _mergekit(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
     recipe = Recipe.load(source / RECIPE_FILE if source.is_dir() else source)
-    opened = open_model(Workbench(), model or recipe.model.id, None if model else recipe.model.revision, trust)
+    opened = open_source(Workbench(), recipe, model, trust)
     write_atomically(out, mergekit_yaml(recipe, opened.architecture))
     return {"path": str(out), "bytes": out.stat().st_size, "format": "mergekit"}

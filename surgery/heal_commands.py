@@ -15,9 +15,11 @@ from surgery.console import (
     JsonOption,
     ModelArgument,
     RevisionOption,
+    SourceOption,
     TrustOption,
     emit,
     open_model,
+    open_source,
     run_job,
 )
 from surgery.errors import InputError
@@ -27,10 +29,11 @@ from surgery.healing.presets import EVALUATIONS, PRESETS, forecast, timed
 from surgery.healing.processes import Processes
 from surgery.healing.rounds import Schedule
 from surgery.healing.rounds import iterate as run_schedule
-from surgery.healing.run import Healed, Healer, heal_of, measure_speed, text_reference, with_heal
+from surgery.healing.run import Healed, Healer, heal_of, measure_speed, with_heal
 from surgery.healing.training import Progress
 from surgery.jobs import Context
 from surgery.recipe import Heal, Recipe
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 MOST_WINDOWS = 4096
@@ -83,9 +86,7 @@ def heal(
     cross_entropy: Annotated[float, typer.Option(help="Weight beside the distillation loss.")] = 0.0,
     features: Annotated[float, typer.Option(help="Weight of the cosine distance of states.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Teacher's likeliest words, kept on disk.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The source model, if not where the recipe says.")
-    ] = None,
+    model: SourceOption = None,
     calibration: CalibrationOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -95,7 +96,7 @@ def heal(
     check_free(out)
     processes = Processes()
     bench = Workbench()
-    opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
+    opened = open_source(bench, wanted, model, trust)
     given = next((edit for edit in wanted.edits if isinstance(edit, Heal)), None)
     if given is not None:
         if steps or minutes or preset:
@@ -228,7 +229,7 @@ def edit_of(recipe: Recipe, settings: dict[str, Any], text: HealingText) -> Heal
     Raises:
         RecipeError: a setting is not valid; the message names it.
     """
-    edit = {"op": "heal", "text": text_reference(text).model_dump(), **settings}
+    edit = {"op": "heal", "text": text_reference(text.windows).model_dump(), **settings}
     return heal_of(recipe.with_edits(edit))
 
 

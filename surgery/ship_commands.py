@@ -13,13 +13,15 @@ from surgery.checkpoint_files import CheckpointFiles
 from surgery.console import (
     CalibrationOption,
     JsonOption,
+    RecipeArgument,
+    SourceOption,
     SpreadOption,
     TextOption,
     TrustOption,
     WindowOption,
     WindowsOption,
     emit,
-    open_model,
+    open_source,
     run_job,
 )
 from surgery.errors import InputError, VerificationFailed
@@ -38,7 +40,7 @@ from surgery.workbench import TextChoice, Workbench
 
 
 def ship(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    recipe: RecipeArgument,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
     type_name: Annotated[
         str,
@@ -59,9 +61,7 @@ def ship(
         str | None, typer.Option("--push", help="Upload to this Hub repository; the token is HF_TOKEN's.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository a public one.")] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The source model, if not where the recipe says.")
-    ] = None,
+    model: SourceOption = None,
     calibration: CalibrationOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -74,7 +74,7 @@ def ship(
         raise InputError(f"{str(archive)!r} is there already: delete it, or choose another folder.")
     options = ShipOptions(checkpoint, gguf_type(wanted, type_name), keep_windows)
     bench = Workbench()
-    opened = open_model(bench, model or wanted.model.id, None if model else wanted.model.revision, trust)
+    opened = open_source(bench, wanted, model, trust)
     texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
     choice = TextChoice(text, window, windows, spread=spread)
 
@@ -129,7 +129,7 @@ def export_card(source: Path, out: Path, model: str | None, trust: bool) -> dict
 def _built_record(folder: Path, recipe: Recipe, model: str | None, trust: bool) -> ShipRecord:
     """What is known of a built checkpoint: all but measurements."""
     files = CheckpointFiles(folder)
-    opened = open_model(Workbench(), model or recipe.model.id, None if model else recipe.model.revision, trust)
+    opened = open_source(Workbench(), recipe, model, trust)
     weights = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
     part = Part(
         kind="checkpoint",

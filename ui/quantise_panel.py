@@ -25,22 +25,15 @@ def quantise_fields(parts: dict[str, Any]) -> None:
             words.FORMATS, value=words.AS_IT_IS, label="Store the weights", elem_id="quantise-format", scale=3,
             min_width=230, interactive=True,
         )  # fmt: skip
-        parts["quantise_type"] = Choice(
-            list(TYPES_OF["gguf"]), value="Q4_K_M", label="Type", visible=False, elem_id="quantise-type", scale=2,
-            min_width=130,
-        )  # fmt: skip
-        parts["quantise_method"] = Choice(
-            words.METHODS, value="round_to_nearest", label="Method", visible=False, elem_id="quantise-method", scale=2,
-            min_width=150,
-        )  # fmt: skip
-        parts["quantise_group"] = Choice(
-            words.GROUPS, value="64", label="Weights a scale", visible=False, elem_id="quantise-group", scale=2,
-            min_width=120,
-        )  # fmt: skip
-        parts["quantise_rank"] = Choice(
-            words.RANKS, value="0", label="Low-rank repair (EoRA)", visible=False, elem_id="quantise-rank", scale=2,
-            min_width=150,
-        )  # fmt: skip
+        for name, choices, value, label, width in (
+            ("type", list(TYPES_OF["gguf"]), "Q4_K_M", "Type", 130),
+            ("method", words.METHODS, "round_to_nearest", "Method", 150),
+            ("group", words.GROUPS, "64", "Weights a scale", 120),
+            ("rank", words.RANKS, "0", "Low-rank repair (EoRA)", 150),
+        ):
+            parts[f"quantise_{name}"] = Choice(
+                choices, value=value, label=label, visible=False, elem_id=f"quantise-{name}", scale=2, min_width=width
+            )
     with gr.Row(elem_id="quantisation-switches"):
         for name, label, info in (
             ("importance", "Importance matrix", "Weigh errors by what each input is like on the calibration text."),

@@ -20,8 +20,9 @@ from surgery.checkpoint import check_free, save_checkpoint
 from surgery.errors import Cancelled, InputError
 from surgery.healing import results
 from surgery.healing.data import load_healing_text
-from surgery.healing.run import Healer, Report, heal_of, text_reference, with_heal
+from surgery.healing.run import Healer, Report, heal_of, with_heal
 from surgery.suggestion import suggest
+from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 
@@ -139,7 +140,7 @@ def _round(
     windows = model.windows(schedule.calibration) if item.needs_text or schedule.rules.allocation == "cfsp" else None
     recipe = suggest(model, schedule.method, budget, schedule.rules, windows, stop)
     text = load_healing_text(model.loaded.tokenizer, schedule.text, schedule.window, schedule.windows)
-    edit = {"op": "heal", "text": text_reference(text).model_dump(), **schedule.settings}
+    edit = {"op": "heal", "text": text_reference(text.windows).model_dump(), **schedule.settings}
     recipe = with_heal(recipe, heal_of(recipe.with_edits(edit)))
     start = (number - 1) / schedule.rounds
 

@@ -24,9 +24,8 @@ from surgery.healing.student import Student
 from surgery.healing.targets import kept_of, positions_of, ranks_by_importance
 from surgery.healing.teacher import Teacher, TopK, continuations
 from surgery.healing.training import Outcome, Progress, Trainer
-from surgery.recipe import Heal, HealResult, Recipe, TextReference
+from surgery.recipe import Heal, HealResult, Recipe
 from surgery.structure import Structure
-from surgery.text_names import shown_source
 
 if TYPE_CHECKING:
     from surgery.workbench import OpenModel, TextChoice
@@ -92,18 +91,6 @@ def heal_of(recipe: Recipe) -> Heal:
     if edit is None:
         raise RecipeError("The recipe has no heal edit: add one.")
     return edit
-
-
-def text_reference(text: HealingText) -> TextReference:
-    """How a recipe names a healing text."""
-    windows = text.windows
-    return TextReference(
-        source=shown_source(windows.source),
-        fingerprint=windows.text_fingerprint,
-        window=windows.length,
-        windows=windows.count,
-        spread=windows.spread,
-    )
 
 
 class Healer:
