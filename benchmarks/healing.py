@@ -1,11 +1,15 @@
 """Healing: tokens a second and loss against a plain peft loop, and perplexity after two and ten minutes.
 
     python -m benchmarks.healing speed [--steps 12] [--threads 2] [--data DIR] [--out F]
+    python -m benchmarks.healing plan  [--minutes 2,10] [--threads 2] [--data DIR] [--out F]
     python -m benchmarks.healing table [--minutes 2,10] [--threads 2] [--data DIR] [--out F]
 
 The embedded model on WikiText-2-raw: healing on windows of 512 of the validation split, perplexity on the first 16 of
 the test split, rows joined by two line feeds, no BOS. Two cuts: 6 blocks chosen by measuring, and every MLP at 80% of
 its width. Each result is written at once, and what the file holds already is not measured again.
+
+`plan`, on quiet cores, measures how many steps fit into the minutes; `table` trains that many steps, so that what else
+the machine does later changes the seconds and not the perplexities.
 
 `speed` trains the same cut with the same settings, windows and start in both loops, a step of one and a step of the
 other in turn. The FLOP rate counts 2 x weights x tokens for the forward pass through the blocks' linears and the head,
@@ -30,11 +34,11 @@ from surgery.budget import Budget, Rules
 from surgery.build import build_model
 from surgery.healing.adapters import adapter_of, write
 from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
-from surgery.healing.presets import forecast, timed
+from surgery.healing.presets import forecast
 from surgery.healing.run import Healer, heal_of, measure_speed, with_heal
 from surgery.healing.student import Student
 from surgery.healing.training import order_of, rate
-from surgery.recipe import Heal, PruneNeurons, Recipe, RemoveBlocks
+from surgery.recipe import PruneNeurons, Recipe, RemoveBlocks
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import text_reference
@@ -48,6 +52,7 @@ SEARCH_WINDOWS = 2
 SCORE_WINDOWS = 8
 HELD_OUT = 4
 SHARED = {"where": "all", "rank": 8, "alpha": 16.0, "held_out": HELD_OUT}
+CUTS = ("blocks", "width")
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "learning_rate": 1e-3},
     "distill": {"method": "distill", "learning_rate": 1e-3, "distillation": {"divergence": "kl"}},
@@ -190,6 +195,20 @@ def speed(options: argparse.Namespace, document: dict[str, Any]) -> dict[str, An
     }
 
 
+def plans(options: argparse.Namespace, document: dict[str, Any]) -> None:
+    """Steps, and steps between held-out measurements, of every cut, loss and time."""
+    bench = Bench(options.data, document)
+    document["plans"] = {}
+    for cut in CUTS:
+        for method, settings in METHODS.items():
+            healer = bench.healer(bench.cut(cut), settings)
+            measured = measure_speed(healer)
+            for minutes in map(float, options.minutes.split(",")):
+                found = forecast(healer, measured, minutes)
+                document["plans"][f"{cut} {method} {minutes:g}"] = [found.steps, found.evaluate_every]
+                print(cut, method, found.words, file=sys.stderr)
+
+
 def table_rows(options: argparse.Namespace, document: dict[str, Any]) -> None:
     """Every cut, loss and time that the file does not hold yet."""
     bench = Bench(options.data, document)
@@ -197,7 +216,7 @@ def table_rows(options: argparse.Namespace, document: dict[str, Any]) -> None:
     done = {(row["cut"], row["method"], row["minutes"]) for row in rows}
     document.setdefault("dense", None)
     document["dense"] = document["dense"] or bench.perplexity(bench.model.evaluator.dense)
-    for cut in ("blocks", "width"):
+    for cut in CUTS:
         recipe = bench.cut(cut)
         before: float | None = None
         for minutes in map(float, options.minutes.split(",")):
@@ -205,24 +224,23 @@ def table_rows(options: argparse.Namespace, document: dict[str, Any]) -> None:
                 if (cut, method, minutes) in done:
                     continue
                 before = before or bench.perplexity(bench.model.resolve(recipe))
+                steps, every = document["plans"][f"{cut} {method} {minutes:g}"]
+                planned = {**settings, "steps": steps, "evaluate_every": every}
                 row = {"cut": cut, "method": method, "minutes": minutes, "before": before}
-                rows.append(row | _healed(bench, recipe, settings, minutes))
+                rows.append(row | _healed(bench, recipe, planned))
                 measuring.write("healing", document, options.out)
                 print({name: value for name, value in rows[-1].items() if name != "curve"}, file=sys.stderr)
 
 
-def _healed(bench: Bench, recipe: Recipe, settings: dict[str, Any], minutes: float) -> dict[str, Any]:
-    """One healing of a given time, and the test perplexity of what it gives."""
-    measured = bench.healer(recipe, settings)
-    found = forecast(measured, measure_speed(measured), minutes)
-    edit: Heal = timed(measured.edit, found)
-    healer = Healer(bench.model, with_heal(recipe, edit), bench.text)
+def _healed(bench: Bench, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """One healing, and the test perplexity of what it gives."""
+    healer = bench.healer(recipe, settings)
     healed = healer.run()
     return {
         "after": bench.perplexity(healed.structure),
         **{name: value for name, value in healed.document().items() if name not in ("before", "after")},
         "held_out": [healed.outcome.before, healed.outcome.after],
-        "settings": edit.model_dump(mode="json", exclude={"chosen_by", "text"}),
+        "settings": healer.edit.model_dump(mode="json", exclude={"chosen_by", "text"}),
         "curve": list(healed.outcome.history),
     }
 
@@ -230,7 +248,7 @@ def _healed(bench: Bench, recipe: Recipe, settings: dict[str, Any], minutes: flo
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.healing", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("speed", "table"))
+    parser.add_argument("what", choices=("speed", "plan", "table"))
     parser.add_argument("--steps", type=int, default=12, help="of the comparison of speed")
     parser.add_argument("--minutes", default="2,10")
     parser.add_argument("--threads", type=int, default=2)
@@ -249,6 +267,9 @@ def main() -> int:
             for name in ("plain", "own")
         ]  # fmt: skip
         measuring.table(rows, f"{shown['times_plain']:.2f} times the plain loop")
+    elif options.what == "plan":
+        plans(options, document)
+        measuring.write("healing", document, options.out)
     else:
         document.setdefault("machine", measuring.machine())
         table_rows(options, document)

@@ -12,8 +12,9 @@ import torch
 
 from analysis.execution import Runner
 from analysis.modules import device_of, shallow_copy
+from surgery.healing.scratch import Scratch
 
-POSITIONS = 256
+POSITIONS = 512
 """Positions whose logits exist at one time."""
 
 
@@ -51,7 +52,11 @@ class CrossEntropy:
 
 @torch.no_grad()
 def loss_and_gradient(
-    runner: Runner, inputs: torch.Tensor, objective: Objective, with_gradient: bool = True
+    runner: Runner,
+    inputs: torch.Tensor,
+    objective: Objective,
+    with_gradient: bool = True,
+    scratch: Scratch | None = None,
 ) -> tuple[float, torch.Tensor]:
     """Sum of an objective over positions, and its gradient at what the head reads.
 
@@ -60,6 +65,7 @@ def loss_and_gradient(
         inputs: normalised states (positions, hidden), detached.
         objective: of the logits.
         with_gradient: else the gradient is left zero.
+        scratch: where the logits are written; a buffer of its own when None.
 
     Returns:
         The loss and (positions, hidden).
@@ -69,7 +75,8 @@ def loss_and_gradient(
     inputs = inputs.to(device_of(runner.model.get_submodule(runner.architecture.head)))
     gradient = torch.zeros_like(inputs)
     loss = 0.0
-    buffer = torch.empty(min(POSITIONS, len(inputs)), len(head.weight), device=inputs.device) if linear else None
+    words = len(head.weight) if linear else 0
+    buffer = (scratch or Scratch()).take("logits", min(POSITIONS, len(inputs)), words, inputs) if linear else None
     for start in range(0, len(inputs), POSITIONS):
         rows = slice(start, min(start + POSITIONS, len(inputs)))
         if buffer is not None:

@@ -19,6 +19,7 @@ from analysis.modules import replace, shallow_copy, submodule
 from surgery.cache import ByteCache
 from surgery.healing.attention import use_causal_attention
 from surgery.healing.linears import AdaptedLinear, TrainedLinear
+from surgery.healing.scratch import Scratch
 from surgery.healing.targets import kept_of, linears_of, positions_of
 from surgery.live import Evaluator
 from surgery.recipe import Heal
@@ -59,6 +60,7 @@ class Student:
         for position in range(self.first, len(self.kept)):
             self._own(position)
         self.linears: dict[Place, Trained] = {}
+        self.scratch = Scratch()
         for position, rank in zip(positions, ranks or [edit.rank] * len(positions), strict=True):
             self._train(position, rank)
         self._prefixes: ByteCache[torch.Tensor] = ByteCache(PREFIX_BUDGET)
