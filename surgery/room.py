@@ -9,6 +9,7 @@ from typing import Any
 from surgery.devices import Device
 from surgery.memory import Fit, fit
 from surgery.structure import Structure, dense
+from surgery.weight_types import WeightType
 
 TYPES_TOLD = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 """Types for which it is told how much fits."""
@@ -105,7 +106,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
-def room_on(structure: Structure, device: Device, context: int, wanted: str = "F16", kv_type: str = "F16") -> Room:
+def room_on(
+    structure: Structure, device: Device, context: int, wanted: str | WeightType = "F16", kv_type: str = "F16"
+) -> Room:
     """What the device has room for.
 
     Args:

@@ -27,12 +27,12 @@ from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
 from surgery.session_editing import Opened
-from surgery.session_shipping import ShippingSession
+from surgery.session_fitting import FittingSession
 from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import shown_source
-from surgery.view import Scanned, View
+from surgery.view import Fitted, Scanned, View
 from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, Workbench
 
@@ -60,7 +60,7 @@ class Suggested:
     edits: tuple[Edit, ...]
 
 
-class Session(ShippingSession):
+class Session(FittingSession):
     """See the module.
 
     Args:
@@ -104,6 +104,8 @@ class Session(ShippingSession):
                 self._finish_suggestion(job.result)
             elif isinstance(job.result, Scanned):
                 self._finish_scan(job.result)
+            elif isinstance(job.result, Fitted):
+                self._finish_fitting(job.result)
         except InputError as error:
             self.error = str(error)
         self._pending = None
@@ -318,6 +320,8 @@ class Session(ShippingSession):
                 scanned=scanned if scanned is not None and model is not None and scanned.of(model, self.text) else None,
                 packed=self._download.packed if self._download is not None else None,
                 shipment=self.shipment,
+                room=self._shown_room(structure),
+                fitted=self._shown_fitting(),
             )
 
     def _fit(self, shape: Structure) -> Fit:

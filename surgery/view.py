@@ -11,10 +11,13 @@ from analysis.text import Windows
 from surgery.compensation import Compensated
 from surgery.devices import Device
 from surgery.download import Packed
+from surgery.fitting import Fitting
 from surgery.history import History
 from surgery.jobs import Job
 from surgery.live import Estimate
 from surgery.memory import Fit
+from surgery.recipe import Recipe
+from surgery.room import Room
 from surgery.scan import Scan
 from surgery.shipment import Shipment
 from surgery.structure import Structure
@@ -52,6 +55,24 @@ class Scanned:
             return self
         scan = replace(self.scan, removals={**earlier.scan.removals, **self.scan.removals})
         return replace(self, scan=scan, predicted=self.predicted or earlier.predicted)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Options that fit a target, and what they were asked of."""
+
+    fingerprint: str
+    """Of the model."""
+    target: Target
+    text: TextChoice
+    """That was measured on."""
+    asked: Recipe
+    fitting: Fitting
+
+    def of(self, model: OpenModel, target: Target, text: TextChoice) -> bool:
+        """Whether they hold for that model, device, context and text: the weight type is what they choose."""
+        same = replace(self.target, type=target.type) == target
+        return same and (self.fingerprint, self.text) == (model.loaded.fingerprint, text)
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,10 @@ class View:
     """The last build, if its file is complete."""
     shipment: Shipment | None = None
     """The last shipment, if it is complete."""
+    room: Room | None = None
+    """What the device has room for."""
+    fitted: Fitted | None = None
+    """Options that fit the device, if they were looked for."""
 
     @property
     def uncompensated(self) -> bool:

@@ -249,7 +249,7 @@ def test_it_is_legible_and_fits_the_screen(profile: Callable[..., Any], theme: s
                      ".ms-head p", "#analyse", "#export", "#map .bm-number"):  # fmt: skip
         assert page.evaluate(CONTRAST, selector) >= 4.5, f"{selector} is hard to read"
     settings(page)
-    page.get_by_role("button", name="Memory on the device, itemised").click()
+    page.get_by_role("button", name="Memory on the device, itemised, and what fits").click()
     page.wait_for_selector("#fit-table tr", state="visible")
     fits()
     tapped = part(page, 14, "mlp")
@@ -451,7 +451,7 @@ def test_every_control_changes_something(page: Any, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Heads", exact=True).click()
     changes("head-statistic", inner("#chart-heads .gtitle"), lambda: choose(page, "head-statistic", "Output norm"))
 
-    page.get_by_role("button", name="Memory on the device, itemised").click()
+    page.get_by_role("button", name="Memory on the device, itemised, and what fits").click()
     page.wait_for_selector("#fit-table tr", state="visible")
     page.locator("#revision input, #revision textarea").fill("main")
     page.fill("#model input, #model textarea", "nobody/nothing")
