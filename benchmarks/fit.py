@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from surgery import embedded
-from surgery.devices import Device, Devices, measure_this_computer
+from surgery.devices import Device, Devices, measure_this_computer, read_device
 from surgery.gguf_export import write_gguf
 from surgery.memory import Fit, fit
 from surgery.runtimes import TRANSFORMERS
@@ -97,11 +97,16 @@ def this_computer(one_core: bool) -> Device:
     return measure_this_computer(1, time.process_time) if one_core else measure_this_computer()
 
 
-def speed_row(file: Path, structure: Structure, kind: str, tries: int, one_core: bool) -> dict[str, Any]:
+def speed_row(
+    file: Path, structure: Structure, kind: str, tries: int, one_core: bool, own: Device | None = None
+) -> dict[str, Any]:
     """Predicted and measured tokens a second of one file in llama.cpp on this computer."""
-    here = max((this_computer(one_core) for _ in range(3)), key=lambda found: found.compute_operations_per_second.value)
+    tried = [own] if own else [this_computer(one_core) for _ in range(3)]
+    here = max(tried, key=lambda found: found.compute_operations_per_second.value)
     found = fit(structure, here, DECODING_CONTEXT, kind).speed
     threads = 1 if one_core else psutil.cpu_count(logical=False)
+    if own is not None and own.llama_cpp is not None:
+        threads = own.llama_cpp.threads
     measured = run_llama_cpp(file, 1024, speeds=SPEEDS, tries=tries, threads=threads, processor=one_core)
     decoding, reading = measured["speeds"]
     return {
@@ -160,14 +165,17 @@ def main() -> None:
     parser.add_argument(
         "--one-core", action="store_true", help="speeds of one thread in seconds on the processor: on a busy machine"
     )
+    parser.add_argument("--device", type=Path, help="this computer's own file, from benchmarks.kernels --device")
     parser.add_argument("--again", action="store_true", help="measure again what the file holds")
     parser.add_argument("--out", type=Path, default=Path("docs/fit.json"))
     chosen = parser.parse_args()
     structure = dense(Workbench().open("default").architecture)
     known: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() and not chosen.again else {}
     cores = psutil.cpu_count(logical=False)
-    speeds = "speed_of_one_core" if chosen.one_core else "speed"
-    result = {"memory": {}, "speed": {}, "speed_of_one_core": {}, "transformers": {}} | known | {"cores": cores}
+    own = read_device(chosen.device) if chosen.device else None
+    speeds = "speed_of_one_core" if chosen.one_core else "speed_with_measured_kernels" if own else "speed"
+    parts = ("memory", "speed", "speed_of_one_core", "speed_with_measured_kernels", "transformers")
+    result = {part: {} for part in parts} | known | {"cores": cores}
 
     def keep(part: str, key: str, row: dict[str, Any]) -> None:
         result[part][key] = row
@@ -183,7 +191,7 @@ def main() -> None:
                 if f"{kind} {context} {kv}" not in result["memory"]:
                     keep("memory", f"{kind} {context} {kv}", memory_row(path, structure, kind, context, kv))
             if kind in wanted and kind not in result[speeds]:
-                keep(speeds, kind, speed_row(path, structure, kind, chosen.tries, chosen.one_core))
+                keep(speeds, kind, speed_row(path, structure, kind, chosen.tries, chosen.one_core, own))
     if chosen.only in (None, "transformers"):
         for context in (512, 2048):
             if str(context) not in result["transformers"]:
@@ -199,7 +207,7 @@ def show(result: dict[str, Any]) -> None:
         sizes = " ".join(f"{size / 1e6:9.1f}" for size in predicted.values())
         name = f"{row['type']:16} {row['context']:6} {row['kv_type']:5}"
         print(f"{name} {sizes} {measured / 1e6:12.1f} {100 * row['error']:+9.1f}%")
-    for part in ("speed", "speed_of_one_core"):
+    for part in ("speed", "speed_of_one_core", "speed_with_measured_kernels"):
         show_speeds(part, result[part])
 
 

@@ -1,8 +1,12 @@
 """What llama.cpp's kernels reach of the float32 peak, by GGML type: `python -m benchmarks.kernels`.
 
 Random Llamas of one width are run in each type; the shares that `surgery.speed` holds are what explains the measured
-tokens a second. One thread, and seconds on the processor: other programs on the machine disturb little. Which types a
-file has follows from the mix and the rows: rows of whole blocks of 256 give the K types, others what stands for them.
+tokens a second. One thread, and seconds on the processor: other programs on the machine disturb little. With --device
+the measurement is by the wall's clock instead, with each number of threads up to the cores, and the file that it writes
+describes this computer as llama.cpp sees it with the number that decodes fastest.
+
+Which types a file has follows from the mix and the rows: rows of whole blocks of 256 give the K types, others what
+stands for them.
 
 Prints the shares for decoding and for reading a prompt, and what a block costs besides its matrices.
 """
@@ -16,12 +20,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from benchmarks.fit import run_llama_cpp
-from surgery.devices import measure_this_computer
+from surgery.devices import Device, Kernels, measure_this_computer
 from surgery.gguf_export import write_gguf
+from surgery.memory import fit
 from surgery.speed import ATTENTION_SHARE, PROMPT_TOKENS, attention_operations, operations
 from surgery.structure import Structure, dense
 from surgery.weight_types import TYPES, stored
+from surgery.workbench import Workbench
 
 WHOLE, SHORT = (1024, 2816), (1056, 2784)
 """Hidden size and MLP width: multiples of 256, and of 32 only."""
@@ -33,11 +41,11 @@ BLOCKS = 6
 DECODED = 24
 
 
-def run(file: Path, tries: int) -> dict[str, float]:
-    """Seconds a token, decoding and reading, on one processor."""
+def run(file: Path, tries: int, threads: int, processor: bool) -> dict[str, float]:
+    """Seconds a token, decoding and reading, by the processor's clock or the wall's."""
     speeds = [{"prompt": 16, "generate": DECODED}, {"prompt": PROMPT_TOKENS, "generate": 0}]
     decoding, reading = run_llama_cpp(
-        file, 1024, threads=1, processor=True, most=400, tries=tries, speeds=speeds
+        file, 1024, threads=threads, processor=processor, most=400, tries=tries, speeds=speeds
     )["speeds"]  # fmt: skip
     return {"decode": 1 / decoding["decode"], "prefill": 1 / reading["prefill"]}
 
@@ -64,33 +72,64 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=6, help="the best counts")
+    parser.add_argument("--device", type=Path, help="write this computer's file, measured by the wall's clock")
     chosen = parser.parse_args()
-    peaks = [measure_this_computer(1, time.process_time) for _ in range(3)]
-    peak = max(device.compute_operations_per_second.value for device in peaks)
-    bandwidth = max(device.bandwidth_bytes_per_second.value for device in peaks)
-    print(f"one core: {peak / 1e9:.1f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s")
+    if chosen.device is None:
+        measure(1, True, chosen.tries)
+        return
+    cores = psutil.cpu_count(logical=False) or 1
+    found = [measure(threads, False, chosen.tries) for threads in range(1, cores + 1)]
+    best = max(found, key=decoding_speed)
+    chosen.device.write_text(best.model_dump_json(by_alias=True, indent=1, exclude_none=True) + "\n", "utf-8")
+    print(f"{chosen.device}: this computer with {best.llama_cpp.threads if best.llama_cpp else 1} threads")
+
+
+def decoding_speed(device: Device) -> float:
+    """Tokens a second of the embedded model in the mix that is used most: by it the number of threads is chosen."""
+    structure = dense(Workbench().open("default").architecture)
+    return fit(structure, device, 512, "Q4_K_M").decode_tokens_per_second
+
+
+def measure(threads: int, processor: bool, tries: int) -> Device:
+    """This computer with that many threads, llama.cpp's kernels included."""
+    clock = time.process_time if processor else time.perf_counter
+    here = [measure_this_computer(threads, clock) for _ in range(5)]
+    fastest = max(here, key=lambda device: device.compute_operations_per_second.value)
+    peak = fastest.compute_operations_per_second.value
+    bandwidth = max((device.bandwidth_bytes_per_second for device in here), key=lambda figure: figure.value)
+    print(f"{threads} threads: {peak / 1e9:.1f} GFLOP/s, {bandwidth.value / 1e9:.1f} GB/s")
     shares: dict[str, dict[str, float]] = {"decode": {}, "prefill": {}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        block = block_seconds(folder, chosen.tries)
+        block = block_seconds(folder, tries, threads, processor)
         print(f"a block besides its matrices: {1e6 * block:.1f} microseconds a decoded token")
         for sizes, names in ((WHOLE, PURE), (SHORT, STANDING_IN)):
             checkpoint, structure = written(folder, sizes, BLOCKS)
             for name in names:
                 file = folder / "model.gguf"
                 write_gguf(checkpoint, file, name)
-                explain(structure, name, run(file, chosen.tries), block, peak, shares)
+                explain(structure, name, run(file, tries, threads, processor), block, peak, shares)
     print(json.dumps(shares, indent=1))
+    kernels = Kernels(
+        decode_shares=shares["decode"],
+        prefill_shares=shares["prefill"],
+        block_seconds=max(block, 0.0),
+        threads=threads,
+        source=f"benchmarks.kernels: node-llama-cpp with {threads} threads",
+    )
+    return fastest.model_copy(
+        update={"id": "measured-computer", "bandwidth_bytes_per_second": bandwidth, "llama_cpp": kernels}
+    )
 
 
-def block_seconds(folder: Path, tries: int) -> float:
+def block_seconds(folder: Path, tries: int, threads: int, processor: bool) -> float:
     """What a block takes besides its matrices: the difference of models of tiny blocks."""
     seconds = {}
     for blocks in (2, 32):
         checkpoint, _ = written(folder, (64, 64), blocks)
         file = folder / "small.gguf"
         write_gguf(checkpoint, file, "F16")
-        seconds[blocks] = run(file, 2 * tries)["decode"]
+        seconds[blocks] = run(file, 2 * tries, threads, processor)["decode"]
     return (seconds[32] - seconds[2]) / 30
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
 import torch
@@ -47,6 +47,23 @@ class Compute(Figure):
     type: Literal["float32", "float16", "bfloat16", "int8"]
 
 
+Share = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+
+
+class Kernels(_Strict):
+    """What llama.cpp reaches on a device, measured there by `benchmarks.kernels`.
+
+    Shares are of the device's peak compute, by GGML type: with one row of input (decoding), and with 512.
+    """
+
+    decode_shares: dict[str, Share]
+    prefill_shares: dict[str, Share]
+    block_seconds: float = Field(ge=0, le=1, allow_inf_nan=False)
+    """What a block takes besides its matrices for one decoded token, threads that wait for each other included."""
+    threads: int = Field(ge=1, le=4096)
+    source: str = Field(min_length=1, max_length=1000)
+
+
 class Device(_Strict):
     """A device file. Bytes, bytes per second, operations per second, watts."""
 
@@ -60,6 +77,7 @@ class Device(_Strict):
     bandwidth_bytes_per_second: Figure
     compute_operations_per_second: Compute
     power_watts: Figure | None = None
+    llama_cpp: Kernels | None = None
     notes: str = Field(default="", max_length=1000)
 
     @property

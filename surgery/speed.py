@@ -5,10 +5,12 @@ once a token, at the peak bandwidth, and does two operations a weight at peak co
 operations for every token, but the head's for the last one only, and the attention's over the tokens before. Where the
 peak is told in float32 and the weights are quantised, four times as many operations are allowed: integers of 8 bits.
 
-Expected on a CPU: what llama.cpp's kernels reach of the float32 peak depends on how weights are stored: with one row of
-input (decoding) less than the peak, with a batch up to twice of it and more, since integer instructions do more at
-once. A GPU or a microcontroller has kernels of its own, and transformers' speed depends on more than the device: there
-only the bound is given.
+Expected on a CPU: what llama.cpp's kernels reach of the float32 peak depends on how weights are stored and on the
+instructions that the processor has: with one row of input (decoding) less than the peak, with a batch up to twice of it
+and more, since integer instructions do more at once. A device file may hold what was measured on the device itself;
+otherwise the shares of one processor stand in, and another one may be twice as fast or half as fast. A GPU or a
+microcontroller has kernels of its own, and transformers' speed depends on more than the device: there only the bound is
+given.
 """
 
 from __future__ import annotations
@@ -91,10 +93,14 @@ def speed(structure: Structure, device: Device, weights: Stored, runtime: Runtim
     prefill_bound = most / (sum(reading.values()) + attention)
     decode, prefill, basis = decode_bound, prefill_bound, "bound"
     if runtime is LLAMA_CPP and device.kind in CPUS and in_float32:
-        kernels = _operations_at_peak(decoding, weights.types, DECODE_SHARES)
-        blocks = BLOCK_OPERATIONS * sum(not spec.empty for spec in structure.blocks)
+        known = device.llama_cpp
+        shares = [DECODE_SHARES | known.decode_shares, PREFILL_SHARES | known.prefill_shares] if known else None
+        decode_shares, prefill_shares = shares or [DECODE_SHARES, PREFILL_SHARES]
+        kernels = _operations_at_peak(decoding, weights.types, decode_shares)
+        block = known.block_seconds * peak if known else BLOCK_OPERATIONS
+        blocks = block * sum(not spec.empty for spec in structure.blocks)
         decode = 1 / max(by_bandwidth, (kernels + blocks) / peak)
-        prefill = peak / (_operations_at_peak(reading, weights.types, PREFILL_SHARES) + attention / ATTENTION_SHARE)
+        prefill = peak / (_operations_at_peak(reading, weights.types, prefill_shares) + attention / ATTENTION_SHARE)
         basis = "expected"
     power = device.power_watts
     return Speed(

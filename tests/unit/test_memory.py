@@ -227,3 +227,23 @@ def test_decoding_takes_what_the_kernels_and_the_blocks_take():
     at_peak = 2 * matrices / DECODE_SHARES["F32"] + 4 * BLOCK_OPERATIONS
     expected = here.compute_operations_per_second.value / at_peak
     assert fit(structure, here, 64, "F32").speed.decode == pytest.approx(expected)
+
+
+def test_what_was_measured_on_a_device_stands_before_the_built_in_shares(tmp_path):
+    structure = dense(describe(build("llama_tied")))
+    plain = device()
+    measured = {"decode_shares": {"F32": 0.05}, "prefill_shares": {"F32": 0.3}, "block_seconds": 1e-5, "threads": 2}
+    path = tmp_path / "mine.json"
+    document = json.loads(plain.model_dump_json(by_alias=True)) | {"llama_cpp": measured | {"source": "a test"}}
+    path.write_text(json.dumps(document))
+    mine = read_device(path)
+    peak = plain.compute_operations_per_second.value
+    matrices = 4 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 80) + 128 * 48
+    expected = 1 / (2 * matrices / 0.05 / peak + 4 * 1e-5)
+    assert fit(structure, mine, 64, "F32").speed.decode == pytest.approx(expected)
+    assert fit(structure, mine, 64, "F32").speed.prefill < fit(structure, plain, 64, "F32").speed.prefill
+    other = fit(structure, mine, 64, "F16").speed  # a type that was not measured keeps the built-in share
+    assert 0 < other.decode <= other.decode_bound
+    path.write_text(json.dumps(document | {"llama_cpp": measured | {"source": "a test", "block_seconds": -1}}))
+    with pytest.raises(DeviceError, match="llama_cpp.block_seconds"):
+        read_device(path)
