@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis import registry
 from analysis.predictions import predicted_changes
@@ -27,6 +28,7 @@ from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
 from surgery.session_editing import Opened
+from surgery.session_healing import Forecasted, HealedCuts
 from surgery.session_shipping import ShippingSession
 from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
@@ -35,6 +37,9 @@ from surgery.text_names import shown_source
 from surgery.view import Scanned, View
 from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, Workbench
+
+if TYPE_CHECKING:
+    from surgery.healing.training import Progress
 
 ANALYSING = "Analysing"
 """How the titles of analyses begin: only these take up a narrowing that waits."""
@@ -104,6 +109,10 @@ class Session(ShippingSession):
                 self._finish_suggestion(job.result)
             elif isinstance(job.result, Scanned):
                 self._finish_scan(job.result)
+            elif isinstance(job.result, Forecasted):
+                self._forecasted = job.result
+            elif isinstance(job.result, HealedCuts):
+                self._finish_healing(job.result)
         except InputError as error:
             self.error = str(error)
         self._pending = None
@@ -318,7 +327,16 @@ class Session(ShippingSession):
                 scanned=scanned if scanned is not None and model is not None and scanned.of(model, self.text) else None,
                 packed=self._download.packed if self._download is not None else None,
                 shipment=self.shipment,
+                heal_progress=self._shown_progress(),
+                heal_forecast=self._forecasted.forecast if self._forecasted else None,
+                healed=self._healed.outcome if self._healed else None,
             )
+
+    def _shown_progress(self) -> Progress | None:
+        """Of the running training, also one that was started before a reload, or of the last one."""
+        if self._job is not None and self._job.title == "Healing" and self._job.partial is not None:
+            self._progress = self._job.partial
+        return self._progress
 
     def _fit(self, shape: Structure) -> Fit:
         """On the session's target; what a recipe quantises is counted as it says."""
