@@ -15,9 +15,9 @@ from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts
 from ui.handlers import IDLE_TICK
+from ui.heal_panel import HealHandlers, connect_heal
 from ui.look import PLAIN
 from ui.sessions import Sessions
-from ui.ship_handlers import ShipHandlers
 from ui.ship_panel import connect_ship
 from ui.tools import connect_tools, scan_fields, tool_tabs
 from ui.widgets.block_map import BlockMap
@@ -88,7 +88,7 @@ def launch_arguments() -> dict[str, Any]:
 def build(bench: Workbench | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over a given one."""
     sessions = Sessions(bench or Workbench())
-    handlers = ShipHandlers(sessions)
+    handlers = HealHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         parts["tab"] = gr.State("", time_to_live=None, delete_callback=sessions.free)
@@ -244,13 +244,13 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
     parts["chart_note"] = gr.HTML(elem_id="chart-note", **PLAIN)
 
 
-def _connect(page: gr.Blocks, handlers: ShipHandlers) -> None:
+def _connect(page: gr.Blocks, handlers: HealHandlers) -> None:
     """Which handler answers which event. Every handler may send any part of the page."""
     parts = handlers.parts
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
     inputs_only = (
         *("tab_", "revision", "text", "pasted", "upload", "window", "use_text", "own_device", "exported"),
-        *("suggest_", "amount_", "rule_", "scan_kinds", "shipping_"),
+        *("suggest_", "amount_", "rule_", "scan_kinds", "shipping_", "healing_"),
     )
     shown = [part for name, part in parts.items() if not name.startswith(inputs_only)]
 
@@ -296,11 +296,12 @@ def _connect(page: gr.Blocks, handlers: ShipHandlers) -> None:
         parts[f"tab_{name}"].select(_opener(handlers, name), inputs(), shown, **QUIET)
     connect_tools(handlers, inputs, shown, QUIET, LAST)
     connect_ship(handlers, inputs, shown, QUIET)
+    connect_heal(handlers, inputs, shown, QUIET)
     parts["neuron_method"].input(_opener(handlers, "neurons"), inputs(), shown, **QUIET)
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 
 
-def _opener(handlers: ShipHandlers, name: str) -> Any:
+def _opener(handlers: HealHandlers, name: str) -> Any:
     """A handler that shows one chart."""
 
     def draw(tab: str, neuron_method: str, head_statistic: str) -> Any:
