@@ -45,7 +45,7 @@ def block_influence(influence: torch.Tensor, removed: Sequence[int] = ()) -> go.
     _logarithmic(figure, values)
     figure.update_yaxes(title="Influence (1 - cosine)")
     figure.update_xaxes(title="Block", dtick=_ticks(len(values)), showgrid=False)
-    return _styled(figure)
+    return styled(figure)
 
 
 def sublayer_influence(attention: torch.Tensor, mlp: torch.Tensor) -> go.Figure:
@@ -64,7 +64,7 @@ def sublayer_influence(attention: torch.Tensor, mlp: torch.Tensor) -> go.Figure:
     _logarithmic(figure, [*attention.tolist(), *mlp.tolist()])
     figure.update_yaxes(title="Influence (1 - cosine)")
     figure.update_xaxes(title="Block", dtick=_ticks(len(mlp)), showgrid=False, range=[-0.6, len(mlp) - 0.4])
-    return _styled(figure)
+    return styled(figure)
 
 
 def predicted_and_measured(
@@ -107,7 +107,7 @@ def predicted_and_measured(
     )
     count = 1 + max((max(blocks, default=0) for blocks, _, _ in pairs.values()), default=0)
     figure.update_xaxes(title="Block", dtick=_ticks(count), showgrid=False, range=[-0.6, count - 0.4])
-    return _styled(figure).update_layout(legend={"y": 1.02, "yanchor": "bottom"})
+    return styled(figure).update_layout(legend={"y": 1.02, "yanchor": "bottom"})
 
 
 def _bent(value: float, linear: float = 0.005) -> float:
@@ -135,7 +135,7 @@ def angular_triangle(distances: torch.Tensor) -> go.Figure:
     )
     figure.update_xaxes(title="First block of the run", dtick=_ticks(count))
     figure.update_yaxes(title="Blocks in the run", dtick=_ticks(count))
-    return _styled(figure)
+    return styled(figure)
 
 
 def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int = 40) -> go.Figure:
@@ -185,7 +185,7 @@ def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int
     figure.update_xaxes(title="Block", dtick=_ticks(len(blocks)))
     figure.update_yaxes(title="Neurons by rank (%)")
     figure.update_layout(title={"text": title})
-    return _styled(figure)
+    return styled(figure)
 
 
 def head_statistic(values: Sequence[torch.Tensor], name: str) -> go.Figure:
@@ -206,7 +206,7 @@ def head_statistic(values: Sequence[torch.Tensor], name: str) -> go.Figure:
     figure.update_xaxes(title="Block", dtick=_ticks(len(values)))
     figure.update_yaxes(title="Query head", dtick=max(1, count // 12), autorange="reversed")
     figure.update_layout(title={"text": title})
-    return _styled(figure)
+    return styled(figure)
 
 
 def _cells(values: torch.Tensor) -> list[list[float | None]]:
@@ -242,7 +242,8 @@ def _log_ticks(low: float, high: float) -> dict[str, Any]:
     }
 
 
-def _styled(figure: go.Figure) -> go.Figure:
+def styled(figure: go.Figure) -> go.Figure:
+    """A figure in the page's look, which works on light and dark."""
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",

@@ -31,6 +31,8 @@ FIELDS = {
     "prune_heads": "heads",
 }
 """Which field of the choices an edit's indices are in, by its op."""
+AFTER_CUTS = {"heal", "quantize", "eora"}
+"""Ops that leave what a healing was made for as it was."""
 SWITCHES = (RemoveBlocks, RemoveAttention, RemoveMlp, PruneNeurons, PruneKvGroups, PruneHeads)
 
 
@@ -93,21 +95,29 @@ class Choices:
         }
         before = {"remove_blocks": self.blocks, "remove_attention": self.attention, "remove_mlp": self.mlp}
         origins = {op: origin for op, origin in self.origins.items() if op not in sets or sets[op] == before[op]}
+        others = self.others if sets == before else self._unhealed()
         return replace(self, blocks=sets["remove_blocks"], attention=sets["remove_attention"], mlp=sets["remove_mlp"],
-                       origins=origins)  # fmt: skip
+                       origins=origins, others=others)  # fmt: skip
 
     def narrowed(self, edit: PruneNeurons | None) -> Choices:
         """Other neurons off."""
         origins = {op: origin for op, origin in self.origins.items() if op != "prune_neurons"}
         if edit is not None and edit.chosen_by is not None:
             origins["prune_neurons"] = edit.chosen_by
-        return replace(self, neurons=dict(edit.removed) if edit else {}, origins=origins)
+        neurons = dict(edit.removed) if edit else {}
+        others = self.others if neurons == dict(self.neurons) else self._unhealed()
+        return replace(self, neurons=neurons, origins=origins, others=others)
+
+    def _unhealed(self) -> tuple[Edit, ...]:
+        """The other edits without a healing: it was made for the cuts as they were."""
+        return tuple(edit for edit in self.others if edit.op != "heal")
 
     def replaced(self, ops: Iterable[str], edits: Iterable[Edit]) -> Choices:
         """Everything of some ops, also what is parked, gives way to these edits of theirs."""
         names, new = set(ops), Choices.of_edits(edits)
         origins = {op: origin for op, origin in self.origins.items() if op not in names} | dict(new.origins)
-        others = (*(edit for edit in self.others if edit.op not in names), *new.others)
+        kept = self.others if names <= AFTER_CUTS else self._unhealed()
+        others = (*(edit for edit in kept if edit.op not in names), *new.others)
         fields: dict[str, Any] = {FIELDS[op]: getattr(new, FIELDS[op]) for op in names & FIELDS.keys()}
         return replace(self, others=others, origins=origins, **fields)
 

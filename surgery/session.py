@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis import registry
 from analysis.predictions import predicted_changes
@@ -28,6 +29,7 @@ from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
 from surgery.session_editing import Opened
 from surgery.session_fitting import FittingSession
+from surgery.session_healing import Forecasted, HealedCuts
 from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
@@ -35,6 +37,9 @@ from surgery.text_names import shown_source
 from surgery.view import Fitted, Scanned, View
 from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, Workbench
+
+if TYPE_CHECKING:
+    from surgery.healing.training import Progress
 
 ANALYSING = "Analysing"
 """How the titles of analyses begin: only these take up a narrowing that waits."""
@@ -106,6 +111,10 @@ class Session(FittingSession):
                 self._finish_scan(job.result)
             elif isinstance(job.result, Fitted):
                 self._finish_fitting(job.result)
+            elif isinstance(job.result, Forecasted):
+                self._forecasted = job.result
+            elif isinstance(job.result, HealedCuts):
+                self._finish_healing(job.result)
         except InputError as error:
             self.error = str(error)
         self._pending = None
@@ -322,7 +331,16 @@ class Session(FittingSession):
                 shipment=self.shipment,
                 room=self._shown_room(structure),
                 fitted=self._shown_fitting(),
+                heal_progress=self._shown_progress(),
+                heal_forecast=self._forecasted.forecast if self._forecasted else None,
+                healed=self._healed.outcome if self._healed else None,
             )
+
+    def _shown_progress(self) -> Progress | None:
+        """Of the running training, also one that was started before a reload, or of the last one."""
+        if self._job is not None and self._job.title == "Healing" and self._job.partial is not None:
+            self._progress = self._job.partial
+        return self._progress
 
     def _fit(self, shape: Structure) -> Fit:
         """On the session's target; what a recipe quantises is counted as it says."""

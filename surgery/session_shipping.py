@@ -11,7 +11,7 @@ from surgery.hub_upload import push
 from surgery.jobs import Context, Job, part_of
 from surgery.origin import origin_of
 from surgery.recipe import Recipe
-from surgery.session_editing import EditingSession
+from surgery.session_healing import HealingSession
 from surgery.ship_weights import ShipOptions
 from surgery.shipment import Shipment, ShippingDownload, pack_shipment
 from surgery.shipping import ship
@@ -21,7 +21,7 @@ PUBLIC = ("embedded", "wikitext-2")
 """Texts, beside those of the Hub, whose tokens may go along with a folder."""
 
 
-class ShippingSession(EditingSession):
+class ShippingSession(HealingSession):
     """See the module.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from analysis.predictions import Predictions
 from analysis.statistics import Statistics
@@ -22,6 +23,10 @@ from surgery.scan import Scan
 from surgery.shipment import Shipment
 from surgery.structure import Structure
 from surgery.workbench import OpenModel, TextChoice
+
+if TYPE_CHECKING:  # the healing package takes seconds to import
+    from surgery.healing.presets import Forecast
+    from surgery.healing.training import Outcome, Progress
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,12 @@ class View:
     """What the device has room for."""
     fitted: Fitted | None = None
     """Options that fit the device, if they were looked for."""
+    heal_progress: Progress | None = None
+    """Of the running training, or of the last one."""
+    heal_forecast: Forecast | None = None
+    """What the preset that was last asked about would do."""
+    healed: Outcome | None = None
+    """How the last training ended."""
 
     @property
     def uncompensated(self) -> bool:

@@ -10,9 +10,9 @@ import gradio as gr
 from surgery.view import View
 from ui import fit_words
 from ui.handlers import Update, as_it_is
+from ui.heal_panel import HealHandlers
 from ui.look import PLAIN
 from ui.sessions import Tab
-from ui.ship_handlers import ShipHandlers
 from ui.widgets.choice import Choice
 
 
@@ -38,7 +38,7 @@ def fit_fields(parts: dict[str, Any]) -> None:
         )
 
 
-class FitHandlers(ShipHandlers):
+class FitHandlers(HealHandlers):
     """The page's handlers, those of "Make it fit" included."""
 
     def make_fit(self, identity: str, *picks: str) -> Update:

@@ -16,6 +16,7 @@ from surgery.workbench import Workbench
 from ui import charts
 from ui.fit_panel import FitHandlers, connect_fit, fit_fields
 from ui.handlers import IDLE_TICK
+from ui.heal_panel import connect_heal
 from ui.look import PLAIN
 from ui.sessions import Sessions
 from ui.ship_panel import connect_ship
@@ -251,7 +252,7 @@ def _connect(page: gr.Blocks, handlers: FitHandlers) -> None:
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
     inputs_only = (
         *("tab_", "revision", "text", "pasted", "upload", "window", "use_text", "own_device", "exported"),
-        *("suggest_", "amount_", "rule_", "scan_kinds", "shipping_"),
+        *("suggest_", "amount_", "rule_", "scan_kinds", "shipping_", "healing_"),
     )
     shown = [part for name, part in parts.items() if not name.startswith(inputs_only)]
 
@@ -298,6 +299,7 @@ def _connect(page: gr.Blocks, handlers: FitHandlers) -> None:
     connect_tools(handlers, inputs, shown, QUIET, LAST)
     connect_ship(handlers, inputs, shown, QUIET)
     connect_fit(handlers, inputs, shown, QUIET)
+    connect_heal(handlers, inputs, shown, QUIET)
     parts["neuron_method"].input(_opener(handlers, "neurons"), inputs(), shown, **QUIET)
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 

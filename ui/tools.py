@@ -10,6 +10,7 @@ import gradio as gr
 from surgery.budget import CFSP_SHARPNESS
 from surgery.recipe_words import HOW
 from ui import forms, tool_words
+from ui.heal_panel import heal_fields
 from ui.look import PLAIN
 from ui.quantise_panel import connect_quantise, quantise_fields
 from ui.ship_panel import ship_fields
@@ -24,15 +25,19 @@ COMPENSATIONS = {
 
 
 def tool_tabs(parts: dict[str, Any]) -> None:
-    """Suggest, compensate, quantise, build and ship, each in a tab."""
+    """Suggest, compensate, heal, quantise and ship, each in a tab."""
     with gr.Tabs(elem_id="tools"):
         with gr.Tab("Suggest", id="suggest", elem_id="tool-suggest"):
             _suggestion_fields(parts)
         with gr.Tab("Compensate", id="compensate", elem_id="tool-compensate"):
             _compensation_fields(parts)
+        with gr.Tab("Heal", id="heal", elem_id="tool-heal"):
+            heal_fields(parts)
         with gr.Tab("Quantise", id="quantise", elem_id="tool-quantise"):
             quantise_fields(parts)
-        with gr.Tab("Build", id="build", elem_id="tool-build"):
+        with gr.Tab("Ship", id="ship", elem_id="tool-ship"):
+            ship_fields(parts)
+            gr.HTML("<h3>Checkpoint only</h3>", elem_id="build-heading", **PLAIN)
             parts["build_note"] = gr.HTML(elem_id="build-note", **PLAIN)
             with gr.Row(elem_classes="ms-actions"):
                 parts["build"] = gr.Button(
@@ -41,8 +46,6 @@ def tool_tabs(parts: dict[str, Any]) -> None:
                 parts["download"] = gr.DownloadButton(
                     visible=False, variant="primary", elem_id="download", size="md", scale=0, min_width=0
                 )
-        with gr.Tab("Ship", id="ship", elem_id="tool-ship"):
-            ship_fields(parts)
 
 
 def _suggestion_fields(parts: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ def test_suggest_narrow_compensate_build_and_load(page: Any, tmp_path: Path) -> 
     page.click("#undo")
     wait_measured(page, "least squares.")
 
-    tool(page, "Build")
+    tool(page, "Ship")
     assert "The recipe makes a checkpoint of about" in said(page, "#build-note", "parameters in float32")
     page.click("#build")
     page.wait_for_selector("#download", state="visible")
@@ -239,7 +239,8 @@ def test_every_tool_changes_something(page: Any) -> None:
         wait_measured(page, name)
     changed |= {"compute", "build", "download", "scan", "scan-kinds"}  # have tests of their own
     changed |= {"ship", "ship-type", "ship-checkpoint"}  # in test_ship
-    for name in ("Build", "Ship"):
+    changed |= {"heal", "heal-forecast", "heal-preset", "heal-method"}  # in test_heal
+    for name in ("Heal", "Ship"):
         tool(page, name)
         seen |= controls(page)
     tests_of_the_page = controls(page) & {
@@ -281,9 +282,9 @@ def test_a_phone_has_room_for_the_tools(profile: Callable[..., Any]) -> None:
     page.locator("#more .label-wrap").tap()
     choose(page, "suggest-method", "Heads: Magnitude, heads")
     page.wait_for_selector("#rule-unit")
-    for name in ("Suggest", "Compensate", "Build"):
+    for name in ("Suggest", "Compensate", "Heal", "Ship"):
         tool(page, name)
-        page.wait_for_selector({"Suggest": "#suggest", "Compensate": "#bias", "Build": "#build"}[name])
+        page.wait_for_selector({"Suggest": "#suggest", "Compensate": "#bias", "Heal": "#heal", "Ship": "#build"}[name])
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         cut = page.evaluate(
             """() => [...document.querySelectorAll('#tools button, #tools .block')]

@@ -245,5 +245,5 @@ def test_what_was_measured_on_a_device_stands_before_the_built_in_shares(tmp_pat
     other = fit(structure, mine, 64, "F16").speed  # a type that was not measured keeps the built-in share
     assert 0 < other.decode <= other.decode_bound
     path.write_text(json.dumps(document | {"llama_cpp": measured | {"source": "a test", "block_seconds": -1}}))
-    with pytest.raises(DeviceError, match="llama_cpp.block_seconds"):
+    with pytest.raises(DeviceError, match=r"llama_cpp\.block_seconds"):
         read_device(path)

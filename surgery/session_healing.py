@@ -1,0 +1,181 @@
+"""Healing from a person's session: what a preset would do on this machine, and the training itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis.text import Text, make_windows
+from surgery.editing import Choices
+from surgery.errors import Cancelled, InputError
+from surgery.jobs import Context, Job
+from surgery.recipe import Edit, Heal, Recipe
+from surgery.session_editing import EditingSession
+from surgery.workbench import OpenModel, TextChoice, Workbench
+
+if TYPE_CHECKING:  # the healing package takes seconds to import
+    from surgery.healing.presets import Forecast
+    from surgery.healing.run import Healer
+    from surgery.healing.training import Outcome, Progress
+
+HEALING_WINDOW = 512
+"""Tokens in a window of the healing text."""
+MOST_WINDOWS = 4096
+HEAL_METHODS = ("lora", "distill")
+LATE = ("heal", "quantize", "eora")
+"""Ops that come after what is healed, or are the healing."""
+
+
+@dataclass(frozen=True)
+class Forecasted:
+    """Result of a job that asked what a preset would do."""
+
+    cuts: tuple[Edit, ...]
+    forecast: Forecast
+
+
+@dataclass(frozen=True)
+class HealedCuts:
+    """Result of a healing. It does not hold the student: finished jobs are remembered for long."""
+
+    fingerprint: str
+    cuts: tuple[Edit, ...]
+    """That were healed."""
+    edit: Heal
+    outcome: Outcome
+
+
+class HealingSession(EditingSession):
+    """See the module.
+
+    Args:
+        bench: what all sessions share.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self._progress: Progress | None = None
+        self._forecasted: Forecasted | None = None
+        self._healed: HealedCuts | None = None
+
+    def forecast(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
+        """Say what a preset would do on this machine (as a job), from a short measurement.
+
+        Args:
+            preset_name: of `surgery.healing.presets.PRESETS`.
+            method: lora (cross-entropy of the text) or distill (the dense model's predictions).
+            text: to learn from; the embedded calibration text when None.
+
+        Raises:
+            InputError: nothing is cut, there is no such preset or method, or another job is under way.
+        """
+        model, recipe = self._to_heal(preset_name, method)
+
+        def work(job: Context) -> Forecasted:
+            self._prepared(job, model, recipe, preset_name, method, text)
+            assert self._forecasted is not None
+            return self._forecasted
+
+        return self._start("Asking what healing would do", work)
+
+    def heal(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
+        """Heal the current cuts (as a job), and put the result into the recipe as one step that can be undone.
+
+        Cancelled during the training, the best state so far is kept; before it, nothing changes. The arguments and
+        errors are those of `forecast`; a text that shares a document with the measured one fails the job.
+        """
+        model, recipe = self._to_heal(preset_name, method)
+
+        def work(job: Context) -> HealedCuts:
+            from surgery.healing import results
+
+            healer = self._prepared(job, model, recipe, preset_name, method, text)
+
+            def publish(progress: Progress) -> None:
+                with self._lock:
+                    self._progress = progress
+                    self._changed()
+                job.partial(progress)
+                job.report(progress.step / progress.steps, f"Step {progress.step} of {progress.steps}")
+
+            healed = healer.run(publish, job.stop)
+            if not healed.outcome.steps:
+                raise Cancelled("Cancelled.")
+            results.remember(healed.recipe, healed.adapter, healed.student, healed.report())
+            edit = next(edit for edit in healed.recipe.edits if isinstance(edit, Heal))
+            result = HealedCuts(model.loaded.fingerprint, cuts_of(recipe), edit, healed.outcome)
+            self._finish_healing(result)
+            return result
+
+        job = self._start("Healing", work)
+        with self._lock:
+            self._progress, self._healed = None, None
+        return job
+
+    def _to_heal(self, preset_name: str, method: str) -> tuple[OpenModel, Recipe]:
+        from surgery.healing.presets import PRESETS
+
+        model, recipe = self._need_model(), self._need_editor().history.current
+        if preset_name not in PRESETS:
+            raise InputError(f"There is no preset {preset_name!r}: use one of {', '.join(PRESETS)}.")
+        if method not in HEAL_METHODS:
+            raise InputError(f"There is no way of healing {method!r}: use one of {', '.join(HEAL_METHODS)}.")
+        if not cuts_of(recipe):
+            raise InputError("Nothing is cut, so there is nothing to heal: remove or narrow something first.")
+        return model, recipe.with_edits(*Choices.of_edits(cuts_of(recipe)).edits())
+
+    def _prepared(
+        self, job: Context, model: OpenModel, recipe: Recipe, preset_name: str, method: str, text: TextChoice | None
+    ) -> Healer:
+        """A healer with the steps that the preset's time allows here; the forecast is shown."""
+        from surgery.healing.data import check_apart, largest_count, load_healing_text
+        from surgery.healing.presets import PRESETS, forecast, timed
+        from surgery.healing.run import Healer, heal_of, measure_speed, with_heal
+        from surgery.text_names import text_reference
+
+        preset, chosen = PRESETS[preset_name], text or TextChoice()
+        job.report(0.0, "Reading the healing text")
+        tokenizer = model.loaded.tokenizer
+        if chosen.content is None:
+            count = largest_count(tokenizer, chosen.source, HEALING_WINDOW, MOST_WINDOWS)
+        else:
+            given_text = Text(chosen.source, chosen.content)
+            count = min(make_windows(tokenizer, given_text, HEALING_WINDOW).count, MOST_WINDOWS)
+        healing = load_healing_text(tokenizer, chosen.source, HEALING_WINDOW, count, content=chosen.content)
+        check_apart(healing.documents, model.text(self.text).content)
+        settings = {"steps": 1, "evaluate_every": 1, **preset.settings}
+        if method == "distill":
+            settings["distillation"] = {}
+        reference = text_reference(healing.windows).model_dump()
+        given = {"op": "heal", "method": method, "text": reference, **settings}
+        edit = heal_of(recipe.with_edits(*recipe.edits, given))
+        texts = list(self._texts.values())
+
+        def healer_for(edit: Heal) -> Healer:
+            return Healer(model, with_heal(recipe, edit), healing, texts, report=job.report, stop=job.stop)
+
+        job.report(0.0, "Measuring the speed of a step")
+        first = healer_for(edit)
+        found = forecast(first, measure_speed(first), preset.minutes)
+        with self._lock:
+            self._forecasted = Forecasted(cuts_of(recipe), found)
+            self._changed()
+        job.report(0.0, found.words)
+        return healer_for(timed(edit, found))
+
+    def _finish_healing(self, result: HealedCuts) -> None:
+        """Put a healing into the recipe if its cuts are still those that were healed."""
+        with self._lock:
+            model, editor = self._need_model(), self._need_editor()
+            self._healed = result
+            current = Choices.of_edits(cuts_of(editor.history.current)).edits()
+            if model.loaded.fingerprint != result.fingerprint or current != result.cuts:
+                self.error = "The cuts changed during the healing, so it was left out of the recipe: heal again."
+                self._changed()
+                return
+            self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("heal",), (result.edit,))))
+
+
+def cuts_of(recipe: Recipe) -> tuple[Edit, ...]:
+    """A recipe's edits that a healing repairs: all but healings and what stores the weights."""
+    return tuple(edit for edit in recipe.edits if edit.op not in LATE)

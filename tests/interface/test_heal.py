@@ -1,0 +1,56 @@
+"""The Heal panel on the real embedded model: the forecast, the training and its curve, cancel, undo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interface.driving import choose, export, part, tool, wait_measured
+
+pytestmark = pytest.mark.slow
+WAIT = 150_000
+"""Milliseconds that a forecast, or a first step, may take on busy cores."""
+
+
+def heal_words(page: Any, words: str) -> None:
+    page.wait_for_function(
+        "words => document.querySelector('#heal-words')?.innerText.includes(words)", arg=words, timeout=WAIT
+    )
+
+
+def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
+    tool(page, "Heal")
+    heal_words(page, "Nothing is cut")
+    assert page.locator("#heal").is_disabled()
+    part(page, 12).click()
+    part(page, 13).click()
+    cut = wait_measured(page, "28 blocks kept")
+    choose(page, "heal-method", "Distillation (the dense model's predictions)")
+    choose(page, "heal-method", "LoRA (cross-entropy)")
+    choose(page, "heal-preset", "Two minutes")
+    page.click("#heal-forecast:not([disabled])")
+    heal_words(page, "About 2 minutes on this machine")
+    page.click("#heal:not([disabled])")
+    heal_words(page, "Step 2 of")
+    page.wait_for_selector("#heal-curve .js-plotly-plot", timeout=WAIT)
+    folder = os.environ.get("HEAL_PICTURES")
+    if folder:
+        for width in (1280, 390):
+            for scheme in ("light", "dark"):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.evaluate("dark => document.body.classList.toggle('dark', dark)", scheme == "dark")
+                page.locator("#tools").scroll_into_view_if_needed()
+                page.screenshot(path=f"{folder}/{width}-{scheme}.png", full_page=True)
+        page.set_viewport_size({"width": 1280, "height": 900})
+    page.click("#cancel:not([disabled])")
+    heal_words(page, "Healed in")
+    healed = wait_measured(page)
+    assert float(healed.replace(",", "")) != float(cut.replace(",", ""))
+    kept = export(page, tmp_path / "recipe.json")
+    assert [edit["op"] for edit in kept["edits"]] == ["remove_blocks", "heal"]
+    page.click("#undo:not([disabled])")
+    page.wait_for_function("document.querySelector('#undo:not([disabled])')")
+    assert wait_measured(page, "28 blocks kept") == cut

@@ -1,0 +1,57 @@
+"""Healing from a session on a tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from surgery import session_healing
+from surgery.errors import InputError
+from surgery.healing import presets
+from surgery.session import Session
+from tests.sessions import idle, measured
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("surgery.healing.results.cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(session_healing, "HEALING_WINDOW", 16)
+    monkeypatch.setattr(session_healing, "MOST_WINDOWS", 6)
+    short = replace(presets.PRESETS["two-minutes"], minutes=0.02)
+    monkeypatch.setitem(presets.PRESETS, "two-minutes", short)
+
+
+def ops(session: Session) -> list[str]:
+    return [edit.op for edit in session.recipe.edits]
+
+
+def test_a_healing_is_one_step_that_another_cut_takes_away(session: Session) -> None:
+    with pytest.raises(InputError, match="Nothing is cut"):
+        session.heal("two-minutes", "lora")
+    session.switch([1], [], [])
+    session.forecast("two-minutes", "distill")
+    view = idle(session)
+    assert view.job is not None and view.job.state == "done", view.job and view.job.error
+    assert view.heal_forecast is not None and "steps" in view.heal_forecast.words
+    assert ops(session) == ["remove_blocks"]
+    session.heal("two-minutes", "lora")
+    view = idle(session)
+    assert view.healed is not None and view.heal_progress is not None, view.job and view.job.error
+    assert ops(session) == ["remove_blocks", "heal"] and not session.error
+    assert measured(session).estimate is not None
+    session.switch([], [0], [])
+    assert ops(session) == ["remove_attention"]
+    session.undo()
+    assert ops(session) == ["remove_blocks", "heal"]
+    session.undo()
+    assert ops(session) == ["remove_blocks"]
+
+
+def test_a_healing_of_other_cuts_is_left_out(session: Session) -> None:
+    session.switch([1], [], [])
+    session.heal("two-minutes", "lora")
+    session.switch([0], [], [])
+    idle(session)
+    assert ops(session) == ["remove_blocks"] and "cuts changed" in session.error

@@ -1,0 +1,74 @@
+"""The Heal panel: its components, its handlers, and which answers which event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from analysis.healing_figure import healing_curve
+from surgery.view import View
+from ui import heal_words
+from ui.handlers import Update, as_it_is
+from ui.look import PLAIN
+from ui.sessions import Tab
+from ui.ship_handlers import ShipHandlers
+from ui.widgets.choice import Choice
+
+
+def heal_fields(parts: dict[str, Any]) -> None:
+    """How long and by what, the two buttons, the words and the curve."""
+    with gr.Row():
+        parts["healing_preset"] = Choice(
+            heal_words.PRESETS, value="two-minutes", label="How long", elem_id="heal-preset", min_width=150
+        )
+        parts["healing_method"] = Choice(
+            heal_words.METHODS, value="lora", label="Learn from", elem_id="heal-method", scale=2, min_width=220
+        )
+    with gr.Row(elem_classes="ms-actions"):
+        parts["heal_forecast"] = gr.Button(
+            "What will it do?", elem_id="heal-forecast", interactive=False, size="md", scale=0, min_width=0
+        )
+        parts["heal"] = gr.Button(
+            "Heal", variant="primary", elem_id="heal", interactive=False, size="md", scale=0, min_width=0
+        )
+    parts["heal_words"] = gr.HTML(elem_id="heal-words", **PLAIN)
+    parts["heal_curve"] = gr.Plot(show_label=False, visible=False, elem_id="heal-curve", elem_classes="ms-chart")
+
+
+class HealHandlers(ShipHandlers):
+    """The page's handlers, those of the Heal panel included."""
+
+    def heal(self, identity: str, preset: str, method: str, *picks: str) -> Update:
+        """Heal the cuts in force."""
+        return self._answer(identity, lambda tab: tab.session.heal(preset, method), picks)
+
+    def forecast(self, identity: str, preset: str, method: str, *picks: str) -> Update:
+        """Say what a preset would do on this machine."""
+        return self._answer(identity, lambda tab: tab.session.forecast(preset, method), picks)
+
+    def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
+        yield from super()._values(tab, view)
+        able = heal_words.cut(view) and not view.working
+        for name in ("heal", "heal_forecast"):
+            yield name, able, lambda able: gr.Button(interactive=able)
+        yield "heal_words", heal_words.words(view), as_it_is
+        progress, healed = view.heal_progress, view.healed
+        history = healed.history if healed else progress.history if progress else ()
+        before = healed.before if healed else progress.before if progress else 0.0
+        yield "heal_curve", (before, history), _curve
+
+
+def _curve(state: tuple[float, tuple[dict[str, Any], ...]]) -> Any:
+    before, history = state
+    return gr.Plot(healing_curve(history, before), visible=True) if history else gr.Plot(visible=False)
+
+
+def connect_heal(
+    handlers: HealHandlers, inputs: Callable[..., list[Any]], shown: list[Any], quiet: dict[str, Any]
+) -> None:
+    """Which handler answers which event of the panel; the arguments are those of `connect_ship`."""
+    parts, chosen = handlers.parts, inputs("healing_preset", "healing_method")
+    parts["heal_forecast"].click(handlers.forecast, chosen, shown, **quiet)
+    parts["heal"].click(handlers.heal, chosen, shown, **quiet)

@@ -1,0 +1,46 @@
+"""What the Heal panel says."""
+
+from __future__ import annotations
+
+from surgery.session_healing import cuts_of
+from surgery.view import View
+from ui.tool_words import note
+
+METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
+PRESETS = [("Two minutes", "two-minutes"), ("Ten minutes", "ten-minutes"), ("An hour", "an-hour")]
+NOTHING_CUT = "Nothing is cut, so there is nothing to heal: remove or narrow something first."
+
+
+def cut(view: View) -> bool:
+    """Whether the recipe in force has something to heal."""
+    return view.history is not None and bool(cuts_of(view.history.current))
+
+
+def time_left(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def words(view: View) -> str:
+    """The forecast, how the training goes, and how it ended."""
+    lines = []
+    if not cut(view):
+        lines.append(NOTHING_CUT)
+    elif view.heal_forecast is None and view.heal_progress is None:
+        lines.append("A short training that makes up for the cuts. Ask first what a preset will do on this machine.")
+    if view.heal_forecast is not None:
+        lines.append(view.heal_forecast.words)
+    progress, healed = view.heal_progress, view.healed
+    if healed is not None:
+        lines.append(
+            f"Healed in {healed.steps:,} steps: held-out perplexity {healed.before:.2f} \N{RIGHTWARDS ARROW} "
+            f"{healed.after:.2f} (best at step {healed.best_step:,})."
+        )
+    elif progress is not None:
+        lines.append(
+            f"Step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.3f}, held-out perplexity "
+            f"{progress.before:.2f} \N{RIGHTWARDS ARROW} {progress.held_out:.2f}, "
+            f"{progress.tokens_per_second:,.0f} tokens a second, {time_left(progress.seconds_left)} left, "
+            f"{progress.memory_bytes / 2**30:.1f} GiB of memory."
+        )
+    return "".join(note(line) for line in lines)
