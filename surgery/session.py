@@ -328,7 +328,7 @@ class Session(ShippingSession):
                 packed=self._download.packed if self._download is not None else None,
                 shipment=self.shipment,
                 heal_progress=self._shown_progress(),
-                heal_forecast=self._forecasted.forecast if self._forecasted else None,
+                heal_forecast=self._shown_forecast(),
                 healed=self._healed.outcome if self._healed else None,
             )
 
