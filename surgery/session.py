@@ -332,7 +332,7 @@ class Session(FittingSession):
                 room=self._shown_room(structure),
                 fitted=self._shown_fitting(),
                 heal_progress=self._shown_progress(),
-                heal_forecast=self._forecasted.forecast if self._forecasted else None,
+                heal_forecast=self._shown_forecast(),
                 healed=self._healed.outcome if self._healed else None,
             )
 

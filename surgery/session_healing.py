@@ -175,6 +175,13 @@ class HealingSession(EditingSession):
                 return
             self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("heal",), (result.edit,))))
 
+    def _shown_forecast(self) -> Forecast | None:
+        """The last forecast, if it is of the cuts in force."""
+        if self._forecasted is None or self._editor is None:
+            return None
+        current = Choices.of_edits(cuts_of(self._editor.history.current)).edits()
+        return self._forecasted.forecast if current == self._forecasted.cuts else None
+
 
 def cuts_of(recipe: Recipe) -> tuple[Edit, ...]:
     """A recipe's edits that a healing repairs: all but healings and what stores the weights."""
