@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis import registry
 from analysis.predictions import predicted_changes
@@ -37,9 +36,6 @@ from surgery.text_names import shown_source
 from surgery.view import Fitted, Scanned, View
 from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, Workbench
-
-if TYPE_CHECKING:
-    from surgery.healing.training import Progress
 
 ANALYSING = "Analysing"
 """How the titles of analyses begin: only these take up a narrowing that waits."""
@@ -333,14 +329,8 @@ class Session(FittingSession):
                 fitted=self._shown_fitting(),
                 heal_progress=self._shown_progress(),
                 heal_forecast=self._shown_forecast(),
-                healed=self._healed.outcome if self._healed else None,
+                healed=self._shown_outcome(),
             )
-
-    def _shown_progress(self) -> Progress | None:
-        """Of the running training, also one that was started before a reload, or of the last one."""
-        if self._job is not None and self._job.title == "Healing" and self._job.partial is not None:
-            self._progress = self._job.partial
-        return self._progress
 
     def _fit(self, shape: Structure) -> Fit:
         """On the session's target; what a recipe quantises is counted as it says."""

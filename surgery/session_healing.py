@@ -22,6 +22,8 @@ HEALING_WINDOW = 512
 """Tokens in a window of the healing text."""
 MOST_WINDOWS = 4096
 HEAL_METHODS = ("lora", "distill")
+HEALING = "Healing"
+"""Title of the job."""
 LATE = ("heal", "quantize", "eora")
 """Ops that come after what is healed, or are the healing."""
 
@@ -54,7 +56,6 @@ class HealingSession(EditingSession):
 
     def __init__(self, bench: Workbench) -> None:
         super().__init__(bench)
-        self._progress: Progress | None = None
         self._forecasted: Forecasted | None = None
         self._healed: HealedCuts | None = None
 
@@ -92,10 +93,9 @@ class HealingSession(EditingSession):
             healer = self._prepared(job, model, recipe, preset_name, method, text)
 
             def publish(progress: Progress) -> None:
-                with self._lock:
-                    self._progress = progress
-                    self._changed()
                 job.partial(progress)
+                with self._lock:
+                    self._changed()
                 job.report(progress.step / progress.steps, f"Step {progress.step} of {progress.steps}")
 
             healed = healer.run(publish, job.stop)
@@ -107,9 +107,9 @@ class HealingSession(EditingSession):
             self._finish_healing(result)
             return result
 
-        job = self._start("Healing", work)
+        job = self._start(HEALING, work)
         with self._lock:
-            self._progress, self._healed = None, None
+            self._healed = None
         return job
 
     def _to_heal(self, preset_name: str, method: str) -> tuple[OpenModel, Recipe]:
@@ -162,6 +162,18 @@ class HealingSession(EditingSession):
             self._changed()
         job.report(0.0, found.words)
         return healer_for(timed(edit, found))
+
+    def _shown_progress(self) -> Progress | None:
+        """Of the training that runs, also of one that was started before a reload."""
+        job = self._job
+        return job.partial if job is not None and job.title == HEALING and not job.over else None
+
+    def _shown_outcome(self) -> Outcome | None:
+        """Of the last training, while its result is in the recipe."""
+        if self._healed is None or self._editor is None:
+            return None
+        there = self._healed.edit in self._editor.history.current.edits
+        return self._healed.outcome if there else None
 
     def _finish_healing(self, result: HealedCuts) -> None:
         """Put a healing into the recipe if its cuts are still those that were healed."""

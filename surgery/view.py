@@ -126,11 +126,11 @@ class View:
     fitted: Fitted | None = None
     """Options that fit the device, if they were looked for."""
     heal_progress: Progress | None = None
-    """Of the running training, or of the last one."""
+    """Of the running training."""
     heal_forecast: Forecast | None = None
     """What the preset that was last asked about would do."""
     healed: Outcome | None = None
-    """How the last training ended."""
+    """How the last training ended, while its result is in the recipe."""
 
     @property
     def uncompensated(self) -> bool:

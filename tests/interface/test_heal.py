@@ -52,5 +52,8 @@ def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
     kept = export(page, tmp_path / "recipe.json")
     assert [edit["op"] for edit in kept["edits"]] == ["remove_blocks", "heal"]
     page.click("#undo:not([disabled])")
-    page.wait_for_function("document.querySelector('#undo:not([disabled])')")
+    page.wait_for_function(
+        "v => document.querySelector('[data-tile=perplexity] .ms-tile-value')?.innerText.startsWith(v)", arg=cut
+    )
     assert wait_measured(page, "28 blocks kept") == cut
+    assert "Healed in" not in page.locator("#heal-words").inner_text()

@@ -38,7 +38,7 @@ def test_a_healing_is_one_step_that_another_cut_takes_away(session: Session) -> 
     assert ops(session) == ["remove_blocks"]
     session.heal("two-minutes", "lora")
     view = idle(session)
-    assert view.healed is not None and view.heal_progress is not None, view.job and view.job.error
+    assert view.healed is not None and view.heal_progress is None and view.healed.history, view.job and view.job.error
     assert ops(session) == ["remove_blocks", "heal"] and not session.error
     assert measured(session).estimate is not None
     session.switch([], [0], [])
