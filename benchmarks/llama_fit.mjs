@@ -34,6 +34,8 @@ async function note(stage) {  // JavaScript's own heap is not the model's
 function logger(level, message) {  // llama.cpp says how large its buffers are
     for (const [, name, size] of message.matchAll(/(\w+) buffer size =\s*([\d.]+) MiB/g))
         buffers[name] = (buffers[name] ?? 0) + Number(size) * 2 ** 20;
+    for (const [, size] of message.matchAll(/AMX model buffer size =\s*([\d.]+) MiB/g))  // weights in AMX's own layout
+        buffers.amx = (buffers.amx ?? 0) + Number(size) * 2 ** 20;
 }
 
 await note("program");
