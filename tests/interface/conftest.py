@@ -29,7 +29,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 60_000
+PATIENCE = 120_000
 """Milliseconds that a wait may take: other processes may be using the cores."""
 HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_")
 """What the browser's console says of streams that a reload cuts."""
