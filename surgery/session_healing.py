@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.text import Text, make_windows
-from surgery.editing import Choices
+from surgery.editing import AFTER_CUTS, Choices
 from surgery.errors import Cancelled, InputError
 from surgery.jobs import Context, Job
 from surgery.recipe import Edit, Heal, Recipe
@@ -24,8 +24,7 @@ MOST_WINDOWS = 4096
 HEAL_METHODS = ("lora", "distill")
 HEALING = "Healing"
 """Title of the job."""
-LATE = ("heal", "quantize", "eora")
-"""Ops that come after what is healed, or are the healing."""
+NOTHING_CUT = "Nothing is cut, so there is nothing to heal: remove or narrow something first."
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class HealingSession(EditingSession):
         if method not in HEAL_METHODS:
             raise InputError(f"There is no way of healing {method!r}: use one of {', '.join(HEAL_METHODS)}.")
         if not cuts_of(recipe):
-            raise InputError("Nothing is cut, so there is nothing to heal: remove or narrow something first.")
+            raise InputError(NOTHING_CUT)
         return model, recipe.with_edits(*Choices.of_edits(cuts_of(recipe)).edits())
 
     def _prepared(
@@ -197,4 +196,4 @@ class HealingSession(EditingSession):
 
 def cuts_of(recipe: Recipe) -> tuple[Edit, ...]:
     """A recipe's edits that a healing repairs: all but healings and what stores the weights."""
-    return tuple(edit for edit in recipe.edits if edit.op not in LATE)
+    return tuple(edit for edit in recipe.edits if edit.op not in AFTER_CUTS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from surgery.session_healing import cuts_of
+from surgery.session_healing import NOTHING_CUT, cuts_of
 from surgery.view import View
 from ui.tool_words import note
 
 METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
 PRESETS = [("Two minutes", "two-minutes"), ("Ten minutes", "ten-minutes"), ("An hour", "an-hour")]
-NOTHING_CUT = "Nothing is cut, so there is nothing to heal: remove or narrow something first."
 
 
 def cut(view: View) -> bool:

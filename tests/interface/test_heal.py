@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,6 @@ def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
     page.click("#heal:not([disabled])")
     heal_words(page, "Step 2 of")
     page.wait_for_selector("#heal-curve .js-plotly-plot", timeout=WAIT)
-    folder = os.environ.get("HEAL_PICTURES")
-    if folder:
-        for width in (1280, 390):
-            for scheme in ("light", "dark"):
-                page.set_viewport_size({"width": width, "height": 900})
-                page.evaluate("dark => document.body.classList.toggle('dark', dark)", scheme == "dark")
-                page.locator("#tools").scroll_into_view_if_needed()
-                page.screenshot(path=f"{folder}/{width}-{scheme}.png", full_page=True)
-        page.set_viewport_size({"width": 1280, "height": 900})
     page.click("#cancel:not([disabled])")
     heal_words(page, "Healed in")
     healed = wait_measured(page)

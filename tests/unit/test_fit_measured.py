@@ -48,7 +48,8 @@ def test_buffers_are_those_of_llama_cpp(shape: str, context: int, kv_type: str, 
     found = fit(dense(describe(model)), device(), context, "Q8_0", kv_type)
     buffers = run_llama_cpp(made.path, context=context, kv=kv_type)["buffers"]
     laid_out_anew = buffers.get("amx", 0) * (1 - 34 / AMX_BLOCK)
-    assert buffers["model"] - laid_out_anew == pytest.approx(found.weights_bytes, abs=2 * ROUNDED)
+    printed = 2 if "amx" in buffers else 1
+    assert buffers["model"] - laid_out_anew == pytest.approx(found.weights_bytes, abs=printed * ROUNDED)
     assert buffers["KV"] == pytest.approx(found.kv_cache_bytes, abs=ROUNDED)
     assert buffers["compute"] + buffers["output"] == pytest.approx(found.activation_bytes, rel=0.25)
 
