@@ -220,17 +220,17 @@ class Handlers:
         for name, value, make in self._values(tab, view):
             if name not in tab.sent or tab.sent[name] != value:
                 tab.sent[name] = value
+                tab.unconfirmed.add(name)
                 update[self.parts[name]] = make(value)
         update |= self._map(tab, view)
         update |= self._chart(tab, view, picks)
         if not update:
             return {self.parts["status"]: gr.skip()}
-        tab.answer = str(int(tab.answer) + 1)
-        return update | {self.parts["answer"]: tab.answer}
+        return update | {self.parts["answer"]: tab.numbered()}
 
     def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
         """Parts of the page, what they should show now, and how that is sent."""
-        seconds = BUSY_TICK if tab.session.busy else IDLE_TICK
+        seconds = BUSY_TICK if tab.session.busy or tab.overlapping else IDLE_TICK
         yield "timer", seconds, lambda seconds: gr.Timer(seconds, active=True)
         yield "status", presenters.status(view), as_it_is
         yield "tiles", presenters.tiles(view), as_it_is
@@ -247,6 +247,7 @@ class Handlers:
         now = {"map_value": presenters.decisions(view), "map_model": presenters.block_map_model(view)}
         changed = {name: value for name, value in now.items() if tab.sent.get(name) != value}
         tab.sent |= changed
+        tab.unconfirmed |= changed.keys()
         if not changed:
             return {}
         model: Any = now["map_model"]
@@ -259,12 +260,14 @@ class Handlers:
         wanted = charts.key(tab.chart, view, *picks)
         if tab.drawn.get(tab.chart) != wanted:
             tab.drawn[tab.chart] = wanted
+            tab.unconfirmed.add(f"chart_{tab.chart}")
             figure = charts.figure(tab.chart, view, *picks)
             tab.sent[f"has_{tab.chart}"] = figure is not None
             update[self.parts[f"chart_{tab.chart}"]] = figure
         note = presenters.chart_note(view, bool(tab.sent.get(f"has_{tab.chart}")), tab.chart)
         if tab.sent.get("chart_note") != note:
             tab.sent["chart_note"] = note
+            tab.unconfirmed.add("chart_note")
             update[self.parts["chart_note"]] = note
         return update
 

@@ -35,6 +35,12 @@ class Tab:
     """What each chart was last drawn from."""
     answer: str = "0"
     """Number of the last answer that was sent."""
+    shown: str = "0"
+    """Number of the last answer that the browser is known to show."""
+    unconfirmed: set[str] = field(default_factory=set)
+    """Parts that were sent since the browser last showed everything."""
+    overlapping: bool = False
+    """Whether an answer was sent before the browser showed the one before it: they may have come in another order."""
     seen: tuple[Any, ...] = ()
     """What the browser showed when it last asked: the answer's number, the map's decisions, the slider's ratio."""
     moved: float = 0.0
@@ -45,21 +51,42 @@ class Tab:
         """A hand has moved the map or the slider, and may be about to do it again."""
         self.moved = time.monotonic()
 
+    def numbered(self) -> str:
+        """The number of the answer that goes out now."""
+        self.overlapping |= self.shown != self.answer
+        self.answer = str(int(self.answer) + 1)
+        return self.answer
+
     def compare(self, answer: str, decisions: dict[str, list[int]], ratio: float | None) -> None:
         """Forget what was sent but is not shown, so that it is sent again.
 
         What the browser shows twice running is not merely under way. Inputs are left alone while a hand may be on them.
         """
         before, self.seen = self.seen or (None, None, None), (answer, decisions, ratio)
-        if answer == before[0] != self.answer:
-            self.sent = {name: value for name, value in self.sent.items() if name in INPUTS}
-            self.drawn.clear()
+        self.shown = answer
+        if answer == before[0] or (answer == self.answer and not self.overlapping):
+            self._confirm(answer == self.answer)
         if time.monotonic() - self.moved < QUIET:
             return
         if decisions == before[1] != self.sent.get("map_value"):
             self.sent.pop("map_value", None)
         if ratio is not None and ratio == before[2] != self.sent.get("slider", (None,))[0]:
             self.sent.pop("slider", None)
+
+    def _confirm(self, last: bool) -> None:
+        """The browser shows an answer and stays with it: the last one, or else one that came late.
+
+        The last one is not enough if others were on their way at the same time: they may have changed places before it.
+        """
+        if not last:
+            self.unconfirmed |= {*self.sent, *(f"chart_{name}" for name in self.drawn)}
+        if not last or self.overlapping:
+            doubtful = self.unconfirmed - set(INPUTS)
+            self.sent = {name: value for name, value in self.sent.items() if name not in doubtful}
+            self.drawn = {name: key for name, key in self.drawn.items() if f"chart_{name}" not in doubtful}
+        self.unconfirmed.clear()
+        self.shown = self.answer
+        self.overlapping = False
 
 
 class Sessions:

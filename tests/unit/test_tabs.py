@@ -83,6 +83,14 @@ def settle(handlers: ToolHandlers, identity: str) -> dict[str, Any]:
     return sent
 
 
+def rest(handlers: ToolHandlers, identity: str) -> None:
+    """Tick until the browser is known to show everything."""
+    tab = handlers.sessions.get(identity)
+    assert tab is not None
+    until(lambda: not tab.session.busy)
+    until(lambda: set(tick(handlers, identity)) == {"status"} and not tab.unconfirmed)
+
+
 def until(reached: Callable[[], bool]) -> None:
     end = time.monotonic() + LONG
     while not reached():
@@ -101,6 +109,7 @@ def test_a_new_tab_gets_everything_once(handlers: ToolHandlers) -> None:
 
 def test_answers_that_overtook_each_other_are_sent_again(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
+    rest(handlers, identity)
     before = tab.answer
     newest = handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)["answer"]
     assert int(newest) == int(before) + 1
@@ -114,8 +123,28 @@ def test_answers_that_overtook_each_other_are_sent_again(handlers: ToolHandlers)
     assert set(tick(handlers, identity)) == {"status"}
 
 
+def test_answers_that_may_have_changed_places_before_the_last_one_are_sent_again(handlers: ToolHandlers) -> None:
+    identity, tab = opened(handlers)
+    rest(handlers, identity)
+    first = handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)
+    second = handlers.switch(identity, {"blocks": [1, 2], "attention": [], "mlp": []}, *PICKS)
+    assert "export" not in first and "undo" in first and "undo" not in second, (
+        "the first may arrive last, with its tiles over the second's"
+    )
+    settle(handlers, identity)
+    until(lambda: not tab.session.busy)
+    tick(handlers, identity)
+    assert tab.sent["timer"] == BUSY_TICK, "not before the browser is known to show everything"
+    again = tick(handlers, identity)
+    assert {"tiles", "removed", "undo", "timer"} <= set(again)
+    assert not {"map", "slider", "device", "export"} & set(again), "only what was sent since it showed everything"
+    assert tab.sent["timer"] == IDLE_TICK
+    assert set(tick(handlers, identity)) == {"status"}
+
+
 def test_a_map_or_slider_that_shows_something_else_is_put_right_when_no_hand_is_on_it(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
+    rest(handlers, identity)
     handlers.switch(identity, {"blocks": [1], "attention": [], "mlp": []}, *PICKS)
     settle(handlers, identity)
     wrong = {"blocks": [], "attention": [], "mlp": []}
