@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from analysis.modules import device_of
 from surgery.budget import Budget
 from surgery.checkpoint import check_free
 from surgery.console import (
@@ -25,6 +26,7 @@ from surgery.console import (
 from surgery.errors import InputError
 from surgery.healing import checkpoints, results
 from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
+from surgery.healing.precision import best_precision
 from surgery.healing.presets import EVALUATIONS, PRESETS, forecast, timed
 from surgery.healing.processes import Processes
 from surgery.healing.rounds import Schedule
@@ -38,6 +40,9 @@ from surgery.workbench import OpenModel, TextChoice, Workbench
 
 MOST_WINDOWS = 4096
 """Windows that are taken from a text where no number is given."""
+PrecisionOption = Annotated[
+    str, typer.Option(help="Of the products in training: float32, bfloat16, or auto, what is faster here.")
+]
 
 
 def heal(
@@ -79,6 +84,7 @@ def heal(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Measurements without a better state that end it.")
     ] = None,
+    precision: PrecisionOption = "auto",
     seed: int = 0,
     divergence: str = "kl",
     temperature: float = 1.0,
@@ -113,6 +119,7 @@ def heal(
             "method": method, "train": train, "answers_only": answers_only, "rank_by": rank_by, "dropout": dropout,
             "warm_up": warm_up, "weight_decay": weight_decay, "clip": clip, "batch": batch, "micro_batch": micro_batch,
             "checkpointing": checkpointing, "held_out": held_out, "patience": patience, "seed": seed,
+            "precision": _precision(precision, opened, dropout),
             "steps": steps or 1, "evaluate_every": evaluate_every or max(1, -(-(steps or 1) // (EVALUATIONS - 1))),
         }  # fmt: skip
         if method == "distill":
@@ -173,6 +180,7 @@ def iterate(
     rank: Annotated[int, typer.Option(min=1)] = 8,
     learning_rate: float = 1e-3,
     where: Annotated[str, typer.Option(help="all or around (the cuts).")] = "all",
+    precision: PrecisionOption = "auto",
     seed: int = 0,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -185,7 +193,7 @@ def iterate(
     count = windows or largest_count(opened.loaded.tokenizer, text, window, MOST_WINDOWS)
     settings = {
         "steps": steps, "rank": rank, "alpha": 2.0 * rank, "learning_rate": learning_rate, "where": where, "seed": seed,
-        "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
+        "precision": _precision(precision, opened), "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
     }  # fmt: skip
     schedule = Schedule(
         method,
@@ -217,6 +225,13 @@ def _trained(bench: Workbench, healer: Healer) -> Healed:
         if not kept:
             raise
     return kept[0]
+
+
+def _precision(asked: str, model: OpenModel, dropout: float = 0.0) -> str:
+    """What `auto` stands for here; dropout goes with float32 alone."""
+    if asked != "auto":
+        return asked
+    return "float32" if dropout else best_precision(device_of(model.loaded.model))
 
 
 def _is_range(where: str | None) -> bool:

@@ -230,6 +230,7 @@ class Quantize(_Edit):
 
 
 Divergence = Literal["kl", "reverse_kl", "skew_kl", "skew_reverse_kl", "contrastive"]
+Precision = Literal["float32", "bfloat16"]
 Role = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 
@@ -307,6 +308,8 @@ class Heal(_Edit):
     held_out: int = Field(default=2, ge=1, le=2**12)
     evaluate_every: int = Field(default=10, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    precision: Precision = "float32"
+    """Of the factors in the products of linears while training; sums, states and adapters are float32."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     distillation: Distillation | None = None
     base: Quantize | None = None
@@ -319,6 +322,8 @@ class Heal(_Edit):
             raise ValueError("method distill goes with `distillation`, and lora with none")
         if self.train == "weights" and (self.rank_by != "uniform" or self.dropout or self.base is not None):
             raise ValueError("rank_by, dropout and base are of low-rank matrices, not of trained weights")
+        if self.dropout and self.precision != "float32":
+            raise ValueError("dropout goes with precision float32")
         if self.text.windows <= self.held_out:
             raise ValueError("the text has no more windows than are held out: take more windows or hold out fewer")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from analysis.modules import device_of
 from analysis.text import Text, make_windows
 from surgery.editing import AFTER_CUTS, Choices
 from surgery.errors import Cancelled, InputError
@@ -128,6 +129,7 @@ class HealingSession(EditingSession):
     ) -> Healer:
         """A healer with the steps that the preset's time allows here; the forecast is shown."""
         from surgery.healing.data import check_apart, largest_count, load_healing_text
+        from surgery.healing.precision import best_precision
         from surgery.healing.presets import PRESETS, forecast, timed
         from surgery.healing.run import Healer, heal_of, measure_speed, with_heal
         from surgery.text_names import text_reference
@@ -142,7 +144,8 @@ class HealingSession(EditingSession):
             count = min(make_windows(tokenizer, given_text, HEALING_WINDOW).count, MOST_WINDOWS)
         healing = load_healing_text(tokenizer, chosen.source, HEALING_WINDOW, count, content=chosen.content)
         check_apart(healing.documents, model.text(self.text).content)
-        settings = {"steps": 1, "evaluate_every": 1, **preset.settings}
+        precision = best_precision(device_of(model.loaded.model))
+        settings = {"steps": 1, "evaluate_every": 1, "precision": precision, **preset.settings}
         if method == "distill":
             settings["distillation"] = {}
         reference = text_reference(healing.windows).model_dump()

@@ -27,6 +27,8 @@ class Tab:
 
     session: Session
     chart: str = "blocks"
+    selected: int | None = None
+    """The block whose detail is shown."""
     narrowing: tuple[str, int] | None = None
     """Method and divisor that were last asked for."""
     sent: dict[str, Any] = field(default_factory=dict)

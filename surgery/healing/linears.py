@@ -7,6 +7,10 @@ matrices come from two projections to `rank` numbers a token: with y = x (W + s 
     dL/dB = s g^T (x A^T),    dL/dA = s (g B)^T x,    dL/dx = g (W + s B A).
 
 Nothing of the size of W is ever formed from gradients. Source of the adapter: LoRA (2106.09685), section 4.1.
+
+With `precision` bfloat16 the factors of these products are rounded to bfloat16 (as in mixed-precision training,
+1710.03740): the small matrices, their optimiser, states between linears and everything outside of training stay
+float32.
 """
 
 from __future__ import annotations
@@ -17,28 +21,78 @@ import torch
 from torch import nn
 
 from analysis.modules import weight_of
+from surgery.healing.precision import product_type
+from surgery.recipe import Precision
 
 
 class _Merged(torch.autograd.Function):
-    """y = x merged^T + bias, with gradients for x and the two small matrices."""
+    """y = x merged^T + bias, with gradients for x and the two small matrices; factors are of the type of `merged`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, merged: torch.Tensor,
                 bias: torch.Tensor | None, scale: float) -> torch.Tensor:  # fmt: skip
-        ctx.save_for_backward(x, down, up, merged)
+        factor = x.to(merged.dtype)
+        ctx.save_for_backward(factor, down, up, merged)
         ctx.scale = scale
-        return nn.functional.linear(x, merged, bias)
+        return _linear(factor, merged, bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, down, up, merged = ctx.saved_tensors
-        g = gradient.reshape(-1, gradient.shape[-1])
+        g = gradient.reshape(-1, gradient.shape[-1]).to(merged.dtype)
         rows = x.reshape(-1, x.shape[-1])
-        to_x = (g @ merged).view(x.shape) if ctx.needs_input_grad[0] else None
+        to_x = (g @ merged).view(x.shape).to(gradient.dtype) if ctx.needs_input_grad[0] else None
         # Thin results are formed with their long side last: several times faster than the other way round.
         to_down = (up.T @ g.T) @ rows
         to_up = ((down @ rows.T) @ g).T
         return to_x, to_down.mul_(ctx.scale), to_up.mul_(ctx.scale), None, None, None
+
+
+class _Frozen(torch.autograd.Function):
+    """y = x W^T + bias with a gradient for x alone; factors are of the type of W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return _linear(x.to(weight.dtype), weight, bias, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return (gradient.to(weight.dtype) @ weight).to(gradient.dtype), None, None
+
+
+def _linear(factor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.dtype) -> torch.Tensor:
+    """factor weight^T + bias; a bias is added in the result's type."""
+    if factor.dtype == result:
+        return nn.functional.linear(factor, weight, bias)
+    out = nn.functional.linear(factor, weight).to(result)
+    return out if bias is None else out.add_(bias)
+
+
+class FrozenLinear(nn.Module):
+    """A frozen linear through which gradients flow, in place of the original.
+
+    Args:
+        linear: the original (`nn.Linear` or Conv1D), never changed.
+        precision: of the products in training.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, linear: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        bias: Any = linear.bias
+        self.register_buffer("weight", weight_of(linear), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+        self.register_buffer("factor", self.weight.to(product_type(precision)).contiguous(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (..., inputs) to outputs (..., outputs)."""
+        if torch.is_grad_enabled():
+            return _Frozen.apply(x, self.factor, self.bias)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class AdaptedLinear(nn.Module):
@@ -52,10 +106,12 @@ class AdaptedLinear(nn.Module):
         magnitude: DoRA (2402.09353): rows of the merged weight are brought to trained lengths; as in its section 4.3
             the rows' own lengths count as constants in the gradient.
         dropout: share of inputs that the adapter (not the frozen weight) is denied in training.
+        precision: of the products in training.
     """
 
     frozen: torch.Tensor
     weight: torch.Tensor
+    factor: torch.Tensor
     bias: torch.Tensor | None
 
     def __init__(
@@ -66,6 +122,7 @@ class AdaptedLinear(nn.Module):
         generator: torch.Generator,
         magnitude: bool = False,
         dropout: float = 0.0,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         weight = weight_of(linear)
@@ -82,6 +139,9 @@ class AdaptedLinear(nn.Module):
         self.masks: torch.Generator | None = None
         """Draws the dropout of a forward pass in training; None outside of it."""
         self.register_buffer("weight", weight.contiguous().clone(), persistent=False)
+        narrow = precision == "bfloat16" and weight.dtype == torch.float32
+        factor = self.weight.to(product_type(precision)) if narrow else self.weight
+        self.register_buffer("factor", factor, persistent=False)
         self.refresh()
 
     @torch.no_grad()
@@ -94,27 +154,30 @@ class AdaptedLinear(nn.Module):
             weight.copy_(frozen.float().addmm_(up, down, alpha=self.scale))
         if self.magnitude is not None:
             self.lengths = weight.float().norm(dim=1)
+        if self.factor is not weight:
+            self.factor.copy_(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (..., inputs) to outputs (..., outputs)."""
-        dropped = self.dropout > 0 and self.masks is not None
-        if self.magnitude is None and not dropped:
-            return _Merged.apply(x, self._down(x), self._up(x), self.weight, self.bias, self.scale)
-        if dropped:
-            keep = torch.rand(x.shape, generator=self.masks).to(x.device) >= self.dropout
-            inner = nn.functional.linear(x * keep / (1 - self.dropout), self._down(x))
-            out = nn.functional.linear(x, self.frozen) + self.scale * nn.functional.linear(inner, self._up(x))
+        if self.dropout > 0 and self.masks is not None:
+            out = self._dropped(x)
         else:
-            out = _Merged.apply(x, self._down(x), self._up(x), self.weight, None, self.scale)
+            factor = self.factor if torch.is_grad_enabled() else self.weight
+            bias = self.bias if self.magnitude is None else None
+            down, up = self.down.to(factor.dtype), self.up.to(factor.dtype)
+            out = _Merged.apply(x, down, up, factor, bias, self.scale)
+            if self.magnitude is None:
+                return out
         if self.magnitude is not None:
             out = out * (self.magnitude / self.lengths).to(out.dtype)
         return out if self.bias is None else out + self.bias
 
-    def _down(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down.to(x.dtype)
-
-    def _up(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up.to(x.dtype)
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs without the bias, where the adapter misses some inputs."""
+        keep = torch.rand(x.shape, generator=self.masks).to(x.device) >= self.dropout
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        inner = nn.functional.linear(x * keep / (1 - self.dropout), down)
+        return nn.functional.linear(x, self.frozen) + self.scale * nn.functional.linear(inner, up)
 
     @torch.no_grad()
     def result(self) -> torch.Tensor:
@@ -126,12 +189,18 @@ class AdaptedLinear(nn.Module):
 
 
 class TrainedLinear(nn.Module):
-    """A linear whose weight itself is trained: a copy, in place of the original."""
+    """A linear whose weight itself is trained: a copy, in place of the original.
+
+    Args:
+        linear: the original (`nn.Linear` or Conv1D), never changed.
+        precision: of the products in training.
+    """
 
     bias: torch.Tensor | None
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, precision: Precision = "float32") -> None:
         super().__init__()
+        self.narrow = precision == "bfloat16"
         self.weight = nn.Parameter(weight_of(linear).clone(memory_format=torch.contiguous_format))
         bias: Any = linear.bias
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
@@ -141,6 +210,8 @@ class TrainedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (..., inputs) to outputs (..., outputs)."""
+        if self.narrow and torch.is_grad_enabled():
+            return _linear(x.bfloat16(), self.weight.bfloat16(), self.bias, x.dtype)
         return nn.functional.linear(x, self.weight, self.bias)
 
     def result(self) -> torch.Tensor:

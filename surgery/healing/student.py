@@ -18,7 +18,7 @@ from analysis.execution import BlockCall
 from analysis.modules import replace, shallow_copy, submodule
 from surgery.cache import ByteCache
 from surgery.healing.attention import use_causal_attention
-from surgery.healing.linears import AdaptedLinear, TrainedLinear
+from surgery.healing.linears import AdaptedLinear, FrozenLinear, TrainedLinear
 from surgery.healing.scratch import Scratch
 from surgery.healing.targets import kept_of, linears_of, positions_of
 from surgery.live import Evaluator
@@ -63,6 +63,9 @@ class Student:
         self.scratch = Scratch()
         for position, rank in zip(positions, ranks or [edit.rank] * len(positions), strict=True):
             self._train(position, rank)
+        if edit.precision != "float32":
+            for position in range(self.first, len(self.kept)):
+                self._freeze(position)
         self._prefixes: ByteCache[torch.Tensor] = ByteCache(PREFIX_BUDGET)
 
     def _own(self, position: int) -> None:
@@ -79,13 +82,21 @@ class Student:
         for path in linears_of(self.structure.architecture.blocks[spec.source], spec, edit.linears):
             linear = submodule(module, path)
             if edit.train == "weights":
-                new: Trained = TrainedLinear(linear)
+                new: Trained = TrainedLinear(linear, edit.precision)
             else:
                 generator = generator_for(edit.seed, f"lora {path}", position)
                 scale = edit.alpha / edit.rank
-                new = AdaptedLinear(linear, rank, scale, generator, edit.train == "dora", edit.dropout)
+                dora = edit.train == "dora"
+                new = AdaptedLinear(linear, rank, scale, generator, dora, edit.dropout, edit.precision)
             replace(module, path, new)
             self.linears[Place(position, path)] = new
+
+    def _freeze(self, position: int) -> None:
+        """Let gradients flow through a block's other linears in the precision of the edit."""
+        spec, module = self.kept[position], self.modules[position]
+        for path in linears_of(self.structure.architecture.blocks[spec.source], spec, None):
+            if Place(position, path) not in self.linears:
+                replace(module, path, FrozenLinear(submodule(module, path), self.edit.precision))
 
     @property
     def parameters(self) -> list[nn.Parameter]:

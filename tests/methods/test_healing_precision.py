@@ -1,0 +1,114 @@
+"""Training with products of bfloat16 factors: what is rounded, and that nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surgery.healing import precision
+from surgery.healing.linears import AdaptedLinear, FrozenLinear, TrainedLinear
+from tests.methods.test_healing import WINDOWS, edit_of, shaken, student_of, trainer_of
+from tests.tiny_models import FAMILIES
+
+ROUNDING = 2.0**-8
+"""Largest relative error of one rounding to bfloat16."""
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().bfloat16().double()
+
+
+def adapted(linear: nn.Linear, **settings: Any) -> AdaptedLinear:
+    found = AdaptedLinear(linear, 4, 0.5, torch.Generator().manual_seed(1), precision="bfloat16", **settings)
+    with torch.no_grad():
+        found.up.normal_(generator=torch.Generator().manual_seed(2))
+    found.refresh()
+    return found
+
+
+def test_factors_are_rounded_and_nothing_else() -> None:
+    """An adapted linear against its definition in float64, factors rounded to bfloat16 by hand."""
+    torch.manual_seed(0)
+    linear = nn.Linear(40, 24)
+    own = adapted(linear)
+    x, slope = torch.randn(2, 9, 40, requires_grad=True), torch.randn(2, 9, 24)
+    y = own(x)
+    (y * slope).sum().backward()
+    merged = rounded(linear.weight.float() + 0.5 * own.up @ own.down)
+    bias = linear.bias.detach().double()
+    rows, g, down, up = rounded(x).flatten(0, 1), rounded(slope).flatten(0, 1), rounded(own.down), rounded(own.up)
+    expected = {
+        "y": (y.flatten(0, 1), rows @ merged.T + bias),
+        "x": (x.grad.flatten(0, 1), g @ merged),  # type: ignore[union-attr]
+        "down": (own.down.grad, 0.5 * (g @ up).T @ rows),
+        "up": (own.up.grad, 0.5 * g.T @ (rows @ down.T)),
+    }
+    for name, (found, exact) in expected.items():
+        assert found is not None and found.dtype == torch.float32, name
+        error = (found.double() - exact).abs() / (exact.abs() + exact.std())
+        assert error.max() < 3 * ROUNDING, name
+    with torch.no_grad():
+        torch.testing.assert_close(own(x), nn.functional.linear(x, own.weight, linear.bias))
+
+
+def test_frozen_and_trained_linears_round_their_factors() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(40, 24)
+    for own in (FrozenLinear(linear, "bfloat16"), TrainedLinear(linear, "bfloat16")):
+        x, slope = torch.randn(9, 40, requires_grad=True), torch.randn(9, 24)
+        y = own(x)
+        (y * slope).sum().backward()
+        exact = rounded(x) @ rounded(linear.weight).T + linear.bias.detach().double()
+        assert y.dtype == torch.float32 and (y.double() - exact).abs().max() < 2 * ROUNDING * exact.abs().max()
+        assert x.grad is not None
+        exact = rounded(slope) @ rounded(linear.weight)
+        assert (x.grad.double() - exact).abs().max() < 2 * ROUNDING * exact.abs().max()
+        with torch.no_grad():
+            torch.testing.assert_close(own(x), linear(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_float32_but_for_the_rounding(family: str) -> None:
+    own, exact = (shaken(student_of(family, precision=kind)) for kind in ("bfloat16", "float32"))
+    torch.testing.assert_close(own.losses(WINDOWS.ids), exact.losses(WINDOWS.ids), atol=1e-6, rtol=1e-6)
+    losses = [trainer_of(student)._gradients([[0], [1]], None)[0] for student in (own, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3) and losses[0] != losses[1]
+    flat = [torch.cat([p.grad.flatten() for p in student.parameters if p.grad is not None]) for student in (own, exact)]
+    error = float((flat[0] - flat[1]).norm() / flat[1].norm())
+    assert error < 0.1
+
+
+@pytest.mark.parametrize("settings", [{}, {"train": "dora"}, {"train": "weights"}, {"blocks": "1"}])
+def test_a_training_reaches_the_same_loss(settings: dict[str, Any]) -> None:
+    ends = []
+    for kind in ("bfloat16", "float32"):
+        outcome = trainer_of(student_of("llama", steps=40, learning_rate=1e-2, precision=kind, **settings)).run()
+        losses = [entry["loss"] for entry in outcome.history]
+        ends.append((outcome.before, sum(losses[:8]) / 8, sum(losses[-8:]) / 8))  # a pass over the eight windows
+    (own_before, _, own), (before, start, end) = ends
+    assert own_before == pytest.approx(before, rel=1e-6), "held-out losses are float32"
+    assert start - end > 0.1 and abs(own - end) < 0.05 * (start - end)
+
+
+def test_every_linear_behind_the_first_trained_block_is_rounded() -> None:
+    student = student_of("llama", blocks="1", linears=["query"], precision="bfloat16")
+    kinds = [
+        {type(part).__name__ for part in module.modules() if "Linear" in type(part).__name__}
+        for module in student.modules
+    ]
+    assert kinds == [{"Linear"}, {"AdaptedLinear", "FrozenLinear"}, {"FrozenLinear"}]
+
+
+def test_what_is_faster_here_is_what_the_processor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    for known, expected in (({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        assert precision.best_precision(device) == expected
+
+
+def test_dropout_goes_with_float32() -> None:
+    with pytest.raises(ValueError, match="dropout goes with precision float32"):
+        edit_of(dropout=0.1, precision="bfloat16")
