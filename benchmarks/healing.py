@@ -11,9 +11,11 @@ its width. Each result is written at once, and what the file holds already is no
 `plan`, on quiet cores, measures how many steps fit into the minutes; `table` trains that many steps, so that what else
 the machine does later changes the seconds and not the perplexities.
 
-`speed` trains the same cut with the same settings, windows and start in both loops, a step of one and a step of the
-other in turn. The FLOP rate counts 2 x weights x tokens for the forward pass through the blocks' linears and the head,
-and as much again for the gradients of activations; attention, norms and the adapters themselves are left out.
+`speed` trains the same cut with the same settings, windows and start in all loops, a step of each in turn: in float32,
+and where the processor is fast at them with factors of bfloat16, which is what `--precision auto` chooses there (the
+plain loop then under autocast). The FLOP rate counts 2 x weights x tokens for the forward pass through the blocks'
+linears and the head, and as much again for the gradients of activations; attention, norms and the adapters themselves
+are left out. The rate of the fastest step is a share of the fastest float32 product, and of the fastest bfloat16 one.
 """
 
 from __future__ import annotations
@@ -22,23 +24,26 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 
+from analysis.modules import device_of
 from benchmarks import measuring
 from surgery.budget import Budget, Rules
 from surgery.build import build_model
 from surgery.healing.adapters import adapter_of, write
 from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
+from surgery.healing.precision import best_precision, product_type
 from surgery.healing.presets import forecast
-from surgery.healing.run import Healer, heal_of, measure_speed, with_heal
+from surgery.healing.run import Healer, Speed, heal_of, measure_speed, with_heal
 from surgery.healing.student import Student
 from surgery.healing.training import order_of, rate
-from surgery.recipe import PruneNeurons, Recipe, RemoveBlocks
+from surgery.recipe import Precision, PruneNeurons, Recipe, RemoveBlocks
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import text_reference
@@ -52,6 +57,8 @@ SEARCH_WINDOWS = 2
 SCORE_WINDOWS = 8
 HELD_OUT = 4
 SHARED = {"where": "all", "rank": 8, "alpha": 16.0, "held_out": HELD_OUT}
+PLAN_TRIES = 4
+"""Measurements of a step, of which the fastest counts: other work on the cores can only slow them."""
 CUTS = ("blocks", "width")
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "learning_rate": 1e-3},
@@ -111,6 +118,11 @@ class Bench:
         edit = {"op": "heal", "text": text_reference(self.text.windows).model_dump(), "steps": 1, **SHARED, **settings}
         return Healer(self.model, with_heal(recipe, heal_of(recipe.with_edits(edit))), self.text)
 
+    @property
+    def precision(self) -> Precision:
+        """What `--precision auto` chooses here."""
+        return best_precision(device_of(self.model.loaded.model))
+
 
 def flops_a_token(student: Student) -> int:
     """Counted work of training: forward and activation gradients of the linears and of the head."""
@@ -129,7 +141,12 @@ def _matrices(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class PlainLoop:
-    """What one writes around peft: the model's own loss, backward, clip, AdamW. It starts where the student starts."""
+    """What one writes around peft: the model's own loss, backward, clip, AdamW. It starts where the student starts.
+
+    Args:
+        healer: whose start, windows and settings it takes, its precision by autocast.
+        folder: for the adapter.
+    """
 
     def __init__(self, healer: Healer, folder: Path) -> None:
         from peft import PeftModel
@@ -147,7 +164,8 @@ class PlainLoop:
         """One step of the optimiser; the loss."""
         (window,) = order_of(len(self.ids), number, 1, self.edit.seed)
         ids = self.ids[window][None]
-        loss = self.model(input_ids=ids, labels=ids).loss
+        with torch.autocast("cpu", enabled=self.edit.precision == "bfloat16"):
+            loss = self.model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimiser.param_groups:
@@ -158,41 +176,65 @@ class PlainLoop:
 
 
 def speed(options: argparse.Namespace, document: dict[str, Any]) -> dict[str, Any]:
-    """Both loops in turn, step by step."""
+    """All loops in turn, step by step."""
     import tempfile
 
     bench = Bench(options.data, document)
-    healer = bench.healer(bench.cut("blocks"), {"steps": options.steps, "learning_rate": 2e-4})
-    peak = measuring.gemm_peak(options.threads)
-    times: dict[str, list[float]] = {"plain": [], "own": []}
-    losses: dict[str, list[float]] = {"plain": [], "own": []}
+    precisions = dict.fromkeys(("float32", bench.precision))
+    peaks = {name: measuring.gemm_peak(options.threads, product_type(name)) for name in precisions}
     with tempfile.TemporaryDirectory() as folder:
-        plain = PlainLoop(healer, Path(folder))
-        stop = Event()
+        steps: dict[str, Callable[[int], float]] = {}
+        for name in precisions:
+            settings = {"steps": options.steps, "learning_rate": 2e-4, "precision": name}
+            healer = bench.healer(bench.cut("blocks"), settings)
+            steps[f"plain {name}"] = PlainLoop(healer, Path(folder) / name).step
+            steps[f"own {name}"] = partial(_own_step, healer)
+        times: dict[str, list[float]] = {loop: [] for loop in steps}
+        losses: dict[str, list[float]] = {loop: [] for loop in steps}
         for number in range(options.steps):
-            for name in ("plain", "own") if number % 2 else ("own", "plain"):
+            for loop in list(steps)[:: 1 if number % 2 else -1]:
                 begun = time.perf_counter()
-                if name == "plain":
-                    losses[name].append(plain.step(number))
-                else:
-                    healer.trainer.take_step(stop)
-                    losses[name].append(healer.trainer.state.history[-1]["loss"])
-                times[name].append(time.perf_counter() - begun)
-    peak = peak.better_of(measuring.gemm_peak(options.threads))
+                losses[loop].append(steps[loop](number))
+                times[loop].append(time.perf_counter() - begun)
+    for kind, peak in peaks.items():
+        peaks[kind] = peak.better_of(measuring.gemm_peak(options.threads, product_type(kind)))
     rates = {name: WINDOW / measuring.median(values[1:]) for name, values in times.items()}
+    best = {name: WINDOW / min(values[1:]) for name, values in times.items()}
     flops = flops_a_token(healer.student)
     return {
         "machine": measuring.machine(),
-        "settings": healer.edit.model_dump(mode="json", exclude={"chosen_by"}),
+        "settings": healer.edit.model_dump(mode="json", exclude={"chosen_by", "precision"}),
         "trainable_parameters": healer.student.trainable,
         "tokens_per_second": rates,
-        "times_plain": rates["own"] / rates["plain"],
-        "gemm_peak": peak.rate,
+        "best_tokens_per_second": best,
+        "gemm_peak": {kind: peak.rate for kind, peak in peaks.items()},
         "flops_a_token": flops,
-        "share_of_peak": {name: value * flops / peak.rate for name, value in rates.items()},
         "losses": losses,
-        "largest_difference": max(abs(a - b) for a, b in zip(*losses.values(), strict=True)),
     }
+
+
+def _own_step(healer: Healer, number: int) -> float:
+    """One step of the workbench's training; the loss."""
+    healer.trainer.take_step(Event())
+    return healer.trainer.state.history[number]["loss"]
+
+
+def speed_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `speed` found, a row for each loop."""
+    rates, best = found["tokens_per_second"], found["best_tokens_per_second"]
+    losses, peaks = found["losses"], found["gemm_peak"]
+    return [
+        {
+            "loop": name,
+            "tokens/s": rate,
+            "times plain float32": rate / rates["plain float32"],
+            "times plain": rate / rates[f"plain {name.split()[1]}"],
+            "best tokens/s": best[name],
+            **{f"of {kind} peak": best[name] * found["flops_a_token"] / peak for kind, peak in peaks.items()},
+            "last loss": losses[name][-1],
+        }
+        for name, rate in rates.items()
+    ]
 
 
 def plans(options: argparse.Namespace, document: dict[str, Any]) -> None:
@@ -201,8 +243,9 @@ def plans(options: argparse.Namespace, document: dict[str, Any]) -> None:
     document["plans"] = {}
     for cut in CUTS:
         for method, settings in METHODS.items():
-            healer = bench.healer(bench.cut(cut), settings)
-            measured = measure_speed(healer)
+            healer = bench.healer(bench.cut(cut), settings | {"precision": bench.precision})
+            tries = [measure_speed(healer) for _ in range(PLAN_TRIES)]
+            measured = Speed(min(found.step for found in tries), min(found.evaluation for found in tries))
             for minutes in map(float, options.minutes.split(",")):
                 found = forecast(healer, measured, minutes)
                 document["plans"][f"{cut} {method} {minutes:g}"] = [found.steps, found.evaluate_every]
@@ -225,7 +268,7 @@ def table_rows(options: argparse.Namespace, document: dict[str, Any]) -> None:
                     continue
                 before = before or bench.perplexity(bench.model.resolve(recipe))
                 steps, every = document["plans"][f"{cut} {method} {minutes:g}"]
-                planned = {**settings, "steps": steps, "evaluate_every": every}
+                planned = {**settings, "steps": steps, "evaluate_every": every, "precision": bench.precision}
                 row = {"cut": cut, "method": method, "minutes": minutes, "before": before}
                 rows.append(row | _healed(bench, recipe, planned))
                 measuring.write("healing", document, options.out)
@@ -260,13 +303,7 @@ def main() -> int:
     if options.what == "speed":
         document["speed"] = speed(options, document)
         measuring.write("healing", document, options.out)
-        shown = document["speed"]
-        rows = [
-            {"loop": name, "tokens/s": shown["tokens_per_second"][name], "of GEMM peak": shown["share_of_peak"][name],
-             "last loss": shown["losses"][name][-1]}
-            for name in ("plain", "own")
-        ]  # fmt: skip
-        measuring.table(rows, f"{shown['times_plain']:.2f} times the plain loop")
+        measuring.table(speed_rows(document["speed"]), "Training, tokens a second")
     elif options.what == "plan":
         plans(options, document)
         measuring.write("healing", document, options.out)

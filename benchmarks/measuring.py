@@ -26,7 +26,7 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class Peak:
-    """Best float32 GEMM rate in FLOP/s, and the best rate of each shape."""
+    """Best GEMM rate in FLOP/s, and the best rate of each shape."""
 
     rate: float
     by_shape: dict[str, float]
@@ -37,17 +37,19 @@ class Peak:
         return Peak(max(self.rate, other.rate), best)
 
 
-def gemm_peak(threads: int) -> Peak:
-    """Best float32 rate over `GEMM_SHAPES` and rounds; output tensors are allocated once."""
+def gemm_peak(threads: int, dtype: torch.dtype = torch.float32) -> Peak:
+    """Best rate over `GEMM_SHAPES` and rounds; output tensors are allocated once."""
     torch.set_num_threads(threads)
-    best = {"x".join(map(str, shape)): max(_gemm_rate(*shape) for _ in range(GEMM_ROUNDS)) for shape in GEMM_SHAPES}
+    best = {
+        "x".join(map(str, shape)): max(_gemm_rate(*shape, dtype) for _ in range(GEMM_ROUNDS)) for shape in GEMM_SHAPES
+    }
     return Peak(max(best.values()), best)
 
 
-def _gemm_rate(rows: int, inner: int, columns: int) -> float:
+def _gemm_rate(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
     """FLOP/s of one short burst of h @ W^T, the layout of a linear."""
-    left, right = torch.randn(rows, inner), torch.randn(columns, inner).T
-    out = torch.empty(rows, columns)
+    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype).T
+    out = torch.empty(rows, columns, dtype=dtype)
     flops = 2 * rows * inner * columns
     repeats = max(1, int(10e9 / flops))
     torch.mm(left, right, out=out)
