@@ -16,6 +16,7 @@ from surgery.recipe import Recipe
 from surgery.view import View
 from ui import charts, inputs, presenters, recipe_words
 from ui.sessions import Sessions, Tab
+from ui.tiles import tiles
 from ui.widgets.block_map import BlockMap
 from ui.widgets.ratio import Ratio
 
@@ -233,7 +234,7 @@ class Handlers:
         seconds = BUSY_TICK if tab.session.busy or tab.overlapping else IDLE_TICK
         yield "timer", seconds, lambda seconds: gr.Timer(seconds, active=True)
         yield "status", presenters.status(view), as_it_is
-        yield "tiles", presenters.tiles(view), as_it_is
+        yield "tiles", tiles(view), as_it_is
         yield "removed", recipe_words.removed_text(view), as_it_is
         yield "fit_table", presenters.fit_table(view), as_it_is
         for name, able in presenters.buttons(view).items():

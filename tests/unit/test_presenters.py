@@ -20,6 +20,7 @@ from surgery.view import Target, View
 from surgery.workbench import OpenModel, TextChoice, Workbench
 from tests.tiny_workbench import open_model
 from ui import charts, inputs, presenters, recipe_words
+from ui.tiles import damage, tiles
 
 ESTIMATE = Estimate(
     perplexity=41.2934,
@@ -85,7 +86,8 @@ def nothing() -> View:
 
 
 def tile(shown: View, name: str) -> str:
-    found = re.search(rf'<div class="ms-tile [^"]*" data-tile="{name}".*?</div></div>', presenters.tiles(shown))
+    tag = rf'<(div|section) class="ms-(tile|fit) [^"]*" data-tile="{name}".*?(</div></div>|</section>)'
+    found = re.search(tag, tiles(shown))
     assert found is not None
     return found[0]
 
@@ -127,7 +129,7 @@ def test_text_is_escaped_for_html_and_for_templates() -> None:
         presenters.status(view(error=hostile)),
         presenters.status(view(job=job("failed", error=hostile))),
         presenters.status(view(job=job(message=hostile, progress=0.5))),
-        presenters.tiles(view(measure_error=hostile)),
+        tiles(view(measure_error=hostile)),
         recipe_words.removed_text(view(PruneNeurons(removed={0: (1,)}, chosen_by=ChosenBy(method=hostile[:100])))),
     ):
         assert "<img" not in shown and "${" not in shown and "{{" not in shown and "&lt;img" in shown
@@ -135,9 +137,11 @@ def test_text_is_escaped_for_html_and_for_templates() -> None:
 
 def test_every_tile_says_what_its_number_is() -> None:
     shown = view(RemoveBlocks(blocks=(1,)))
-    assert "arithmetic" in tile(shown, "parameters") and "arithmetic" in tile(shown, "memory")
+    assert "arithmetic" in tile(shown, "parameters")
     assert "measured on 1,020 tokens" in tile(shown, "perplexity")
-    assert "estimated" in tile(shown, "fit") and shown.device.name in tile(shown, "fit")
+    assert "arithmetic" in tile(shown, "file")
+    assert all("estimated" in tile(shown, name) for name in ("memory", "speed", "fit"))
+    assert shown.device.name in tile(shown, "fit")
     assert "41.293 ± 6.94" in tile(shown, "perplexity")
     assert "dense 33.193; loss +0.218 ± 0.022 nats" in tile(shown, "perplexity")
 
@@ -173,9 +177,33 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
     assert not whole.fits and "Does not fit" in shown and "missing" in shown and 'data-state="bad"' in shown
 
 
+def test_the_bar_is_to_scale_and_its_parts_are_named() -> None:
+    shown = view(RemoveBlocks(blocks=(1,)))
+    assert shown.fit is not None
+    bar = tile(shown, "fit")
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bar)]
+    sizes = [size for size in (shown.fit.weights_bytes, shown.fit.kv_cache_bytes, shown.fit.activation_bytes,
+                               shown.fit.overhead_bytes) if size]  # fmt: skip
+    assert widths == [pytest.approx(max(100 * size / shown.fit.capacity_bytes, 0.4), abs=0.01) for size in sizes]
+    assert all(presenters.bytes_text(size) in bar for size in sizes) and "ms-fit-end" not in bar
+    small = _bench().devices.get("esp32-s3-n16r8")
+    over = fit(dense(_model().architecture), small, 2**20, "F32")
+    end = re.search(r"left:([\d.]+)%", tile(view(device=small, fit=over), "fit"))
+    assert end is not None and float(end[1]) == pytest.approx(100 * over.capacity_bytes / over.needed_bytes, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("nats", "words"),
+    [(-0.1, "no difference"), (0.02, "no difference"), (0.05, "hardly"), (0.2, "noticeable"), (0.5, "suffers"),
+     (3.0, "breaks"), (math.inf, "breaks")],
+)  # fmt: skip
+def test_losses_in_plain_words(nats: float, words: str) -> None:
+    assert words in damage(nats)
+
+
 def test_before_a_model_is_open_everything_can_be_drawn() -> None:
     empty = nothing()
-    assert presenters.tiles(empty).count('data-state="stale"') == 4
+    assert tiles(empty).count('data-state="stale"') == 5
     assert "No model is open" in presenters.status(empty)
     assert presenters.fit_table(empty) == recipe_words.removed_text(empty) == ""
     assert presenters.block_map_model(empty)["blocks"] == 0
