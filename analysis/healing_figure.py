@@ -34,7 +34,8 @@ def healing_curve(history: Sequence[dict[str, Any]], before: float) -> go.Figure
     )
     figure.update_layout(yaxis2={"title": "Perplexity", "overlaying": "y", "side": "right", "showgrid": False})
     styled(figure)
-    figure.update_layout(margin={"r": 58})
+    # A legend of two rows, on a phone, grows upwards.
+    figure.update_layout(margin={"r": 58, "t": 60}, legend={"y": 1.02, "yanchor": "bottom"})
     figure.update_xaxes(title="Step")
     figure.update_layout(yaxis_title="Training loss")
     return figure

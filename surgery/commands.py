@@ -177,6 +177,7 @@ def evaluate(
     text: TextOption = "embedded",
     window: WindowOption = 256,
     windows: WindowsOption = 4,
+    spread: SpreadOption = False,
     calibration: CalibrationOption = None,
     revision: RevisionOption = None,
     trust: TrustOption = False,
@@ -187,7 +188,7 @@ def evaluate(
     bench = Workbench()
     opened = open_model(bench, model, revision, trust)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
-    cut = opened.windows(TextChoice(text, window, windows))
+    cut = opened.windows(TextChoice(text, window, windows, spread=spread))
     completed = complete(bench, opened, structure, calibration, recipe)
 
     def work(job: Context, measured: Structure) -> Any:

@@ -44,6 +44,8 @@ class Job:
     """The traceback of an unforeseen error, for the log."""
     created: float = field(default_factory=time.monotonic)
     started: float | None = None
+    since: float | None = None
+    """When the share done last began at nothing: preparations do not count for the time left."""
     finished: float | None = None
     stop: Event = field(default_factory=Event)
     future: Future[None] | None = None
@@ -61,9 +63,10 @@ class Job:
     @property
     def seconds_left(self) -> float | None:
         """Estimate from the share done; None before there is one."""
-        if self.state != "running" or self.progress < 0.02:
+        since = self.since or self.started
+        if self.state != "running" or self.progress < 0.02 or since is None:
             return None
-        return self.seconds * (1 - self.progress) / self.progress
+        return (time.monotonic() - since) * (1 - self.progress) / self.progress
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until it is over, or for `timeout` seconds."""
@@ -94,6 +97,8 @@ class Context:
         if self.job.stop.is_set():
             raise Cancelled("Cancelled.")
         self.job.progress = min(max(progress, 0.0), 1.0)
+        if progress <= 0:
+            self.job.since = time.monotonic()
         if message != self.job.message:
             self.job.message = message
             self.job.messages.append(message)

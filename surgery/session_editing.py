@@ -196,6 +196,19 @@ class EditingSession(JobHolder):
         """
         self._decide(lambda editor: editor.take(recipe))
 
+    def take_ready(self, name: str) -> None:
+        """Make a ready recipe of the open model the current one.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        self.take(self.bench.ready_recipes.get(name, self._need_model().loaded.fingerprint))
+
+    def current_recipe(self) -> Recipe:
+        """The recipe in force."""
+        with self._lock:
+            return self._need_editor().history.current
+
     def undo(self) -> None:
         """One step back."""
         self._decide(Editor.undo)

@@ -30,6 +30,7 @@ from surgery.input_moments import Moments
 from surgery.jobs import JobRegistry
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
+from surgery.ready_recipes import ReadyRecipes
 from surgery.recipe import ModelReference, Recipe, TextReference
 from surgery.resolving import resolve
 from surgery.structure import Structure
@@ -288,6 +289,7 @@ class Workbench:
     def __init__(self, most_models: int = 3) -> None:
         self.most_models = most_models
         self.devices = Devices()
+        self.ready_recipes = ReadyRecipes()
         self.jobs = JobRegistry()
         self.downloads: WeakValueDictionary[str, Download] = WeakValueDictionary()
         """Builds by the id of the job that makes them; sessions hold them."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from surgery import recipe_link
 from surgery.devices import read_device
 from surgery.errors import InputError
 from surgery.recipe import Recipe
@@ -45,14 +46,23 @@ class Handlers:
         identity = self.sessions.new()
         tab = self._tab(identity)
         source, revision, recipe, job = inputs.remembered(kept)
+        link = inputs.linked(kept)
 
         def begin() -> None:
             tab.session.attach(job)
+            wanted, trouble = recipe, None
+            if link is not None:
+                try:
+                    wanted = _linked(link, source)
+                except InputError as error:
+                    trouble = error
             known = self.sessions.bench.opened(source, revision)
             if known is not None:
-                tab.session.adopt(known, recipe)
+                tab.session.adopt(known, wanted)
             elif not tab.session.view().working:
-                tab.session.open(source, revision, recipe)
+                tab.session.open(source, revision, wanted)
+            if trouble is not None:
+                raise trouble
 
         update = self._answer(identity, lambda _: begin(), picks)
         return {self.parts["tab"]: identity, self.parts["source"]: source, **update}
@@ -271,6 +281,21 @@ class Handlers:
             tab.unconfirmed.add("chart_note")
             update[self.parts["chart_note"]] = note
         return update
+
+
+def _linked(link: str, source: str) -> Recipe:
+    """The recipe of a link, if it is of the model that this browser opens anyway: a link alone fetches nothing.
+
+    Raises:
+        InputError: damaged, or of another model.
+    """
+    recipe = recipe_link.decode(link)
+    if recipe.model.id != source:
+        raise InputError(
+            f"The link's recipe is of the model {recipe.model.id!r}: open that one under “Model, text and device”, "
+            "then follow the link again."
+        )
+    return recipe
 
 
 def as_it_is(value: Any) -> Any:

@@ -8,8 +8,11 @@ from typing import Any
 import gradio as gr
 
 from analysis.healing_figure import healing_curve
+from surgery.session_healing import HEALING_WINDOW
 from surgery.view import View
+from surgery.workbench import TextChoice
 from ui import heal_words
+from ui import inputs as read
 from ui.handlers import Update, as_it_is
 from ui.look import PLAIN
 from ui.sessions import Tab
@@ -24,8 +27,27 @@ def heal_fields(parts: dict[str, Any]) -> None:
             heal_words.PRESETS, value="two-minutes", label="How long", elem_id="heal-preset", min_width=150
         )
         parts["healing_method"] = Choice(
-            heal_words.METHODS, value="lora", label="Learn from", elem_id="heal-method", scale=2, min_width=220
+            heal_words.METHODS, value="lora", label="Learn by", elem_id="heal-method", scale=2, min_width=220
         )
+        parts["healing_text"] = gr.Dropdown(
+            heal_words.TEXTS,
+            value="embedded",
+            label="Text to learn from",
+            info="Or type hub:owner/name. Never the text that is measured.",
+            allow_custom_value=True,
+            elem_id="heal-text",
+            scale=2,
+            min_width=220,
+        )
+    parts["healing_pasted"] = gr.Textbox(
+        label="Pasted text to learn from", lines=4, max_lines=8, visible=False, elem_id="heal-pasted"
+    )
+    parts["healing_upload"] = gr.File(
+        label="Text file to learn from: .txt, .jsonl or .parquet",
+        file_types=[".txt", ".jsonl", ".parquet"],
+        visible=False,
+        elem_id="heal-upload",
+    )
     with gr.Row(elem_classes="ms-actions"):
         parts["heal_forecast"] = gr.Button(
             "What will it do?", elem_id="heal-forecast", interactive=False, size="md", scale=0, min_width=0
@@ -40,13 +62,25 @@ def heal_fields(parts: dict[str, Any]) -> None:
 class HealHandlers(ShipHandlers):
     """The page's handlers, those of the Heal panel included."""
 
-    def heal(self, identity: str, preset: str, method: str, *picks: str) -> Update:
+    def heal(
+        self, identity: str, preset: str, method: str, source: str, pasted: str, upload: str | None, *picks: str
+    ) -> Update:
         """Heal the cuts in force."""
-        return self._answer(identity, lambda tab: tab.session.heal(preset, method), picks)
 
-    def forecast(self, identity: str, preset: str, method: str, *picks: str) -> Update:
+        def act(tab: Tab) -> None:
+            tab.session.heal(preset, method, _text(source, pasted, upload))
+
+        return self._answer(identity, act, picks)
+
+    def forecast(
+        self, identity: str, preset: str, method: str, source: str, pasted: str, upload: str | None, *picks: str
+    ) -> Update:
         """Say what a preset would do on this machine."""
-        return self._answer(identity, lambda tab: tab.session.forecast(preset, method), picks)
+
+        def act(tab: Tab) -> None:
+            tab.session.forecast(preset, method, _text(source, pasted, upload))
+
+        return self._answer(identity, act, picks)
 
     def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
         yield from super()._values(tab, view)
@@ -60,6 +94,11 @@ class HealHandlers(ShipHandlers):
         yield "heal_curve", (before, history), _curve
 
 
+def _text(source: str, pasted: str, upload: str | None) -> TextChoice | None:
+    """The healing text that the fields name, of which all windows are taken; None for the embedded one."""
+    return None if source == "embedded" else read.text_choice(source, pasted, upload, HEALING_WINDOW, 1)
+
+
 def _curve(state: tuple[float, tuple[dict[str, Any], ...]]) -> Any:
     before, history = state
     return gr.Plot(healing_curve(history, before), visible=True) if history else gr.Plot(visible=False)
@@ -69,6 +108,14 @@ def connect_heal(
     handlers: HealHandlers, inputs: Callable[..., list[Any]], shown: list[Any], quiet: dict[str, Any]
 ) -> None:
     """Which handler answers which event of the panel; the arguments are those of `connect_ship`."""
-    parts, chosen = handlers.parts, inputs("healing_preset", "healing_method")
+    parts = handlers.parts
+    fields = ("preset", "method", "text", "pasted", "upload")
+    chosen = inputs(*(f"healing_{name}" for name in fields))
+    parts["healing_text"].input(
+        lambda name: (gr.Textbox(visible=name == "pasted"), gr.File(visible=name == "file")),
+        parts["healing_text"],
+        [parts["healing_pasted"], parts["healing_upload"]],
+        **quiet,
+    )
     parts["heal_forecast"].click(handlers.forecast, chosen, shown, **quiet)
     parts["heal"].click(handlers.heal, chosen, shown, **quiet)

@@ -7,6 +7,7 @@ from surgery.view import View
 from ui.tool_words import note
 
 METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
+TEXTS = [("Embedded calibration text", "embedded"), ("Pasted text", "pasted"), ("Uploaded file", "file")]
 PRESETS = [("Two minutes", "two-minutes"), ("Ten minutes", "ten-minutes"), ("An hour", "an-hour")]
 
 

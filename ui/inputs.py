@@ -36,6 +36,12 @@ def remembered(kept: Any) -> tuple[str, str | None, Recipe | None, str | None]:
     )
 
 
+def linked(kept: Any) -> str | None:
+    """The code of a recipe that came with the page's address."""
+    link = kept.get("link") if isinstance(kept, dict) else None
+    return link if isinstance(link, str) else None
+
+
 def to_keep(view: View) -> dict[str, Any]:
     """What the browser is to keep of a session with an open model."""
     assert view.model is not None and view.history is not None  # the caller has checked

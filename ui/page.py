@@ -14,9 +14,10 @@ from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts
-from ui.fit_panel import FitHandlers, connect_fit, fit_fields
+from ui.fit_panel import connect_fit, fit_fields
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
+from ui.keep_panel import KeepHandlers, connect_keep, keep_fields
 from ui.look import PLAIN
 from ui.sessions import Sessions
 from ui.ship_panel import connect_ship
@@ -50,7 +51,11 @@ RECALL = """(kept, ...rest) => {
   let own = null;
   try { own = JSON.parse(sessionStorage.getItem('model-surgery')); } catch (error) {}
   window.modelSurgeryLoaded = true;
-  return [own || (kept ? {...kept, job: null} : null), ...rest];
+  const known = own || (kept ? {...kept, job: null} : null);
+  const link = /[#?&]recipe=([\\w-]*)/.exec(location.search + location.hash);
+  // Once: a reload must not undo what was done since.
+  if (link) history.replaceState(null, '', location.pathname);
+  return [link ? {...known, link: link[1]} : known, ...rest];
 }"""
 REMEMBER = """(kept) => {
   if (!window.modelSurgeryLoaded) return;
@@ -89,7 +94,7 @@ def launch_arguments() -> dict[str, Any]:
 def build(bench: Workbench | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over a given one."""
     sessions = Sessions(bench or Workbench())
-    handlers = FitHandlers(sessions)
+    handlers = KeepHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         parts["tab"] = gr.State("", time_to_live=None, delete_callback=sessions.free)
@@ -112,6 +117,8 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
             parts["removed"] = gr.HTML(elem_id="removed", **PLAIN)
         _narrowing_fields(parts)
         tool_tabs(parts)
+        with gr.Tabs(elem_id="look"), gr.Tab("Keep", id="keep", elem_id="look-keep"):
+            keep_fields(parts)
         _chart_tabs(parts)
         with gr.Accordion("Memory on the device, itemised, and what fits", open=False, elem_id="fit-details"):
             parts["fit_table"] = gr.HTML(elem_id="fit-table", **PLAIN)
@@ -246,12 +253,24 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
     parts["chart_note"] = gr.HTML(elem_id="chart-note", **PLAIN)
 
 
-def _connect(page: gr.Blocks, handlers: FitHandlers) -> None:
+def _connect(page: gr.Blocks, handlers: KeepHandlers) -> None:
     """Which handler answers which event. Every handler may send any part of the page."""
     parts = handlers.parts
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
     inputs_only = (
-        *("tab_", "revision", "text", "pasted", "upload", "window", "use_text", "own_device", "exported"),
+        *(
+            "tab_",
+            "revision",
+            "text",
+            "pasted",
+            "upload",
+            "window",
+            "use_text",
+            "own_device",
+            "exported",
+            "shown_link",
+            "link_code",
+        ),
         *("suggest_", "amount_", "rule_", "scan_kinds", "shipping_", "healing_"),
     )
     shown = [part for name, part in parts.items() if not name.startswith(inputs_only)]
@@ -300,11 +319,12 @@ def _connect(page: gr.Blocks, handlers: FitHandlers) -> None:
     connect_ship(handlers, inputs, shown, QUIET)
     connect_fit(handlers, inputs, shown, QUIET)
     connect_heal(handlers, inputs, shown, QUIET)
+    connect_keep(handlers, inputs, shown, QUIET)
     parts["neuron_method"].input(_opener(handlers, "neurons"), inputs(), shown, **QUIET)
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 
 
-def _opener(handlers: FitHandlers, name: str) -> Any:
+def _opener(handlers: KeepHandlers, name: str) -> Any:
     """A handler that shows one chart."""
 
     def draw(tab: str, neuron_method: str, head_statistic: str) -> Any:

@@ -14,6 +14,7 @@ TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", 
 """The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
 READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
              "chart-neurons", "chart-heads", "chart-predicted"}  # fmt: skip
+LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2
 CURRENT = "[data-tile=perplexity][data-state=current]"
 
 

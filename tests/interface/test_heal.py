@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.interface.driving import choose, export, part, tool, wait_measured
+from tests.interface.driving import LONG_TEXT, choose, export, part, tool, wait_for_message, wait_measured
 
 pytestmark = pytest.mark.slow
 WAIT = 150_000
@@ -30,6 +30,15 @@ def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
     choose(page, "heal-method", "Distillation (the dense model's predictions)")
     choose(page, "heal-method", "LoRA (cross-entropy)")
     choose(page, "heal-preset", "Two minutes")
+    choose(page, "heal-text", "Uploaded file")
+    page.wait_for_selector("#heal-upload", state="visible")
+    choose(page, "heal-text", "Pasted text")
+    page.fill("#heal-pasted textarea", "Too short.")
+    page.press("#heal-pasted textarea", "Tab")
+    page.click("#heal-forecast:not([disabled])")
+    wait_for_message(page, "longer text")
+    page.fill("#heal-pasted textarea", LONG_TEXT)
+    page.press("#heal-pasted textarea", "Tab")
     page.click("#heal-forecast:not([disabled])")
     heal_words(page, "About 2 minutes on this machine")
     page.click("#heal:not([disabled])")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.interface.driving import (
+    LONG_TEXT,
     ROOT,
     TOOLS,
     analyse,
@@ -37,7 +38,6 @@ from tests.interface.driving import (
 )
 
 pytestmark = pytest.mark.slow
-LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2
 WINDOWS = 10
 """Of 256 tokens: enough that their analysis takes some seconds."""
 DENSE = "30 blocks kept, 0 removed; expansion ratio 266.7%."

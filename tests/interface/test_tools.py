@@ -239,7 +239,15 @@ def test_every_tool_changes_something(page: Any) -> None:
         wait_measured(page, name)
     changed |= {"compute", "build", "download", "scan", "scan-kinds"}  # have tests of their own
     changed |= {"ship", "ship-type", "ship-checkpoint"}  # in test_ship
-    changed |= {"heal", "heal-forecast", "heal-preset", "heal-method"}  # in test_heal
+    changed |= {
+        "heal",
+        "heal-forecast",
+        "heal-preset",
+        "heal-method",
+        "heal-text",
+        "heal-pasted",
+        "heal-upload",
+    }  # in test_heal
     for name in ("Heal", "Ship"):
         tool(page, name)
         seen |= controls(page)

@@ -59,6 +59,9 @@ def test_progress_messages_and_partial_results_are_seen_while_it_runs(registry: 
     assert list(job.messages) == ["first", "second"]
     assert job.partial == {"so": "far"}
     assert job.seconds_left == pytest.approx(job.seconds, abs=0.2)
+    assert job.started is not None
+    job.since, job.started = job.started, job.started - 100  # a long preparation
+    assert job.seconds_left < 10 < job.seconds
     go.set()
     job.wait(LONG)
     assert job.progress == 1.0 and job.seconds_left is None

@@ -1,0 +1,41 @@
+"""Recipes that come with the workbench, for the models whose weights they were measured on."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from surgery.errors import InputError
+from surgery.recipe import Recipe
+
+FOLDER = Path(__file__).resolve().parents[1] / "presets" / "recipes"
+
+
+class ReadyRecipes:
+    """The files of a folder.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _all(self) -> dict[str, Recipe]:
+        return {path.stem: Recipe.load(path) for path in sorted(self.folder.glob("*.json"), reverse=True)}
+
+    def of(self, fingerprint: str) -> dict[str, Recipe]:
+        """Those for the model with that fingerprint, by name, the mildest first."""
+        return {name: recipe for name, recipe in self._all.items() if recipe.model.fingerprint == fingerprint}
+
+    def get(self, name: str, fingerprint: str) -> Recipe:
+        """One of them.
+
+        Raises:
+            InputError: there is none of that name for the model.
+        """
+        found = self.of(fingerprint).get(name)
+        if found is None:
+            raise InputError("Choose one of the ready recipes of the open model from the list.")
+        return found
