@@ -13,7 +13,7 @@ from analysis.architecture import Architecture, Block
 from analysis.modules import submodule
 from surgery.checkpoint_model import MODEL_TYPE, classes
 from surgery.errors import RecipeError
-from surgery.hidden import with_channels
+from surgery.live import model_around
 from surgery.loading import quiet
 from surgery.narrow import build_block
 from surgery.structure import BlockSpec, Structure
@@ -56,27 +56,48 @@ def build_model(base: nn.Module, source: Architecture, structure: Structure) -> 
         RecipeError: nothing is left, or the family's code cannot express the result.
     """
     draft = draft_model(base, source, structure)
+    return Built(_made(base, draft, {name: tensor.clone() for name, tensor in draft.tensors.items()}), draft.plain)
+
+
+def readable_model(base: nn.Module, source: Architecture, structure: Structure) -> Any:
+    """The edited model as it is measured, quantised weights included, to generate with. Weights that nothing changed
+    are the base model's own: it is only to be read.
+
+    Args:
+        base: the loaded model; never changed.
+        source: its map.
+        structure: with nothing left to compute.
+
+    Raises:
+        RecipeError: as `build_model`.
+    """
+    draft = draft_model(base, source, structure, quantised=True)
+    return _made(base, draft, draft.tensors)
+
+
+def _made(base: Any, draft: Draft, tensors: Tensors) -> Any:
     with quiet():
-        tensors = {name: tensor.clone().contiguous() for name, tensor in draft.tensors.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         model = draft.model_class.from_pretrained(None, config=draft.config, state_dict=tensors, dtype=_dtype(base))
     model.generation_config = copy.deepcopy(base.generation_config)
-    return Built(model.eval().requires_grad_(False), draft.plain)
+    return model.eval().requires_grad_(False)
 
 
-def draft_model(base: nn.Module, source: Architecture, structure: Structure) -> Draft:
+def draft_model(base: nn.Module, source: Architecture, structure: Structure, quantised: bool = False) -> Draft:
     """Configuration, class and tensors of the edited model; tensors that nothing changed are the base model's own.
 
     Args:
         base: the loaded model, or a copy of it on the meta device.
         source: its map.
         structure: as for `build_model`.
+        quantised: give weights the values that they are stored with, instead of those before.
 
     Raises:
         RecipeError: as `build_model`.
     """
     if structure.compensations or structure.healing:
         raise ValueError("the structure's compensations have not been computed, or its healing not merged")
-    structure = structure.floating
+    structure = structure if quantised else structure.floating
     kept = [spec for spec in structure.blocks if not spec.empty]
     if not kept:
         raise RecipeError("The recipe removes every attention and every MLP: at least one must stay.")
@@ -100,10 +121,10 @@ def _dtype(base: Any) -> torch.dtype:
 
 def _tensors(base: nn.Module, source: Architecture, structure: Structure, kept: list[BlockSpec]) -> Tensors:
     """The state of the edited model, under the names of a model with that many blocks."""
-    model = base if structure.hidden is None else with_channels(base, source, structure.hidden)
+    model = model_around(base, source, structure)
     inside = f"{source.block_list}."
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
-    if source.tied:
+    if source.tied and source.head not in dict(structure.outer):
         head, embeddings = f"{source.head}.weight", f"{source.embeddings}.weight"
         tensors[head] = tensors[embeddings]
     for position, spec in enumerate(kept):

@@ -22,6 +22,7 @@ from surgery import (
     fit_commands,
     heal_commands,
     quantize_commands,
+    read_commands,
     ship_commands,
     suggestion_commands,
 )
@@ -62,6 +63,7 @@ application.command()(heal_commands.iterate)
 application.command()(export_commands.export)
 application.command()(fit_commands.fit)
 application.command()(quantize_commands.quantize)
+application.command()(read_commands.read)
 application.command()(ship_commands.ship)
 application.command()(ship_commands.verify)
 

@@ -27,8 +27,8 @@ from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
 from surgery.session_editing import Opened
-from surgery.session_fitting import FittingSession
 from surgery.session_healing import Forecasted, HealedCuts
+from surgery.session_reading import ReadingSession
 from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
@@ -61,7 +61,7 @@ class Suggested:
     edits: tuple[Edit, ...]
 
 
-class Session(FittingSession):
+class Session(ReadingSession):
     """See the module.
 
     Args:
@@ -330,6 +330,7 @@ class Session(FittingSession):
                 heal_progress=self._shown_progress(),
                 heal_forecast=self._shown_forecast(),
                 healed=self._shown_outcome(),
+                reading=self._shown_reading(),
             )
 
     def _fit(self, shape: Structure) -> Fit:

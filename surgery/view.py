@@ -27,6 +27,7 @@ from surgery.workbench import OpenModel, TextChoice
 if TYPE_CHECKING:  # the healing package takes seconds to import
     from surgery.healing.presets import Forecast
     from surgery.healing.training import Outcome, Progress
+    from surgery.session_reading import Reading
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ class View:
     """What the preset that was last asked about would do."""
     healed: Outcome | None = None
     """How the last training ended, while its result is in the recipe."""
+    reading: Reading | None = None
+    """What the dense and the cut model wrote last."""
 
     @property
     def uncompensated(self) -> bool:

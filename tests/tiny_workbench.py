@@ -16,9 +16,13 @@ class CharacterTokenizer:
 
     bos_token_id = None
     chat_template = None
+    eos_token_id = None
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) % VOCAB for character in text]}
+
+    def decode(self, ids: list[int], **options: Any) -> str:
+        return "".join(chr(ord("a") + number % 26) for number in ids)
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder, "tokenizer.json").write_text("{}")

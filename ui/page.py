@@ -17,8 +17,9 @@ from ui import charts
 from ui.fit_panel import connect_fit, fit_fields
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
-from ui.keep_panel import KeepHandlers, connect_keep, keep_fields
+from ui.keep_panel import connect_keep, keep_fields
 from ui.look import PLAIN
+from ui.read_panel import ReadHandlers, connect_read, read_fields
 from ui.sessions import Sessions
 from ui.ship_panel import connect_ship
 from ui.tools import connect_tools, scan_fields, tool_tabs
@@ -94,7 +95,7 @@ def launch_arguments() -> dict[str, Any]:
 def build(bench: Workbench | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over a given one."""
     sessions = Sessions(bench or Workbench())
-    handlers = KeepHandlers(sessions)
+    handlers = ReadHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         parts["tab"] = gr.State("", time_to_live=None, delete_callback=sessions.free)
@@ -117,8 +118,11 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
             parts["removed"] = gr.HTML(elem_id="removed", **PLAIN)
         _narrowing_fields(parts)
         tool_tabs(parts)
-        with gr.Tabs(elem_id="look"), gr.Tab("Keep", id="keep", elem_id="look-keep"):
-            keep_fields(parts)
+        with gr.Tabs(elem_id="look"):
+            with gr.Tab("Read", id="read", elem_id="look-read"):
+                read_fields(parts)
+            with gr.Tab("Keep", id="keep", elem_id="look-keep"):
+                keep_fields(parts)
         _chart_tabs(parts)
         with gr.Accordion("Memory on the device, itemised, and what fits", open=False, elem_id="fit-details"):
             parts["fit_table"] = gr.HTML(elem_id="fit-table", **PLAIN)
@@ -253,7 +257,7 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
     parts["chart_note"] = gr.HTML(elem_id="chart-note", **PLAIN)
 
 
-def _connect(page: gr.Blocks, handlers: KeepHandlers) -> None:
+def _connect(page: gr.Blocks, handlers: ReadHandlers) -> None:
     """Which handler answers which event. Every handler may send any part of the page."""
     parts = handlers.parts
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
@@ -319,12 +323,13 @@ def _connect(page: gr.Blocks, handlers: KeepHandlers) -> None:
     connect_ship(handlers, inputs, shown, QUIET)
     connect_fit(handlers, inputs, shown, QUIET)
     connect_heal(handlers, inputs, shown, QUIET)
+    connect_read(handlers, inputs, shown, QUIET)
     connect_keep(handlers, inputs, shown, QUIET)
     parts["neuron_method"].input(_opener(handlers, "neurons"), inputs(), shown, **QUIET)
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 
 
-def _opener(handlers: KeepHandlers, name: str) -> Any:
+def _opener(handlers: ReadHandlers, name: str) -> Any:
     """A handler that shows one chart."""
 
     def draw(tab: str, neuron_method: str, head_statistic: str) -> Any:
