@@ -73,6 +73,10 @@ class Editor:
         """One step forward."""
         self._go(self.history.redo())
 
+    def go_to(self, place: int) -> None:
+        """The step of that number in the history, from 0."""
+        self._go(self.history.go_to(place))
+
     def reset(self) -> None:
         """Back to the dense model, as a step that can be undone."""
         self._go(self.history.add(self.model.recipe()))

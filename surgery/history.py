@@ -51,3 +51,7 @@ class History:
     def redo(self) -> History:
         """One step forward, if there is one."""
         return replace(self, position=self.position + 1) if self.can_redo else self
+
+    def go_to(self, position: int) -> History:
+        """The step of that number, from 0; the nearest one if there is none."""
+        return replace(self, position=min(max(position, 0), len(self.recipes) - 1))

@@ -20,21 +20,19 @@ from surgery.depth import RemovalKind
 from surgery.download import Download, checkpoint_bytes, pack
 from surgery.errors import InputError
 from surgery.jobs import Context, Job, part_of
-from surgery.memory import Fit, fit
 from surgery.narrowing import Narrowing
 from surgery.packing import refuse_without_room
 from surgery.recipe import Edit, Recipe
 from surgery.scan import KINDS, scan
 from surgery.selection import WidthBudget
+from surgery.session_compare import ComparingSession
 from surgery.session_editing import Opened
 from surgery.session_healing import Forecasted, HealedCuts
-from surgery.session_reading import ReadingSession
 from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import shown_source
 from surgery.view import Fitted, Scanned, View
-from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, Workbench
 
 ANALYSING = "Analysing"
@@ -61,7 +59,7 @@ class Suggested:
     edits: tuple[Edit, ...]
 
 
-class Session(ReadingSession):
+class Session(ComparingSession):
     """See the module.
 
     Args:
@@ -331,13 +329,8 @@ class Session(ReadingSession):
                 heal_forecast=self._shown_forecast(),
                 healed=self._shown_outcome(),
                 reading=self._shown_reading(),
+                compared=self._shown_tried(),
             )
-
-    def _fit(self, shape: Structure) -> Fit:
-        """On the session's target; what a recipe quantises is counted as it says."""
-        target = self.target
-        kind = target.type if shape.quantize is None else type_of_edit(shape.quantize)
-        return fit(shape, self._device, target.context, kind, target.kv_type)
 
     def _shown_compensation(self, structure: Structure | None) -> Compensated | None:
         known = self._completed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from analysis.predictions import Predictions
 from analysis.statistics import Statistics
@@ -81,6 +81,47 @@ class Fitted:
         return same and (self.fingerprint, self.text) == (model.loaded.fingerprint, text)
 
 
+Pin = Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A recipe that was measured to the end, on one text. Its sizes are worked out again for the device in force."""
+
+    recipe: Recipe
+    structure: Structure
+    words: str
+    text: TextChoice
+    estimate: Estimate
+    fit: Fit
+
+    @property
+    def key(self) -> str:
+        """Of the recipe."""
+        return self.recipe.key
+
+
+@dataclass(frozen=True)
+class Tried:
+    """All attempts on the text in force, the oldest first; which ones are pinned, by their keys."""
+
+    attempts: tuple[Attempt, ...] = ()
+    pins: Mapping[Pin, str] = field(default_factory=dict)
+
+    def of(self, key: str | None) -> Attempt | None:
+        """The attempt of a recipe."""
+        return next((attempt for attempt in self.attempts if attempt.key == key), None)
+
+    @property
+    def front(self) -> tuple[Attempt, ...]:
+        """Those that no smaller file beats in perplexity, by size (the Pareto front)."""
+        found: list[Attempt] = []
+        for attempt in sorted(self.attempts, key=lambda one: (one.fit.weights_bytes, one.estimate.nll)):
+            if not found or attempt.estimate.nll < found[-1].estimate.nll:
+                found.append(attempt)
+        return tuple(found)
+
+
 @dataclass(frozen=True)
 class View:
     """Everything there is to show; the model's parts are None before one is open."""
@@ -134,6 +175,8 @@ class View:
     """How the last training ended, while its result is in the recipe."""
     reading: Reading | None = None
     """What the dense and the cut model wrote last."""
+    compared: Tried = Tried()
+    """Every recipe that was measured in this session on the text in force."""
 
     @property
     def uncompensated(self) -> bool:

@@ -14,12 +14,13 @@ from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts
+from ui.compare_panel import CompareHandlers, compare_fields, connect_compare
 from ui.fit_panel import connect_fit, fit_fields
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
 from ui.keep_panel import connect_keep, keep_fields
 from ui.look import PLAIN
-from ui.read_panel import ReadHandlers, connect_read, read_fields
+from ui.read_panel import connect_read, read_fields
 from ui.sessions import Sessions
 from ui.ship_panel import connect_ship
 from ui.tools import connect_tools, scan_fields, tool_tabs
@@ -62,6 +63,18 @@ REMEMBER = """(kept) => {
   if (!window.modelSurgeryLoaded) return;
   try { sessionStorage.setItem('model-surgery', JSON.stringify(kept)); } catch (error) {}
 }"""
+# Ctrl+Z and Ctrl+Shift+Z (or the command key), but not while something is typed.
+KEYS = """() => {
+  if (window.modelSurgeryKeys) return;
+  window.modelSurgeryKeys = true;
+  document.addEventListener('keydown', (event) => {
+    if (event.key.toLowerCase() !== 'z' || !(event.ctrlKey || event.metaKey) || event.altKey) return;
+    const typing = event.target.closest('textarea, [contenteditable], input:not([type=range], [type=checkbox])');
+    if (typing) return;
+    event.preventDefault();
+    document.querySelector(event.shiftKey ? '#redo' : '#undo')?.click();
+  });
+}"""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LAST = {**QUIET, "trigger_mode": "always_last"}
 
@@ -95,7 +108,7 @@ def launch_arguments() -> dict[str, Any]:
 def build(bench: Workbench | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over a given one."""
     sessions = Sessions(bench or Workbench())
-    handlers = ReadHandlers(sessions)
+    handlers = CompareHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         parts["tab"] = gr.State("", time_to_live=None, delete_callback=sessions.free)
@@ -119,6 +132,8 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
         _narrowing_fields(parts)
         tool_tabs(parts)
         with gr.Tabs(elem_id="look"):
+            with gr.Tab("Compare", id="compare", elem_id="look-compare"):
+                compare_fields(parts)
             with gr.Tab("Read", id="read", elem_id="look-read"):
                 read_fields(parts)
             with gr.Tab("Keep", id="keep", elem_id="look-keep"):
@@ -257,7 +272,7 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
     parts["chart_note"] = gr.HTML(elem_id="chart-note", **PLAIN)
 
 
-def _connect(page: gr.Blocks, handlers: ReadHandlers) -> None:
+def _connect(page: gr.Blocks, handlers: CompareHandlers) -> None:
     """Which handler answers which event. Every handler may send any part of the page."""
     parts = handlers.parts
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
@@ -283,6 +298,7 @@ def _connect(page: gr.Blocks, handlers: ReadHandlers) -> None:
         return [tab, *(parts[name] for name in names), *picks]
 
     page.load(handlers.load, [parts["kept"], *picks], [tab, *shown], js=RECALL, **QUIET)
+    page.load(None, js=KEYS, **QUIET)
     parts["kept"].change(None, parts["kept"], None, js=REMEMBER, **QUIET)
     parts["timer"].tick(handlers.tick, inputs("answer", "map", "slider"), shown, **QUIET)
     parts["map"].input(handlers.switch, inputs("map"), shown, **LAST)
@@ -323,13 +339,14 @@ def _connect(page: gr.Blocks, handlers: ReadHandlers) -> None:
     connect_ship(handlers, inputs, shown, QUIET)
     connect_fit(handlers, inputs, shown, QUIET)
     connect_heal(handlers, inputs, shown, QUIET)
+    connect_compare(handlers, inputs, shown, QUIET)
     connect_read(handlers, inputs, shown, QUIET)
     connect_keep(handlers, inputs, shown, QUIET)
     parts["neuron_method"].input(_opener(handlers, "neurons"), inputs(), shown, **QUIET)
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 
 
-def _opener(handlers: ReadHandlers, name: str) -> Any:
+def _opener(handlers: CompareHandlers, name: str) -> Any:
     """A handler that shows one chart."""
 
     def draw(tab: str, neuron_method: str, head_statistic: str) -> Any:
