@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 
+from surgery.errors import InputError
+from surgery.limits import read_limits
+from surgery.workbench import Workbench
 from ui.page import build, launch_arguments
 
 
 def main() -> None:
-    """Serve the page on 127.0.0.1:7860, or where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say (as on a Space)."""
+    """Serve the page on 127.0.0.1:7860, or where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say (as on a Space).
+
+    MODEL_SURGERY_... limit what visitors may do, see `surgery.limits`; MODEL_SURGERY_MCP=1 offers the endpoints as MCP
+    tools too.
+    """
     on_space = bool(os.environ.get("SPACE_ID"))
-    page = build()
+    tools = os.environ.get("MODEL_SURGERY_MCP") == "1"
+    try:
+        limits = read_limits(os.environ)
+        if tools and importlib.util.find_spec("mcp") is None:
+            raise InputError("MODEL_SURGERY_MCP=1 needs the package mcp: pip install -r requirements-mcp.txt.")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    page = build(Workbench(limits=limits))
     page.queue(default_concurrency_limit=16).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT") or 7860),
-        **launch_arguments(),
+        mcp_server=tools,
+        **launch_arguments(limits.upload),
     )
 
 

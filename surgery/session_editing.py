@@ -241,6 +241,7 @@ class EditingSession(JobHolder):
             TextError: it cannot be cut into such windows.
         """
         model = self._need_model()
+        self.bench.limits.check_text(text)
         model.windows(text)
         with self._lock:
             self.text = text

@@ -118,6 +118,7 @@ class HealingSession(EditingSession):
         model, recipe = self._need_model(), self._need_editor().history.current
         if preset_name not in PRESETS:
             raise InputError(f"There is no preset {preset_name!r}: use one of {', '.join(PRESETS)}.")
+        self.bench.limits.check_minutes(PRESETS[preset_name].minutes)
         if method not in HEAL_METHODS:
             raise InputError(f"There is no way of healing {method!r}: use one of {', '.join(HEAL_METHODS)}.")
         if not cuts_of(recipe):

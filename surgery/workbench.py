@@ -28,6 +28,7 @@ from surgery.errors import Cancelled, DoesNotFit, InputError, RecipeError
 from surgery.gguf_plan import GgufPlan
 from surgery.input_moments import Moments
 from surgery.jobs import JobRegistry
+from surgery.limits import Limits
 from surgery.live import Evaluator
 from surgery.loading import DEFAULT, Loaded, load
 from surgery.ready_recipes import ReadyRecipes
@@ -284,9 +285,11 @@ class Workbench:
 
     Args:
         most_models: models that stay open; the least recently used ones leave earlier when memory is short.
+        limits: what visitors may do.
     """
 
-    def __init__(self, most_models: int = 3) -> None:
+    def __init__(self, most_models: int = 3, limits: Limits = Limits()) -> None:
+        self.limits = limits
         self.most_models = most_models
         self.devices = Devices()
         self.ready_recipes = ReadyRecipes()
@@ -311,6 +314,7 @@ class Workbench:
         """
         if not source.strip():
             raise InputError("Name a model: `default`, a Hub id such as owner/name, a folder or a .gguf file.")
+        self.limits.check_model(source)
         known = self.opened(source, revision)
         if known is not None:
             return known

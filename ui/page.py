@@ -14,6 +14,7 @@ from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts
+from ui.api import add_api
 from ui.compare_panel import CompareHandlers, compare_fields, connect_compare
 from ui.fit_panel import connect_fit, fit_fields
 from ui.handlers import IDLE_TICK
@@ -79,8 +80,12 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LAST = {**QUIET, "trigger_mode": "always_last"}
 
 
-def launch_arguments() -> dict[str, Any]:
-    """What `launch` needs for this page: theme, style, limits."""
+def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
+    """What `launch` needs for this page: theme, style, limits.
+
+    Args:
+        upload: the largest upload.
+    """
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
@@ -100,7 +105,7 @@ def launch_arguments() -> dict[str, Any]:
     return {
         "theme": theme,
         "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
-        "max_file_size": UPLOAD_LIMIT,
+        "max_file_size": upload,
         "run_history": False,
     }
 
@@ -143,6 +148,7 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
             parts["fit_table"] = gr.HTML(elem_id="fit-table", **PLAIN)
             fit_fields(parts)
         _connect(page, handlers)
+        add_api(sessions.bench)
     return page
 
 
