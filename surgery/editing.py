@@ -101,7 +101,7 @@ class Choices:
 
     def without_heads(self, block: int, kv_groups: Iterable[int], heads: Iterable[int]) -> Choices:
         """Other KV groups and query heads of one block off; a set that changes was chosen by hand from then on."""
-        fields = {
+        fields: dict[str, Any] = {
             name: {index: gone for index, gone in before.items() if index != block} | ({block: off} if off else {})
             for name, before, off in (
                 ("kv_groups", self.kv_groups, tuple(sorted(set(kv_groups)))),
