@@ -99,12 +99,34 @@ class Choices:
         return replace(self, blocks=sets["remove_blocks"], attention=sets["remove_attention"], mlp=sets["remove_mlp"],
                        origins=origins, others=others)  # fmt: skip
 
-    def narrowed(self, edit: PruneNeurons | None) -> Choices:
-        """Other neurons off."""
+    def without_heads(self, block: int, kv_groups: Iterable[int], heads: Iterable[int]) -> Choices:
+        """Other KV groups and query heads of one block off; a set that changes was chosen by hand from then on."""
+        fields: dict[str, Any] = {
+            name: {index: gone for index, gone in before.items() if index != block} | ({block: off} if off else {})
+            for name, before, off in (
+                ("kv_groups", self.kv_groups, tuple(sorted(set(kv_groups)))),
+                ("heads", self.heads, tuple(sorted(set(heads)))),
+            )
+        }
+        changed = [op for op, name in FIELDS.items() if name in fields and fields[name] != dict(getattr(self, name))]
+        origins = {op: origin for op, origin in self.origins.items() if op not in changed}
+        return replace(self, **fields, origins=origins, others=self._unhealed() if changed else self.others)
+
+    def narrowed(self, edit: PruneNeurons | None, blocks: Iterable[int] | None = None) -> Choices:
+        """Other neurons off, in some blocks or in all. Beside neurons that were chosen in the same way no budget is
+        recorded, beside others nothing."""
         origins = {op: origin for op, origin in self.origins.items() if op != "prune_neurons"}
-        if edit is not None and edit.chosen_by is not None:
-            origins["prune_neurons"] = edit.chosen_by
-        neurons = dict(edit.removed) if edit else {}
+        changed = self.neurons.keys() if blocks is None else set(blocks)
+        left = {block: gone for block, gone in self.neurons.items() if block not in changed}
+        origin, before = edit.chosen_by if edit else None, self.origins.get("prune_neurons")
+        if left and edit is None:
+            origin = before
+        elif left and origin is not None:
+            alike = before is not None and (before.method, before.text) == (origin.method, origin.text)
+            origin = origin.model_copy(update={"budget": {}}) if alike else None
+        if origin is not None:
+            origins["prune_neurons"] = origin
+        neurons = left | (dict(edit.removed) if edit else {})
         others = self.others if neurons == dict(self.neurons) else self._unhealed()
         return replace(self, neurons=neurons, origins=origins, others=others)
 

@@ -1,4 +1,4 @@
-"""A method and how wide it should leave every MLP, and the edit that this makes of an open model."""
+"""A method and how wide it should leave MLPs, and the edit that this makes of an open model."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ class Narrowing:
 
     method: Method
     budget: WidthBudget
+    blocks: tuple[int, ...] | None = None
+    """Whose MLPs are narrowed, while the others stay as they are; all when None."""
 
     @property
     def stroke(self) -> str:
         """The same for two positions of one slider."""
-        return f"{self.method.name} {self.budget.divisor}"
+        return f"{self.method.name} {self.budget.divisor} {self.blocks or ''}"
 
     def nothing(self, model: OpenModel) -> bool:
-        """Whether every MLP is left as wide as it is."""
-        mlps = [block.mlp for block in model.architecture.blocks if block.mlp is not None]
+        """Whether each of these MLPs is left as wide as its source."""
+        mlps = [
+            block.mlp
+            for block in model.architecture.blocks
+            if block.mlp is not None and (self.blocks is None or block.index in self.blocks)
+        ]
         return all(self.budget.width(mlp) == mlp.width for mlp in mlps)
 
     def possible(self, model: OpenModel, windows: Windows | None) -> bool:
@@ -43,7 +49,10 @@ class Narrowing:
         Raises:
             InputError: the budget makes no sense for this model, or an analysis is missing.
         """
-        scores = model.neuron_scores(self.method, windows)
+        if self.blocks is None:
+            scores = model.neuron_scores(self.method, windows)
+        else:
+            scores = {block: model.block_scores(self.method, windows, block) for block in self.blocks}
         text = None
         if self.method.needs_text and windows is not None:
             text = text_reference(windows).model_dump()

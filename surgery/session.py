@@ -47,7 +47,7 @@ class Analysed:
 
     fingerprint: str
     windows: Windows
-    narrowing: Narrowing | None
+    narrowings: tuple[Narrowing, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Session(ComparingSession):
                 self._finish_healing(job.result)
         except InputError as error:
             self.error = str(error)
-        self._pending = None
+        self._pending = ()
         self._changed()
 
     def analyse(self) -> Job:
@@ -128,25 +128,25 @@ class Session(ComparingSession):
                 while True:
                     with self._lock:
                         wanted = self._pending
-                        if wanted is None or wanted.possible(model, windows):
+                        if all(narrowing.possible(model, windows) for narrowing in wanted):
                             result = Analysed(model.loaded.fingerprint, windows, wanted)
                             self._finish_analysis(result)
                             return result
                     model.gradients(windows, job.report)
             finally:
-                self._pending = None
+                self._pending = ()
 
         return self._start(title, work)
 
     def _finish_analysis(self, result: Analysed) -> None:
         with self._lock:
-            model, wanted = self._need_model(), self._pending or result.narrowing
+            model, wanted = self._need_model(), self._pending or result.narrowings
             if model.loaded.fingerprint != result.fingerprint or model.known_statistics(result.windows) is None:
                 return
-            self._analysed, self._pending = result.windows, None
+            self._analysed, self._pending = result.windows, ()
             self._changed()
-            if wanted is not None:
-                self._narrow(model, wanted)
+            for narrowing in wanted:
+                self._narrow(model, narrowing)
 
     def narrow(self, method_name: str, expansion_ratio: float, divisor: int = 1) -> Job | None:
         """Narrow every MLP to an expansion ratio (1.0 is the hidden size) by a method.
@@ -157,33 +157,50 @@ class Session(ComparingSession):
         Raises:
             InputError: it makes no sense, or an analysis is needed and another job is under way.
         """
-        model = self._need_model()
-        wanted = Narrowing(
-            registry.method(method_name, "neurons"), WidthBudget("expansion_ratio", expansion_ratio, divisor)
-        )
+        budget = WidthBudget("expansion_ratio", expansion_ratio, divisor)
+        return self._narrow_or_wait(Narrowing(registry.method(method_name, "neurons"), budget))
+
+    def narrow_block(self, block: int, width: int, method_name: str) -> Job | None:
+        """Leave a block's MLP that many neurons, the most important ones by a method; the others stay as they are.
+
+        At once or after an analysis, as `narrow`; at the source's own width the block is not narrowed.
+
+        Raises:
+            InputError: it makes no sense, the block's MLP is not there, or an analysis is needed and another job is
+                under way.
+        """
+        method = registry.method(method_name, "neurons")
         with self._lock:
-            self._pending = None
-            if wanted.nothing(model):
-                self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(None), wanted.stroke))
-                return None
-            if wanted.possible(model, self._analysed):
+            self._refuse_removed(block, "mlp")
+            mlp = self._need_model().architecture.blocks[block].mlp
+            if mlp is None or not 1 <= width <= mlp.width:
+                raise InputError(f"Block {block} can keep 1 to {mlp.width if mlp else 0:,} neurons.")
+            return self._narrow_or_wait(Narrowing(method, WidthBudget("width", width), (block,)))
+
+    def _narrow_or_wait(self, wanted: Narrowing) -> Job | None:
+        """Narrow at once, or as soon as an analysis gives the scores; it takes the place of what waits for the same."""
+        model = self._need_model()
+        with self._lock:
+            others = tuple(other for other in self._pending if wanted.blocks and other.blocks != wanted.blocks)
+            self._pending = others
+            if wanted.nothing(model) or wanted.possible(model, self._analysed):
                 self._narrow(model, wanted)
                 return None
             if self._job is None or self._job.over or not self._job.title.startswith(ANALYSING):
                 self._start_analysis(f"{ANALYSING} for {wanted.method.title}")
-            self._pending = wanted
+            self._pending = (*others, wanted)
             self._changed()
             return self._job
 
     def _narrow(self, model: OpenModel, wanted: Narrowing) -> None:
-        edit = wanted.edit(model, self._analysed)
-        self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(edit), wanted.stroke))
+        edit = None if wanted.nothing(model) else wanted.edit(model, self._analysed)
+        self._edit(lambda editor: editor.change(lambda choices: choices.narrowed(edit, wanted.blocks), wanted.stroke))
 
     def cancel(self) -> None:
         """Stop what runs, see `JobHolder.cancel`; a narrowing that waits for it is dropped."""
         with self._lock:
             if self.heavy:
-                self._pending = None
+                self._pending = ()
             super().cancel()
 
     def suggest(self, method_name: str, budget: Budget, rules: Rules = Rules()) -> Job:
@@ -310,7 +327,8 @@ class Session(ComparingSession):
                 measure_error=next((j.error for j in (live, self._refit) if j and j.state == "failed"), ""),
                 statistics=model.known_statistics(self._analysed) if model and self._analysed else None,
                 analysed=self._analysed,
-                pending_ratio=self._pending.budget.value if self._pending else None,
+                pending_ratio=next((wait.budget.value for wait in self._pending if wait.blocks is None), None),
+                pending_widths={block: int(wait.budget.value) for wait in self._pending for block in wait.blocks or ()},
                 job=job,
                 queue=self.bench.jobs.position(job) if job else 0,
                 can_cancel=bool(self.heavy) or (live is not None and measuring and live.seconds > LONG_MEASUREMENT),

@@ -16,8 +16,9 @@ from surgery.live import Estimate
 from surgery.memory import weight_type
 from surgery.narrowing import Narrowing
 from surgery.recipe import SCHEMA, Compensate, How, Recipe, TextReference
+from surgery.resolving import NAMES
 from surgery.session_jobs import JobHolder
-from surgery.structure import Structure, dense
+from surgery.structure import Part, Structure, dense
 from surgery.text_names import text_reference
 from surgery.view import Target
 from surgery.workbench import OpenModel, TextChoice, Workbench
@@ -56,7 +57,8 @@ class EditingSession(JobHolder):
         self._editor: Editor | None = None
         self._dense: Structure | None = None
         self._analysed: Windows | None = None
-        self._pending: Narrowing | None = None
+        self._pending: tuple[Narrowing, ...] = ()
+        """What waits for an analysis: of all MLPs, or of different blocks."""
         self._last: Estimate | None = None
         self._texts: dict[str, TextChoice] = {}
         """Calibration texts that were chosen here, by fingerprint: the ones that a compensation may be computed on."""
@@ -99,7 +101,7 @@ class EditingSession(JobHolder):
                 problem = f"The recipe kept in this browser was left out: {error}"
         with self._lock:
             self._model, self._editor, self._dense = model, editor, dense(model.architecture)
-            self._pending, self._last, self._completed = None, None, None
+            self._pending, self._last, self._completed = (), None, None
             self._analysed = self._known_analysis(model)
             self._fresh()
             self.error = problem
@@ -127,6 +129,31 @@ class EditingSession(JobHolder):
     def switch(self, blocks: list[int], attention: list[int], mlp: list[int]) -> None:
         """Switch exactly these parts off."""
         self._edit(lambda editor: editor.change(lambda choices: choices.switched(blocks, attention, mlp)))
+
+    def switch_heads(self, block: int, kv_groups: Collection[int], query_heads: Collection[int] = ()) -> None:
+        """Switch exactly these KV groups of a block off, and exactly these query heads of the groups that stay.
+
+        Raises:
+            InputError: the block has no attention, or it is removed.
+            RecipeError: no checkpoint can express it.
+        """
+        with self._lock:
+            self._refuse_removed(block, "attention")
+            attention = self._need_model().architecture.blocks[block].attention
+            assert attention is not None  # it would have been refused
+            size = attention.heads_per_group
+            alone = [head for head in query_heads if head // size not in kv_groups]
+            self._edit(lambda editor: editor.change(lambda choices: choices.without_heads(block, kv_groups, alone)))
+
+    def _refuse_removed(self, block: int, part: Part) -> None:
+        """Refuse to narrow what is not there."""
+        structure, blocks = self._need_editor().structure, self._need_model().architecture.blocks
+        if not 0 <= block < len(blocks):
+            raise InputError(f"There is no block {block}: the model has blocks 0 to {len(blocks) - 1}.")
+        if getattr(blocks[block], part) is None:
+            raise InputError(f"Block {block} has no {NAMES[part]} in this model.")
+        if not any(spec.source == block and getattr(spec, part) for spec in structure.blocks):
+            raise InputError(f"The {NAMES[part]} of block {block} is removed: bring it back first.")
 
     def compensate(self, how: Collection[How], on: bool) -> None:
         """Switch compensations on, on the calibration text, or off. Others stay, but least squares and bias exclude
@@ -225,7 +252,7 @@ class EditingSession(JobHolder):
         """A change that also settles how wide the MLPs are: a narrowing that waits for an analysis is dropped."""
         with self._lock:
             self._edit(change)
-            self._pending = None
+            self._pending = ()
 
     def _edit(self, change: Callable[[Editor], None]) -> None:
         """Change the recipe and measure it."""

@@ -150,6 +150,8 @@ class View:
     error: str
     text: TextChoice
     target: Target
+    pending_widths: Mapping[int, int] = field(default_factory=dict)
+    """Widths, by block, that are applied when the running analysis ends."""
     compensated: Compensated | None = None
     """The current structure with its compensations and its quantisation, once they are computed."""
     compensating: bool = False

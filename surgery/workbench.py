@@ -76,7 +76,7 @@ class OpenModel:
         self._windows: ByteCache[Windows] = ByteCache(SMALL_CACHE)
         self._statistics: ByteCache[Statistics] = ByteCache(STATISTICS_CACHE)
         self._gradients: ByteCache[Gradients] = ByteCache(GRADIENTS_CACHE)
-        self._scores: ByteCache[dict[int, torch.Tensor]] = ByteCache(SMALL_CACHE)
+        self._scores: ByteCache[torch.Tensor] = ByteCache(SMALL_CACHE)
 
     @property
     def reference(self) -> ModelReference:
@@ -266,17 +266,29 @@ class OpenModel:
         Raises:
             InputError: the windows have not been analysed, or their gradients not gathered, and the method needs it.
         """
+        found = {}
+        for block in self.architecture.blocks:
+            if stop is not None and stop.is_set():
+                raise Cancelled("Cancelled.")
+            if block.mlp is not None:
+                found[block.index] = self.block_scores(method, windows, block.index, seed)
+        return found
+
+    def block_scores(self, method: Method, windows: Windows | None, block: int, seed: int = 0) -> torch.Tensor:
+        """Scores of one block's neurons or query heads, (units,), by the method's kind; computed once.
+
+        The arguments are those of `neuron_scores`.
+
+        Raises:
+            InputError: as there, or the block has no such units.
+        """
         identity = windows.fingerprint if windows is not None and method.needs_text else ""
-        key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}"
+        key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}|{block}"
         known = self._scores.get(key)
         if known is None:
-            known, evidence = {}, self.evidence(windows, seed)
-            for block in self.architecture.blocks:
-                if stop is not None and stop.is_set():
-                    raise Cancelled("Cancelled.")
-                if block.mlp is not None:
-                    known[block.index] = registry.score_neurons(method, evidence, block.index)
-            self._scores.put(key, known, sum(scores.numel() * 4 for scores in known.values()))
+            score = registry.score_heads if method.kind == "heads" else registry.score_neurons
+            known = score(method, self.evidence(windows, seed), block)
+            self._scores.put(key, known, known.numel() * 4)
         return known
 
 

@@ -254,16 +254,20 @@ class Handlers:
             yield "slider", presenters.ratios(view), _slider
 
     def _map(self, tab: Tab, view: View) -> Update:
-        """The map's decisions only if they are not those that the browser has: a click may be under way there."""
-        now = {"map_value": presenters.decisions(view), "map_model": presenters.block_map_model(view)}
-        changed = {name: value for name, value in now.items() if tab.sent.get(name) != value}
+        """The block map."""
+        return self._widget(tab, "map", BlockMap, presenters.decisions(view), presenters.block_map_model(view))
+
+    def _widget(self, tab: Tab, name: str, component: Any, value: Any, model: Any) -> Update:
+        """A widget's decisions only if they are not those that the browser has: a click may be under way there."""
+        now = {f"{name}_value": value, f"{name}_model": model}
+        changed = {key: shown for key, shown in now.items() if tab.sent.get(key) != shown}
         tab.sent |= changed
         tab.unconfirmed |= changed.keys()
         if not changed:
             return {}
-        model: Any = now["map_model"]
-        value: Any = now["map_value"]
-        return {self.parts["map"]: BlockMap(value, model=model) if "map_value" in changed else BlockMap(model=model)}
+        return {
+            self.parts[name]: component(value, model=model) if f"{name}_value" in changed else component(model=model)
+        }
 
     def _chart(self, tab: Tab, view: View, picks: tuple[str, ...]) -> Update:
         """The open chart if it is out of date; the others are drawn when their tab is opened."""

@@ -15,7 +15,8 @@ from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts
 from ui.api import add_api
-from ui.compare_panel import CompareHandlers, compare_fields, connect_compare
+from ui.compare_panel import compare_fields, connect_compare
+from ui.detail_panel import DetailHandlers, connect_detail, detail_fields
 from ui.fit_panel import connect_fit, fit_fields
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
@@ -113,7 +114,7 @@ def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
 def build(bench: Workbench | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over a given one."""
     sessions = Sessions(bench or Workbench())
-    handlers = CompareHandlers(sessions)
+    handlers = DetailHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         parts["tab"] = gr.State("", time_to_live=None, delete_callback=sessions.free)
@@ -134,6 +135,7 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
         with gr.Column(elem_id="map-card"):
             parts["map"] = BlockMap(elem_id="map", label="Blocks")
             parts["removed"] = gr.HTML(elem_id="removed", **PLAIN)
+            detail_fields(parts)
         _narrowing_fields(parts)
         tool_tabs(parts)
         with gr.Tabs(elem_id="look"):
@@ -278,7 +280,7 @@ def _chart_tabs(parts: dict[str, Any]) -> None:
     parts["chart_note"] = gr.HTML(elem_id="chart-note", **PLAIN)
 
 
-def _connect(page: gr.Blocks, handlers: CompareHandlers) -> None:
+def _connect(page: gr.Blocks, handlers: DetailHandlers) -> None:
     """Which handler answers which event. Every handler may send any part of the page."""
     parts = handlers.parts
     tab, picks = parts["tab"], [parts["neuron_method"], parts["head_statistic"]]
@@ -306,7 +308,7 @@ def _connect(page: gr.Blocks, handlers: CompareHandlers) -> None:
     page.load(handlers.load, [parts["kept"], *picks], [tab, *shown], js=RECALL, **QUIET)
     page.load(None, js=KEYS, **QUIET)
     parts["kept"].change(None, parts["kept"], None, js=REMEMBER, **QUIET)
-    parts["timer"].tick(handlers.tick, inputs("answer", "map", "slider"), shown, **QUIET)
+    parts["timer"].tick(handlers.tick_detail, inputs("detail", "answer", "map", "slider"), shown, **QUIET)
     parts["map"].input(handlers.switch, inputs("map"), shown, **LAST)
     parts["slider"].input(handlers.narrow, inputs("slider", "method", "divisor"), shown, **LAST)
     gr.on(
@@ -342,6 +344,7 @@ def _connect(page: gr.Blocks, handlers: CompareHandlers) -> None:
     for name in charts.NAMES:
         parts[f"tab_{name}"].select(_opener(handlers, name), inputs(), shown, **QUIET)
     connect_tools(handlers, inputs, shown, QUIET, LAST)
+    connect_detail(handlers, inputs, shown, QUIET, LAST)
     connect_ship(handlers, inputs, shown, QUIET)
     connect_fit(handlers, inputs, shown, QUIET)
     connect_heal(handlers, inputs, shown, QUIET)
@@ -352,7 +355,7 @@ def _connect(page: gr.Blocks, handlers: CompareHandlers) -> None:
     parts["head_statistic"].input(_opener(handlers, "heads"), inputs(), shown, **QUIET)
 
 
-def _opener(handlers: CompareHandlers, name: str) -> Any:
+def _opener(handlers: DetailHandlers, name: str) -> Any:
     """A handler that shows one chart."""
 
     def draw(tab: str, neuron_method: str, head_statistic: str) -> Any:

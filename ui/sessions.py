@@ -18,7 +18,7 @@ GRACE = 30.0
 
 QUIET = 1.5
 """Seconds after which no hand is on the map or the slider."""
-INPUTS = ("map_value", "slider")
+INPUTS = ("map_value", "slider", "detail_value")
 
 
 @dataclass
@@ -29,6 +29,10 @@ class Tab:
     chart: str = "blocks"
     selected: int | None = None
     """The block whose detail is shown."""
+    coloured_by: str = "entropy"
+    """What the heads of that block are coloured by."""
+    ranked_by: str = "cfsp_fine"
+    """The method that ranks the neurons of that block."""
     narrowing: tuple[str, int] | None = None
     """Method and divisor that were last asked for."""
     sent: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +49,8 @@ class Tab:
     """Whether an answer was sent before the browser showed the one before it: they may have come in another order."""
     seen: tuple[Any, ...] = ()
     """What the browser showed when it last asked: the answer's number, the map's decisions, the slider's ratio."""
+    seen_detail: Any = None
+    """What its detail of a block showed then."""
     moved: float = 0.0
     """When the map or the slider was last moved by hand."""
     lock: RLock = field(default_factory=RLock)
@@ -74,6 +80,12 @@ class Tab:
             self.sent.pop("map_value", None)
         if ratio is not None and ratio == before[2] != self.sent.get("slider", (None,))[0]:
             self.sent.pop("slider", None)
+
+    def compare_detail(self, value: Any) -> None:
+        """The same for the detail of a block, which is an input too."""
+        before, self.seen_detail = self.seen_detail, value
+        if time.monotonic() - self.moved >= QUIET and value == before != self.sent.get("detail_value"):
+            self.sent.pop("detail_value", None)
 
     def _confirm(self, last: bool) -> None:
         """The browser shows an answer and stays with it: the last one, or else one that came late.

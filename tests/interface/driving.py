@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", "more", "rule-protect-first",
          "rule-protect-last", "rule-no-neighbours"}  # fmt: skip
 """The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
+DETAIL = {"detail", "detail-block", "coloured-by", "ranked-by"}
+"""The controls of one block's detail; `test_detail.py` works them all."""
 READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
              "chart-neurons", "chart-heads", "chart-predicted"}  # fmt: skip
 LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2

@@ -1,0 +1,139 @@
+"""The detail of the selected block: its components, its handlers, and which answers which event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from analysis import registry
+from surgery.view import View
+from ui import detail_model, detail_words
+from ui.compare_panel import CompareHandlers
+from ui.handlers import Update, as_it_is
+from ui.look import PLAIN
+from ui.sessions import Tab
+from ui.widgets.block_detail import BlockDetail, Cut
+from ui.widgets.choice import Choice
+
+RANKINGS = [(entry.title, entry.name) for entry in registry.METHODS if entry.kind == "neurons"]
+
+
+def detail_fields(parts: dict[str, Any]) -> None:
+    """The list of blocks, what the widget shows by, the widget, and the numbers in words."""
+    with gr.Row(elem_id="detail-bar"):
+        parts["detail_block"] = Choice(
+            [], label="Block", interactive=True, elem_id="detail-block", scale=1, min_width=130
+        )
+        parts["coloured_by"] = gr.Dropdown(
+            detail_model.COLOURS,
+            value="entropy",
+            label="Heads coloured by",
+            visible="hidden",
+            elem_id="coloured-by",
+            scale=2,
+            min_width=200,
+        )
+        parts["ranked_by"] = gr.Dropdown(
+            RANKINGS,
+            value="cfsp_fine",
+            label="Neurons ranked by",
+            visible="hidden",
+            elem_id="ranked-by",
+            scale=2,
+            min_width=200,
+        )
+    parts["detail"] = BlockDetail(elem_id="detail", label="Detail of a block")
+    parts["detail_words"] = gr.HTML(elem_id="detail-words", **PLAIN)
+
+
+class DetailHandlers(CompareHandlers):
+    """The page's handlers, those of one block's detail included."""
+
+    def select(self, identity: str, chosen: str, *picks: str) -> Update:
+        """Show another block, or none."""
+
+        def act(tab: Tab) -> None:
+            tab.selected = detail_words.chosen_block(chosen)
+            tab.sent["detail_block"] = (tab.sent.get("detail_block", ((), ""))[0], chosen)  # the list shows it already
+
+        return self._answer(identity, act, picks)
+
+    def show_by(self, identity: str, coloured_by: str, ranked_by: str, *picks: str) -> Update:
+        """Colour heads by another statistic, and rank neurons by another method."""
+
+        def act(tab: Tab) -> None:
+            tab.coloured_by, tab.ranked_by = coloured_by, ranked_by
+
+        return self._answer(identity, act, picks)
+
+    def cut(self, identity: str, value: Cut, *picks: str) -> Update:
+        """A group, a head or the width of one block was moved by hand."""
+
+        def act(tab: Tab) -> None:
+            block = value["block"]
+            if block is None:
+                return
+            tab.touched()
+            tab.sent["detail_value"] = value  # the browser shows it already
+            before = detail_model.decision(tab.session.view(), block)
+            if (value["groups"], value["heads"]) != (before["groups"], before["heads"]):
+                tab.session.switch_heads(block, value["groups"], value["heads"])
+            if value["width"] != before["width"]:
+                tab.session.narrow_block(block, value["width"], tab.ranked_by)
+
+        return self._answer(identity, act, picks)
+
+    def tick_detail(
+        self, identity: str, detail: Cut, answer: str, decisions: dict[str, list[int]], ratio: float | None, *picks: str
+    ) -> Update:
+        """As `tick`, with what the detail shows."""
+        tab = self.sessions.get(identity)
+        if tab is not None:
+            with tab.lock:
+                tab.compare_detail(detail)
+        return self.tick(identity, answer, decisions, ratio, *picks)
+
+    def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
+        yield from super()._values(tab, view)
+        block = detail_model.block_of(view, tab.selected)
+        chosen = detail_words.NONE if block is None else str(block.index)
+        yield "detail_block", (detail_words.block_choices(view), chosen), _choices
+        yield "detail_words", detail_words.detail_text(view, tab.selected), as_it_is
+        for name in ("coloured_by", "ranked_by"):
+            yield name, block is not None, lambda shown: gr.update(visible=True if shown else "hidden")
+
+    def _map(self, tab: Tab, view: View) -> Update:
+        """Both widgets."""
+        return super()._map(tab, view) | self._widget(
+            tab,
+            "detail",
+            BlockDetail,
+            detail_model.decision(view, tab.selected),
+            detail_model.widget_model(view, tab.selected, tab.ranked_by, tab.coloured_by),
+        )
+
+
+def _choices(found: tuple[list[tuple[str, str]], str]) -> Any:
+    return Choice(choices=found[0], value=found[1])
+
+
+def connect_detail(
+    handlers: DetailHandlers,
+    inputs: Callable[..., list[Any]],
+    shown: list[Any],
+    quiet: dict[str, Any],
+    last: dict[str, Any],
+) -> None:
+    """Which handler answers which event of the panel; the arguments are those of `connect_tools`."""
+    parts = handlers.parts
+    parts["detail"].input(handlers.cut, inputs("detail"), shown, **last)
+    parts["detail_block"].input(handlers.select, inputs("detail_block"), shown, **last)
+    gr.on(
+        [parts["coloured_by"].input, parts["ranked_by"].input],
+        handlers.show_by,
+        inputs("coloured_by", "ranked_by"),
+        shown,
+        **last,
+    )
