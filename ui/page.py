@@ -13,8 +13,9 @@ from surgery.kv_cache import KV_TYPES
 from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
-from ui import charts
+from ui import charts, guide_words
 from ui.fit_panel import FitHandlers, connect_fit, fit_fields
+from ui.guide import guide
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
 from ui.look import PLAIN
@@ -86,9 +87,9 @@ def launch_arguments() -> dict[str, Any]:
     }
 
 
-def build(bench: Workbench | None = None) -> gr.Blocks:
-    """The page over a workbench of its own, or over a given one."""
-    sessions = Sessions(bench or Workbench())
+def build(sessions: Sessions | None = None) -> gr.Blocks:
+    """The page over a workbench of its own, or over given sessions."""
+    sessions = sessions or Sessions(Workbench())
     handlers = FitHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
@@ -96,10 +97,11 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
         parts["kept"] = gr.BrowserState(None, storage_key="model-surgery", secret="model-surgery")
         parts["timer"] = gr.Timer(IDLE_TICK, active=False)
         gr.HTML(
-            f"<header class='ms-head'><h1>{TITLE}</h1><p>Switch parts of a language model off and watch what it costs."
-            "</p></header>",
+            f"<header class='ms-head'><h1>{TITLE}</h1>{guide_words.BUTTON}"
+            "<p>Switch parts of a language model off and watch what it costs.</p></header>",
             **PLAIN,
         )
+        guide()
         parts["status"] = gr.HTML(elem_id="status", **PLAIN)
         with gr.Accordion("Model, text and device", open=False, elem_id="setup"), gr.Row():
             _model_fields(parts)

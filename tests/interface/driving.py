@@ -12,8 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", "more", "rule-protect-first",
          "rule-protect-last", "rule-no-neighbours"}  # fmt: skip
 """The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
+GUIDE = {"guide", "guide-open", "guide-show", "guide-back", "guide-next", "guide-skip"}
+"""The controls of the guide; `test_guide.py` works them all."""
 READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
              "chart-neurons", "chart-heads", "chart-predicted"}  # fmt: skip
+LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2
+WINDOWS = 10
+"""Of 256 tokens: enough that their analysis takes some seconds."""
+DENSE = "30 blocks kept, 0 removed; expansion ratio 266.7%."
 CURRENT = "[data-tile=perplexity][data-state=current]"
 
 
@@ -153,3 +159,10 @@ def paste_text(page: Any, text: str, window: int, windows: int) -> None:
     page.locator("#window input").fill(str(window))
     page.locator("#windows input").fill(str(windows))
     page.click("#use-text")
+
+
+def heal_words(page: Any, words: str) -> None:
+    """Until the Heal panel says this; a forecast, or a first step, may take long on busy cores."""
+    page.wait_for_function(
+        "words => document.querySelector('#heal-words')?.innerText.includes(words)", arg=words, timeout=150_000
+    )
