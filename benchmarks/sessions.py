@@ -2,10 +2,10 @@
 
     python -m benchmarks.sessions [--sessions 10] [--browser] [--out F]
 
-Each session opens the embedded model, analyses it, is cut differently from all others and is measured. Memory is what
-this process, which is the server, has to itself (unique set size) and shares with others (proportional set size); the
-browser runs in processes of its own. With `--browser` the sessions are tabs of as many Chromium profiles; without, the
-same sessions are worked headless. At the end all tabs are closed and what is left is measured.
+Each session opens the embedded model, analyses it, is cut differently from all others and is measured. Memory is the
+resident one of this process, which is the server, and its proportional share (PSS); the browser runs in processes of
+its own. With `--browser` the sessions are tabs of as many Chromium profiles; without, the same sessions are worked
+headless. At the end all tabs are closed, and what is left is measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def memory() -> dict[str, int]:
     """Bytes of this process: resident, and its proportional share where the system tells it."""
     gc.collect()
     found = psutil.Process().memory_full_info()
-    return {"rss": found.rss, "pss": getattr(found, "pss", found.rss), "uss": found.uss}
+    return {"rss": found.rss, "pss": getattr(found, "pss", found.rss)}
 
 
 def wait_until(reached: Callable[[], bool]) -> None:

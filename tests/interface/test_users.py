@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.sessions import wait_until
 from surgery import workbench
 from surgery.workbench import Workbench
 from tests.interface.driving import (
@@ -67,7 +68,7 @@ def test_two_people_and_two_tabs_do_not_mix(profile: Callable[..., Any]) -> None
 
 def test_the_job_of_one_is_not_the_job_of_another_and_waits_its_turn(profile: Callable[..., Any]) -> None:
     one, two, third = (opened(profile()) for _ in range(3))
-    long_analysis(one, "First in the queue", 40)
+    long_analysis(one, "First in the queue", 24)
     long_analysis(two, "Second in the queue")
     assert "waiting, 1 before it" in wait_for_message(two, "waiting")
     assert third.locator(PROGRESS).count() == 0 and third.locator("#cancel").is_disabled()
@@ -95,7 +96,7 @@ def test_a_reload_in_the_middle_of_an_analysis_goes_on_with_it(page: Any) -> Non
 
 
 def test_an_analysis_can_be_cancelled_after_a_reload(page: Any) -> None:
-    long_analysis(page, "Reloaded and cancelled", 40)
+    long_analysis(page, "Reloaded and cancelled", 24)
     page.reload()
     page.wait_for_selector(PROGRESS)
     cancel(page)
@@ -131,19 +132,8 @@ def test_a_closed_tab_is_freed(browser: Any, monkeypatch: pytest.MonkeyPatch) ->
             assert len(sessions) == number
         for left, context in zip((2, 1, 0), contexts, strict=True):
             context.close()
-            _wait(lambda left=left: len(sessions) == left, browser)
+            wait_until(lambda left=left: len(sessions) == left)
     sessions.bench.jobs.close()
-
-
-def _wait(reached: Callable[[], bool], browser: Any) -> None:
-    context = browser.new_context()
-    page = context.new_page()
-    for _ in range(600):
-        if reached():
-            break
-        page.wait_for_timeout(100)  # the server's own threads have no state in the browser to wait for
-    context.close()
-    assert reached()
 
 
 HOSTILE = (
