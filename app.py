@@ -10,6 +10,7 @@ from surgery.errors import InputError
 from surgery.limits import read_limits
 from surgery.workbench import Workbench
 from ui.page import build, launch_arguments
+from ui.sessions import Sessions
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    page = build(Workbench(limits=limits))
+    page = build(Sessions(Workbench(limits=limits)))
     page.queue(default_concurrency_limit=16).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT") or 7860),

@@ -13,11 +13,12 @@ from surgery.kv_cache import KV_TYPES
 from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
-from ui import charts
+from ui import charts, guide_words
 from ui.api import add_api
 from ui.compare_panel import compare_fields, connect_compare
 from ui.detail_panel import DetailHandlers, connect_detail, detail_fields
 from ui.fit_panel import connect_fit, fit_fields
+from ui.guide import guide
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
 from ui.keep_panel import connect_keep, keep_fields
@@ -111,9 +112,9 @@ def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
     }
 
 
-def build(bench: Workbench | None = None) -> gr.Blocks:
-    """The page over a workbench of its own, or over a given one."""
-    sessions = Sessions(bench or Workbench())
+def build(sessions: Sessions | None = None) -> gr.Blocks:
+    """The page over a workbench of its own, or over given sessions."""
+    sessions = sessions or Sessions(Workbench())
     handlers = DetailHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
@@ -121,10 +122,11 @@ def build(bench: Workbench | None = None) -> gr.Blocks:
         parts["kept"] = gr.BrowserState(None, storage_key="model-surgery", secret="model-surgery")
         parts["timer"] = gr.Timer(IDLE_TICK, active=False)
         gr.HTML(
-            f"<header class='ms-head'><h1>{TITLE}</h1><p>Switch parts of a language model off and watch what it costs."
-            "</p></header>",
+            f"<header class='ms-head'><h1>{TITLE}</h1>{guide_words.BUTTON}"
+            "<p>Switch parts of a language model off and watch what it costs.</p></header>",
             **PLAIN,
         )
+        guide()
         parts["status"] = gr.HTML(elem_id="status", **PLAIN)
         with gr.Accordion("Model, text and device", open=False, elem_id="setup"), gr.Row():
             _model_fields(parts)

@@ -15,20 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from surgery import embedded
 from tests.interface.driving import ROOT, opened
+from tests.interface.serving import CHROMIUM, FAST_CLEANUP, chromium
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PATIENCE = 120_000
 """Milliseconds that a wait may take: other processes may be using the cores."""
 HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_")
@@ -49,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_IS_E2E_TEST": "1",
+        FAST_CLEANUP: "1",
         "GRADIO_TEMP_DIR": str(temporary),
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -79,10 +70,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     assert Path(CHROMIUM).exists(), "chromium is missing: `make chromium` installs it"
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -14,9 +14,14 @@ TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", 
 """The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
 DETAIL = {"detail", "detail-block", "coloured-by", "ranked-by"}
 """The controls of one block's detail; `test_detail.py` works them all."""
+GUIDE = {"guide", "guide-open", "guide-show", "guide-back", "guide-next", "guide-skip"}
+"""The controls of the guide; `test_guide.py` works them all."""
 READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
              "chart-neurons", "chart-heads", "chart-predicted"}  # fmt: skip
 LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2
+WINDOWS = 10
+"""Of 256 tokens: enough that their analysis takes some seconds."""
+DENSE = "30 blocks kept, 0 removed; expansion ratio 266.7%."
 CURRENT = "[data-tile=perplexity][data-state=current]"
 
 
@@ -156,3 +161,10 @@ def paste_text(page: Any, text: str, window: int, windows: int) -> None:
     page.locator("#window input").fill(str(window))
     page.locator("#windows input").fill(str(windows))
     page.click("#use-text")
+
+
+def heal_words(page: Any, words: str) -> None:
+    """Until the Heal panel says this; a forecast, or a first step, may take long on busy cores."""
+    page.wait_for_function(
+        "words => document.querySelector('#heal-words')?.innerText.includes(words)", arg=words, timeout=150_000
+    )

@@ -7,17 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.interface.driving import LONG_TEXT, choose, export, part, tool, wait_for_message, wait_measured
+from tests.interface.driving import LONG_TEXT, choose, export, heal_words, part, tool, wait_for_message, wait_measured
 
 pytestmark = pytest.mark.slow
 WAIT = 150_000
 """Milliseconds that a forecast, or a first step, may take on busy cores."""
-
-
-def heal_words(page: Any, words: str) -> None:
-    page.wait_for_function(
-        "words => document.querySelector('#heal-words')?.innerText.includes(words)", arg=words, timeout=WAIT
-    )
 
 
 def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:

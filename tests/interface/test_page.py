@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from tests.interface.driving import (
+    DENSE,
     DETAIL,
+    GUIDE,
     LONG_TEXT,
     ROOT,
     TOOLS,
+    WINDOWS,
     analyse,
     choose,
     controls,
@@ -32,16 +35,11 @@ from tests.interface.driving import (
     tile,
     upload,
     value,
-    wait_analysed,
     wait_for_message,
-    wait_for_words,
     wait_measured,
 )
 
 pytestmark = pytest.mark.slow
-WINDOWS = 10
-"""Of 256 tokens: enough that their analysis takes some seconds."""
-DENSE = "30 blocks kept, 0 removed; expansion ratio 266.7%."
 
 
 def test_analyse_remove_narrow_export_reset_import_and_the_command_line(page: Any, tmp_path: Path) -> None:
@@ -169,23 +167,6 @@ def test_a_drag_over_the_map_is_one_step(page: Any) -> None:
     wait_measured(page, DENSE)
 
 
-def test_a_reload_in_the_middle_of_an_analysis_goes_on_with_it(page: Any) -> None:
-    part(page, 5).click()
-    edited = wait_measured(page, "29 blocks kept")
-    settings(page)
-    paste_text(page, "Reloaded. " + LONG_TEXT, 256, WINDOWS)
-    page.wait_for_selector("#map [data-block-map][data-analysed=false]")
-    page.click("#analyse")
-    page.wait_for_selector("#status [role=progressbar]")
-    page.reload()
-    page.wait_for_selector("#status [role=progressbar]")
-    wait_for_words(page, "29 blocks kept, 1 removed")
-    assert removed(page) == [(5, "attention"), (5, "block"), (5, "mlp")]
-    wait_analysed(page)
-    page.wait_for_selector("#chart-blocks .js-plotly-plot")
-    assert wait_measured(page) == edited, "the reloaded page measures on the embedded text again"
-
-
 def test_an_analysis_can_be_cancelled_and_started_again(page: Any) -> None:
     settings(page)
     paste_text(page, "Cancelled. " + LONG_TEXT, 256, WINDOWS)
@@ -257,22 +238,6 @@ def test_it_is_legible_and_fits_the_screen(profile: Callable[..., Any], theme: s
     tapped.tap() if phone else tapped.click()
     wait_measured(page, "1 MLP removed")
     fits()
-
-
-def test_two_people_and_two_tabs_do_not_mix(profile: Callable[..., Any]) -> None:
-    first, other = profile(), profile()
-    one, two, stranger = opened(first), opened(first), opened(other)
-    part(one, 3).click()
-    wait_measured(one, "29 blocks kept, 1 removed")
-    part(two, 7, "mlp").click()
-    wait_measured(two, "30 blocks kept, 0 removed; 1 MLP removed")
-    assert removed(stranger) == [] and value(stranger) != value(one)
-    for page, words, shown in ((one, "29 blocks kept", 3), (two, "1 MLP removed", 1), (stranger, DENSE, 0)):
-        page.reload()
-        wait_measured(page, words)
-        assert len(removed(page)) == shown
-    again = opened(first)
-    assert len(removed(again)) in (1, 3), "a new tab goes on with what was done last"
 
 
 def test_a_remembered_recipe_of_other_weights_is_left_out(profile: Callable[..., Any]) -> None:
@@ -465,13 +430,14 @@ def test_every_control_changes_something(page: Any, tmp_path: Path) -> None:
     wait_measured(page, DENSE)
     changed |= {"cancel", "make-fit", "fit-choice", "fit-take"}  # have tests of their own
 
-    missing = controls(page) - changed - TOOLS - DETAIL
+    missing = controls(page) - changed - TOOLS - DETAIL - GUIDE
     assert not missing, f"nothing is known of the controls {missing}"
 
 
 @pytest.mark.skipif(os.environ.get("MODEL_SURGERY_SCREENSHOTS") != "1", reason="MODEL_SURGERY_SCREENSHOTS is not 1")
 def test_the_screenshot_of_the_readme(profile: Callable[..., Any]) -> None:
     page = opened(profile(viewport={"width": 1280, "height": 1080}), "/?__theme=light")
+    page.click("#guide-skip")
     analyse(page)
     for block, kind in ((13, "block"), (14, "block"), (5, "attention"), (7, "attention")):
         part(page, block, kind).click()
