@@ -90,6 +90,8 @@ class Handlers:
 
         def act(tab: Tab) -> None:
             tab.touched()
+            changed = presenters.changed_block(presenters.decisions(tab.session.view()), value)
+            tab.selected = tab.selected if changed is None else changed
             tab.sent["map_value"] = value  # the browser shows it already
             tab.session.switch(value["blocks"], value["attention"], value["mlp"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,8 @@ from surgery.view import View
 from ui import keep_words
 from ui.fit_panel import FitHandlers
 from ui.handlers import Update, as_it_is
-from ui.look import PLAIN
+from ui.look import PLAIN, download_js
+from ui.report import report
 from ui.sessions import Tab
 from ui.widgets.choice import Choice
 
@@ -36,6 +38,16 @@ def keep_fields(parts: dict[str, Any]) -> None:
             "", label="Link", show_label=False, container=False, max_lines=1, interactive=False,
             placeholder="The link appears here, too.", elem_id="shown-link", scale=1, min_width=220,
         )  # fmt: skip
+    with gr.Row(elem_classes="ms-actions"):
+        parts["report"] = gr.Button(
+            "Download a report", elem_id="report", interactive=False, size="md", scale=0, min_width=0
+        )
+        gr.HTML(
+            '<p class="ms-note">One HTML file: recipe, numbers, everything tried, lines to reproduce.</p>',
+            min_width=220,
+            **PLAIN,
+        )
+    parts["report_text"] = gr.Textbox("", visible="hidden", elem_id="report-text")
     parts["link_code"] = gr.Textbox("", visible="hidden", elem_id="link-code")
     with gr.Row(elem_classes="ms-actions"):
         parts["ready_choice"] = Choice(
@@ -54,13 +66,18 @@ class KeepHandlers(FitHandlers):
         """The recipe in force as the end of an address."""
         return recipe_link.encode(self._tab(identity).session.current_recipe())
 
+    def report(self, identity: str) -> str:
+        """The session as one HTML file."""
+        return report(self._tab(identity).session.view(), datetime.now())
+
     def ready(self, identity: str, name: str, *picks: str) -> Update:
         """Make a ready recipe the current one."""
         return self._answer(identity, lambda tab: tab.session.take_ready(name), picks)
 
     def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
         yield from super()._values(tab, view)
-        yield "make_link", view.history is not None, lambda able: gr.Button(interactive=able)
+        for name in ("make_link", "report"):
+            yield name, view.history is not None, lambda able: gr.Button(interactive=able)
         ready = self.sessions.bench.ready_recipes.of(view.model.loaded.fingerprint) if view.model else {}
         found = keep_words.ready_choices(ready)
         yield "ready_choice", found, _choices
@@ -79,5 +96,8 @@ def connect_keep(
     parts = handlers.parts
     parts["make_link"].click(handlers.link, [parts["tab"]], [parts["link_code"]], **quiet).success(
         None, [parts["link_code"]], [parts["shown_link"]], js=SHOW_LINK, **quiet
+    )
+    parts["report"].click(handlers.report, [parts["tab"]], [parts["report_text"]], **quiet).success(
+        None, [parts["report_text"]], None, js=download_js("model-surgery-report.html", "text/html"), **quiet
     )
     parts["ready_take"].click(handlers.ready, inputs("ready_choice"), shown, **quiet)

@@ -22,7 +22,7 @@ from ui.guide import guide
 from ui.handlers import IDLE_TICK
 from ui.heal_panel import connect_heal
 from ui.keep_panel import connect_keep, keep_fields
-from ui.look import PLAIN
+from ui.look import PLAIN, download_js
 from ui.read_panel import connect_read, read_fields
 from ui.sessions import Sessions
 from ui.ship_panel import connect_ship
@@ -42,14 +42,6 @@ NEURON_METHODS = [(entry.title, entry.name) for entry in registry.METHODS if ent
 DRAWN_METHODS = [(title, name) for title, name in NEURON_METHODS if not registry.method(name).needs_gradients]
 """Those whose scores the analysis gives; gradients are gathered when a suggestion asks for them."""
 DIVISORS = [1, 8, 32, 64, 128]
-DOWNLOAD = """(text) => {
-  if (!text) return;
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
-  link.download = 'recipe.json';
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}"""
 # The browser's storage is shared by its tabs: what a tab itself has kept comes first, so that two tabs do not mix.
 # The first change that Gradio reports is what it read from there itself, before the page has asked for its own.
 RECALL = """(kept, ...rest) => {
@@ -323,7 +315,7 @@ def _connect(page: gr.Blocks, handlers: DetailHandlers) -> None:
     for name in ("undo", "redo", "reset", "analyse", "cancel"):
         parts[name].click(getattr(handlers, name), inputs(), shown, **QUIET)
     parts["export"].click(handlers.export, [tab], [parts["exported"]], **QUIET).success(
-        None, [parts["exported"]], None, js=DOWNLOAD, **QUIET
+        None, [parts["exported"]], None, js=download_js("recipe.json", "application/json"), **QUIET
     )
     parts["import"].upload(handlers.take, inputs("import"), shown, **QUIET)
     gr.on(

@@ -68,6 +68,12 @@ def decisions(view: View) -> dict[str, list[int]]:
     }
 
 
+def changed_block(before: dict[str, list[int]], now: dict[str, list[int]]) -> int | None:
+    """The one block in which two values of the block map differ; None if it is none or several."""
+    changed = {block for name, blocks in now.items() for block in set(blocks) ^ set(before.get(name, []))}
+    return changed.pop() if len(changed) == 1 else None
+
+
 def block_map_model(view: View) -> dict[str, Any]:
     """The block map's read-only side."""
     if view.model is None or view.dense is None or view.structure is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from surgery.live import Estimate
 from surgery.memory import Fit
-from surgery.view import View
+from surgery.view import Attempt, View
 from ui.presenters import bytes_text, count_text, escape, number_text
 
 DAMAGE = (
@@ -30,7 +31,8 @@ def tiles(view: View) -> str:
     speed = fit.speed
     row = (
         _tile("parameters", "Parameters", count_text(parameters),
-              f"{_change(parameters, whole)} of {count_text(whole)}", "arithmetic"),
+              f"{_change(parameters, whole)} of {count_text(whole)}" + _parameters_since(view, parameters),
+              "arithmetic"),
         _tile("file", f"Weights in {fit.type}", bytes_text(fit.weights_bytes),
               f"{_change(fit.weights_bytes, dense.weights_bytes)} of {bytes_text(dense.weights_bytes)}", "arithmetic"),
         _tile("memory", f"Memory, {fit.context:,} tokens", bytes_text(fit.needed_bytes),
@@ -65,6 +67,25 @@ def _change(now: float, before: float) -> str:
     return "all" if now == before else f"{100 * now / before:.1f}%"
 
 
+def _last_step(view: View) -> Attempt | None:
+    """What the step before the one in force gave, if it was measured on this text."""
+    history = view.history
+    return view.compared.of(history.recipes[history.position - 1].key) if history and history.can_undo else None
+
+
+def _parameters_since(view: View, now: int) -> str:
+    before = _last_step(view)
+    change = now - before.structure.parameters if before else 0
+    return f"; last step {'+' if change > 0 else '-'}{count_text(abs(change))}" if change else ""
+
+
+def _loss_since(view: View, estimate: Estimate) -> str:
+    before = _last_step(view)
+    if before is None or not estimate.complete or not view.measured:
+        return ""
+    return f"; last step {estimate.nll - before.estimate.nll:+.3f}"
+
+
 def damage(difference: float) -> str:
     """What a loss in nats a token against the dense model usually means, in plain words."""
     return next(words for most, words in DAMAGE if difference <= most)
@@ -88,7 +109,9 @@ def _perplexity_tile(view: View) -> str:
     if estimate.difference != 0:
         spread = estimate.difference_standard_error
         paired = "" if spread is None or not math.isfinite(spread) else f" ± {spread:.3f}"
-        loss = f"loss {estimate.difference:+.3f}{paired} nats: {damage(estimate.difference)}"
+        loss = (
+            f"loss {estimate.difference:+.3f}{paired} nats: {damage(estimate.difference)}{_loss_since(view, estimate)}"
+        )
         against = f"dense {number_text(estimate.dense_perplexity)}; {loss}"
     kind, state = f"measured on {estimate.tokens:,} tokens", ""
     if not view.measured:

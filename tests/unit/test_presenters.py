@@ -193,6 +193,15 @@ def test_the_bar_is_to_scale_and_its_parts_are_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("now", "block"),
+    [({"blocks": [3], "attention": [], "mlp": []}, 3), ({"blocks": [], "attention": [0], "mlp": [0]}, 0),
+     ({"blocks": [1, 2], "attention": [], "mlp": []}, None), ({"blocks": [], "attention": [], "mlp": []}, None)],
+)  # fmt: skip
+def test_the_block_that_a_click_changed(now: dict[str, list[int]], block: int | None) -> None:
+    assert presenters.changed_block({"blocks": [], "attention": [], "mlp": []}, now) == block
+
+
+@pytest.mark.parametrize(
     ("nats", "words"),
     [(-0.1, "no difference"), (0.02, "no difference"), (0.05, "hardly"), (0.2, "noticeable"), (0.5, "suffers"),
      (3.0, "breaks"), (math.inf, "breaks")],

@@ -17,6 +17,7 @@ from surgery.workbench import Workbench
 from tests.sessions import SMALL, measured
 from tests.tiny_workbench import open_model
 from ui import compare_words
+from ui.tiles import tiles
 
 
 @pytest.fixture
@@ -127,3 +128,12 @@ def test_steps_are_listed_with_their_numbers(session: Session) -> None:
     shown = compare_words.steps(view)
     assert shown.count("<button") == 2 and shown.count("aria-current") == 1 and "Dense model" in shown
     assert view.estimate is not None and f"{view.estimate.perplexity:,.3f}" in shown
+
+
+def test_tiles_tell_the_change_since_the_last_step(session: Session) -> None:
+    dense = measured(session).estimate
+    view = after(session, lambda: session.switch([1], [], []))
+    assert dense is not None and view.estimate is not None
+    shown = tiles(view)
+    assert f"last step {view.estimate.nll - dense.nll:+.3f}" in shown and "last step -" in shown
+    assert "last step" not in tiles(after(session, session.undo))

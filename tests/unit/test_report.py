@@ -1,0 +1,63 @@
+"""The report of a session: everything is in it, nothing runs, nothing is fetched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import datetime
+from html.parser import HTMLParser
+
+import pytest
+
+from surgery.session import Session
+from surgery.workbench import TextChoice, Workbench
+from tests.sessions import SMALL, measured
+from tests.tiny_workbench import open_model
+from ui.report import report
+
+WHEN = datetime(2026, 1, 2, 3, 4)
+
+
+@pytest.fixture
+def session() -> Session:
+    made = Session(Workbench())
+    made.text = SMALL
+    made.adopt(open_model("llama"))
+    measured(made)
+    return made
+
+
+def test_it_holds_recipe_numbers_protocol_and_lines(session: Session) -> None:
+    session.switch([1], [0], [])
+    view = measured(session)
+    shown = report(view, WHEN)
+    assert view.estimate is not None and view.fit is not None
+    for words in (
+        f"{view.estimate.perplexity:,.3f}", "3 windows of 16 tokens", "remove_blocks", "2026-01-02 03:04",
+        "python -m surgery evaluate", "to spare", "arithmetic", "estimated",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
+def test_nothing_runs_and_nothing_is_fetched(session: Session) -> None:
+    hostile = "<script>alert(1)</script>"
+    view = replace(measured(session), text=TextChoice("pasted", 16, 3, content=hostile), measure_error=hostile)
+    shown = report(view, WHEN)
+    assert "<script" not in shown and "default-src 'none'" in shown
+    assert not re.findall(r"""(?:src|href)\\s*=|url\\(|@import|\\son\\w+=""", shown)
+
+
+def test_its_tags_are_balanced(session: Session) -> None:
+    session.switch([1], [], [])
+    open_tags: list[str] = []
+
+    class Balance(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "circle", "line", "polyline"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Balance().feed(report(measured(session), WHEN))
+    assert open_tags == []
