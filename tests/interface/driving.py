@@ -14,6 +14,10 @@ TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", 
 """The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
 DETAIL = {"detail", "detail-block", "coloured-by", "ranked-by"}
 """The controls of one block's detail; `test_detail.py` works them all."""
+LOOK = {"look", "tried", "steps", "pin-a", "pin-b", "read-prompt", "read-chat", "read-more", "read-tokens",
+        "read-temperature", "read-top-p", "read-seed", "read", "make-link", "shown-link", "report", "ready-choice",
+        "ready-take"}  # fmt: skip
+"""The controls of Compare, Read and Keep; `test_look.py` works them all."""
 GUIDE = {"guide", "guide-open", "guide-show", "guide-back", "guide-next", "guide-skip"}
 """The controls of the guide; `test_guide.py` works them all."""
 READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
