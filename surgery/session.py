@@ -32,7 +32,7 @@ from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import shown_source
-from surgery.view import Fitted, Scanned, View
+from surgery.view import Fitted, Scanned, Suggestion, View
 from surgery.workbench import OpenModel, Workbench
 
 ANALYSING = "Analysing"
@@ -68,6 +68,7 @@ class Session(ComparingSession):
 
     def __init__(self, bench: Workbench) -> None:
         super().__init__(bench)
+        self._suggestion: Suggestion | None = None
         self._scanned: Scanned | None = None
         self._download: Download | None = None
 
@@ -229,11 +230,38 @@ class Session(ComparingSession):
 
     def _finish_suggestion(self, result: Suggested) -> None:
         with self._lock:
-            model = self._need_model()
+            model, editor = self._need_model(), self._need_editor()
             if model.loaded.fingerprint != result.fingerprint:
                 return
             self._analysed = self._analysed or self._known_analysis(model)
-            self._decide(lambda editor: editor.change(lambda choices: choices.replaced(result.ops, result.edits)))
+            recipe = editor.preview(lambda choices: choices.replaced(result.ops, result.edits))
+            base, structure = editor.history.current.key, model.resolve(recipe)
+            self._suggestion = Suggestion(base, result.ops, result.edits, recipe, structure, editor.structure)
+            self._changed()
+
+    def take_suggestion(self) -> None:
+        """Make the last suggestion the current recipe, as one step.
+
+        Raises:
+            InputError: there is none for the recipe in force.
+        """
+        with self._lock:
+            found = self._shown_suggestion()
+            if found is None:
+                raise InputError("There is no suggestion for this recipe: ask for one.")
+            self._decide(lambda editor: editor.change(lambda choices: choices.replaced(found.ops, found.edits)))
+            self._suggestion = None
+
+    def discard_suggestion(self) -> None:
+        """Forget the last suggestion."""
+        with self._lock:
+            self._suggestion = None
+            self._fresh()
+
+    def _shown_suggestion(self) -> Suggestion | None:
+        """The last one, while the recipe is the one that it starts from."""
+        known, editor = self._suggestion, self._editor
+        return known if known and editor and known.base == editor.history.current.key else None
 
     def scan(self, kinds: Sequence[RemovalKind] = KINDS) -> Job:
         """Measure each single removal on the session's text, and predict it from the gradients on the calibration text
@@ -347,6 +375,7 @@ class Session(ComparingSession):
                 heal_forecast=self._shown_forecast(),
                 healed=self._shown_outcome(),
                 reading=self._shown_reading(),
+                suggestion=self._shown_suggestion(),
                 compared=self._shown_tried(),
             )
 

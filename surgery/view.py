@@ -17,7 +17,7 @@ from surgery.history import History
 from surgery.jobs import Job
 from surgery.live import Estimate
 from surgery.memory import Fit
-from surgery.recipe import Recipe
+from surgery.recipe import Edit, Recipe
 from surgery.room import Room
 from surgery.scan import Scan
 from surgery.shipment import Shipment
@@ -123,6 +123,21 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Suggestion:
+    """What a method would take out of the recipe in force, before anybody has agreed to it."""
+
+    base: str
+    """Key of the recipe that it starts from."""
+    ops: tuple[str, ...]
+    """Edits of these kinds are replaced."""
+    edits: tuple[Edit, ...]
+    recipe: Recipe
+    """As it would be."""
+    structure: Structure
+    before: Structure
+
+
+@dataclass(frozen=True)
 class View:
     """Everything there is to show; the model's parts are None before one is open."""
 
@@ -177,6 +192,8 @@ class View:
     """How the last training ended, while its result is in the recipe."""
     reading: Reading | None = None
     """What the dense and the cut model wrote last."""
+    suggestion: Suggestion | None = None
+    """Of the recipe in force, if a method was asked."""
     compared: Tried = Tried()
     """Every recipe that was measured in this session on the text in force."""
 

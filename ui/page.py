@@ -292,7 +292,7 @@ def _connect(page: gr.Blocks, handlers: DetailHandlers) -> None:
             "shown_link",
             "link_code",
         ),
-        *("suggest_", "amount_", "rule_", "scan_kinds", "shipping_", "healing_"),
+        *("suggest_method", "suggest_unit", "suggest_note", "amount_", "rule_", "scan_kinds", "shipping_", "healing_"),
     )
     shown = [part for name, part in parts.items() if not name.startswith(inputs_only)]
 

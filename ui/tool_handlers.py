@@ -46,6 +46,14 @@ class ToolHandlers(QuantiseHandlers):
 
         return self._answer(identity, act, picks)
 
+    def suggest_take(self, identity: str, *picks: str) -> Update:
+        """Make the suggestion the current recipe."""
+        return self._answer(identity, lambda tab: tab.session.take_suggestion(), picks)
+
+    def suggest_discard(self, identity: str, *picks: str) -> Update:
+        """Forget the suggestion."""
+        return self._answer(identity, lambda tab: tab.session.discard_suggestion(), picks)
+
     def compensate(self, how: How) -> Callable[..., Update]:
         """The handler of one compensation's switch."""
 
@@ -75,6 +83,9 @@ class ToolHandlers(QuantiseHandlers):
         on = {edit.how for edit in tool_words.compensations(view)}
         for how in HOWS:
             yield how, (how in on, view.model is not None), _switch
+        yield "suggestion", tool_words.suggestion_text(view), as_it_is
+        for name in ("suggest_take", "suggest_discard"):
+            yield name, view.suggestion is not None, lambda shown: gr.Button(visible=shown)
         yield "compensation", tool_words.compensation_text(view), as_it_is
         pending = view.uncompensated and view.unfinished == "compensation"
         yield "compute", pending, lambda shown: gr.Button(visible=shown)

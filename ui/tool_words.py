@@ -11,9 +11,10 @@ from analysis.predictions import rank_correlation
 from surgery.compensation import Entry
 from surgery.depth import RemovalKind
 from surgery.download import checkpoint_bytes
+from surgery.editing import Choices
 from surgery.recipe import Compensate
-from surgery.recipe_words import HOW
-from surgery.view import Scanned, View
+from surgery.recipe_words import HOW, recipe_words
+from surgery.view import Scanned, Suggestion, View
 from ui.presenters import bytes_text, count_text, escape
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
@@ -125,6 +126,63 @@ def series(scanned: Scanned) -> dict[str, tuple[list[int], list[float] | None, l
         predicted = pairs(scanned, kind)[0].tolist() if scanned.predicted is not None else None
         found[kind] = ([block for block, _ in rows], predicted, [rise for _, rise in rows])
     return found
+
+
+def suggestion_text(view: View) -> str:
+    """What the suggestion would take away, block by block, and what that is expected to cost."""
+    found = view.suggestion
+    if found is None or view.model is None:
+        return ""
+    now, then, whole = found.before.parameters, found.structure.parameters, view.model.evaluator.dense.parameters
+    if found.recipe.key == found.base:
+        return note("The suggestion changes nothing.")
+    lines = [
+        f"Would be: {recipe_words(found.recipe, found.structure, view.model.evaluator.dense)}.",
+        f"Parameters {count_text(now)} \N{RIGHTWARDS ARROW} {count_text(then)} "
+        f"({100 * then / whole:.1f}% of the dense model), arithmetic.",
+    ]
+    lines += [_expected_words(view, found)]
+    rows = "".join(
+        f"<tr><td>{block}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for block, cells in _changes(found)
+    )
+    head = "".join(f"<th>{words}</th>" for words in ("block", "KV groups", "query heads", "neurons"))
+    table = f'<table class="ms-types"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return "".join(note(line) for line in lines if line) + f'<div class="ms-scroll">{table}</div>'
+
+
+def _changes(found: Suggestion) -> list[tuple[int, list[str]]]:
+    """Blocks that would change, with what they have and would have."""
+    before = {spec.source: spec for spec in found.before.blocks}
+    after = {spec.source: spec for spec in found.structure.blocks}
+    parts = ("kv_heads", "query_heads", "neurons")
+    return [
+        (source, [_step(len(getattr(spec, part)), len(getattr(after.get(source), part, ()))) for part in parts])
+        for source, spec in before.items()
+        if after.get(source) != spec
+    ]
+
+
+def _step(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} \N{RIGHTWARDS ARROW} {after:,}"
+
+
+def _expected_words(view: View, found: Suggestion) -> str:
+    """The measured cost of each removal by itself, added up, where a scan has measured them."""
+    scanned = view.scanned
+    assert view.history is not None  # there is a suggestion
+    old, new = Choices.of(view.history.current), Choices.of(found.recipe)
+    kinds = {kind: getattr(new, kind) - getattr(old, kind) for kind in KINDS}
+    if scanned is None or not any(kinds.values()):
+        return ""
+    costs = [
+        row.difference
+        for kind, blocks in kinds.items()
+        for block, row in enumerate(scanned.scan.removals.get(kind, ()))
+        if block in blocks and row is not None
+    ]
+    if len(costs) < sum(map(len, kinds.values())):
+        return ""
+    return f"Removed one at a time they cost {sum(costs):+.3f} nats in sum (measured): an estimate of them together."
 
 
 def build_text(view: View) -> str:

@@ -83,6 +83,15 @@ def _suggestion_fields(parts: dict[str, Any]) -> None:
             "Suggest", variant="primary", elem_id="suggest", interactive=False, size="md", scale=0, min_width=0
         )
         parts["suggest_note"] = gr.HTML(tool_words.note(form.note), elem_id="suggest-note", min_width=220, **PLAIN)
+    parts["suggestion"] = gr.HTML(elem_id="suggestion", **PLAIN)
+    with gr.Row(elem_classes="ms-actions"):
+        parts["suggest_take"] = gr.Button(
+            "Take this suggestion", variant="primary", visible=False, elem_id="suggest-take", size="md", scale=0,
+            min_width=0,
+        )  # fmt: skip
+        parts["suggest_discard"] = gr.Button(
+            "Discard", visible=False, elem_id="suggest-discard", size="md", scale=0, min_width=0
+        )
 
 
 def _rule_field(name: str, visible: bool) -> Any:
@@ -174,6 +183,8 @@ def connect_tools(
     )
     chosen = inputs("suggest_method", "suggest_unit", *amounts, *rules)
     gr.on([parts["suggest"].click, *(parts[name].submit for name in amounts)], handlers.suggest, chosen, shown, **quiet)
+    for name in ("suggest_take", "suggest_discard"):
+        parts[name].click(getattr(handlers, name), inputs(), shown, **quiet)
     for how in HOWS:
         parts[how].input(handlers.compensate(how), inputs(how), shown, **last)
     connect_quantise(handlers, inputs, shown, quiet, last)

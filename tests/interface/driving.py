@@ -124,10 +124,11 @@ def tool(page: Any, name: str) -> None:
 
 
 def suggest(page: Any, amount: str | None = None, words: str = "") -> None:
-    """Press Suggest, after another amount in the budget's field, and wait for the words below the map."""
+    """Press Suggest, after another amount in the budget's field, take it, and wait for the words below the map."""
     if amount is not None:
         page.locator("#tools [id^=amount-]:visible").locator("input, textarea").fill(amount)
     page.click("#suggest:not([disabled])")
+    page.click("#suggest-take")
     if words:
         wait_for_words(page, words)
 

@@ -29,6 +29,7 @@ from surgery.view import View
 from surgery.workbench import OpenModel, TextChoice, Workbench
 from tests.sessions import LONG, SMALL, idle, measured, until
 from tests.tiny_workbench import open_model
+from ui.tool_words import suggestion_text
 
 
 def ops(view: View) -> list[str]:
@@ -56,6 +57,36 @@ def waiting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Event:
     return go
 
 
+def taken(session: Session) -> View:
+    """The view after the suggestion that is under way was taken."""
+    idle(session)
+    session.take_suggestion()
+    return session.view()
+
+
+def test_a_suggestion_is_shown_before_it_is_taken(session: Session) -> None:
+    session.suggest("block_influence", Budget(blocks=1))
+    view = idle(session)
+    assert ops(view) == [] and view.suggestion is not None
+    (gone,) = Choices.of(view.suggestion.recipe).blocks
+    shown = suggestion_text(view)
+    assert f"<td>{gone}</td>" in shown and shown.count("<tr>") == 2 and "3 blocks kept, 1 removed" in shown
+    assert f"{100 * view.suggestion.structure.parameters / view.suggestion.before.parameters:.1f}%" in shown
+    session.scan(("blocks",))
+    view = idle(session)
+    assert view.scanned is not None and view.scanned.scan.removals["blocks"][gone] is not None
+    cost = view.scanned.scan.removals["blocks"][gone].difference  # type: ignore[union-attr]
+    assert f"cost {cost:+.3f} nats in sum" in suggestion_text(view)
+    session.discard_suggestion()
+    assert session.view().suggestion is None and suggestion_text(session.view()) == ""
+    with pytest.raises(InputError, match="no suggestion"):
+        session.take_suggestion()
+    session.suggest("block_influence", Budget(blocks=1))
+    idle(session)
+    session.switch([3], [], [])
+    assert session.view().suggestion is None, "it was of another recipe"
+
+
 @pytest.mark.parametrize(
     ("name", "budget"),
     [
@@ -72,9 +103,9 @@ def waiting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Event:
     ],
 )
 def test_a_suggestion_is_the_one_of_the_core_and_one_step(session: Session, name: str, budget: Budget) -> None:
-    session.suggest(name, budget)
-    view, model = idle(session), model_of(session)
-    assert view.job is not None and view.job.state == "done", view.job and view.job.error
+    job, model = session.suggest(name, budget), model_of(session)
+    view = taken(session)
+    assert job.state == "done", job.error
     expected = suggest(model, name, budget, windows=model.windows(session.calibration))
     assert view.history is not None and view.history.current.key == expected.key
     assert set(ops(view)) <= set(catalogue.OPS[catalogue.entry(name).kind])
@@ -88,12 +119,12 @@ def test_a_suggestion_replaces_edits_of_its_kind_and_keeps_the_others(session: S
     session.switch([3], [0], [])
     session.narrow("maw", 0.5)
     session.suggest("random_blocks", Budget(blocks=1), Rules(protect_last=2, seed=3))
-    view = idle(session)
+    view = taken(session)
     assert ops(view) == ["remove_blocks", "remove_attention", "prune_neurons"]
     choices = Choices.of(view.history.current)  # type: ignore[union-attr]
     assert choices.blocks <= {0, 1} and choices.attention == {0} - choices.blocks and set(choices.neurons)
     session.suggest("gqa_mean", Budget(kv_heads=1))
-    session_view = idle(session)
+    session_view = taken(session)
     assert ops(session_view)[-1] == "merge_kv_heads" and session_view.history is not None
     before = session_view.history.current
     session.suggest("magnitude_heads", Budget(heads=1))
@@ -106,7 +137,7 @@ def test_a_suggestion_replaces_edits_of_its_kind_and_keeps_the_others(session: S
 def test_a_suggestion_that_asks_for_nothing_brings_its_kind_back(session: Session) -> None:
     session.switch([3], [], [1])
     session.suggest("random_blocks", Budget(blocks=0))
-    assert ops(idle(session)) == ["remove_mlp"]
+    assert ops(taken(session)) == ["remove_mlp"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +188,8 @@ def test_a_reloaded_page_gets_the_suggestion_that_was_under_way(
     session.close(stop_job=False)
     go.set()
     view = idle(again)
-    assert ops(view) == ["remove_blocks"] or ops(view) == ["remove_blocks", "prune_neurons"]
+    assert view.suggestion is not None
+    assert [edit.op for edit in view.suggestion.recipe.edits] == ["remove_blocks", "prune_neurons"]
     assert view.statistics is not None, "and the map knows what was analysed for it"
 
 
@@ -260,7 +292,7 @@ def test_a_recipe_cannot_name_a_file_to_compensate_on(
 
 def test_what_cannot_be_compensated_is_refused(session: Session) -> None:
     session.suggest("random_hidden", Budget(width=64))
-    idle(session)
+    taken(session)
     with pytest.raises(RecipeError, match="fewer channels"):
         session.compensate({"least_squares"}, True)
     session.undo()
