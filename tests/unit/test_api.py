@@ -61,7 +61,7 @@ def hostile(api: Api, secret: str) -> list[tuple[Callable[[], Any], str]]:
         (lambda: api.evaluate(recipe={"schema": "x"}), "schema"),
         (lambda: api.evaluate(recipe=RECIPE | {"edits": [{"op": "remove_blocks", "blocks": "99"}]}), "out of range"),
         (lambda: api.fit(device=secret), "There is no device"),
-        (lambda: api.suggest(method="nothing"), "nothing"),
+        (lambda: api.suggest(method="nothing", blocks=1), "no method"),
         (lambda: api.suggest(method="block_influence"), "budget|Give|one of"),
         (lambda: api.suggest(method="block_influence", blocks=1, allocation="x"), "allocation must be"),
     ]

@@ -44,7 +44,7 @@ def test_nothing_runs_and_nothing_is_fetched(session: Session) -> None:
     view = replace(measured(session), text=TextChoice("pasted", 16, 3, content=hostile), measure_error=hostile)
     shown = report(view, WHEN)
     assert "<script" not in shown and "default-src 'none'" in shown
-    assert not re.findall(r"""(?:src|href)\\s*=|url\\(|@import|\\son\\w+=""", shown)
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import|\son\w+=""", shown)
 
 
 def test_its_tags_are_balanced(session: Session) -> None:
@@ -53,8 +53,11 @@ def test_its_tags_are_balanced(session: Session) -> None:
 
     class Balance(HTMLParser):
         def handle_starttag(self, tag: str, attrs: object) -> None:
-            if tag not in ("meta", "circle", "line", "polyline"):
+            if tag != "meta":
                 open_tags.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            """Nothing is open behind it."""
 
         def handle_endtag(self, tag: str) -> None:
             assert open_tags.pop() == tag

@@ -25,6 +25,7 @@ PARTS = [
     *("tab", "source", "status", "tiles", "removed", "fit_table", "undo", "redo", "reset", "export", "import"),
     *("analyse", "cancel", "kept", "timer", "map", "slider", "device", "chart_note", "answer"),
     *(f"chart_{name}" for name in ("blocks", "sublayers", "runs", "neurons", "heads", "predicted")),
+    *("suggestion", "suggest_take", "suggest_discard"),
     *("suggest", "scan", "build", "least_squares", "linear_patch", "bias", "compensation", "compute", "scan_note"),
     *("build_note", "download", "suggest_unit", "suggest_note", "quantise_words", "quantise_table"),
     *("quantise_format", "quantise_rank", "compute_quantisation"),
