@@ -74,7 +74,9 @@ def test_every_step_has_its_control_and_the_keyboard_is_enough(page: Any) -> Non
         assert page.locator(step.control).count() == 1
         page.locator("#guide-show").focus()
         page.keyboard.press("Enter")
-        assert page.evaluate("s => document.querySelector(s).getBoundingClientRect().top < innerHeight", step.control)
+        page.wait_for_function(
+            "s => document.querySelector(s).getBoundingClientRect().top < innerHeight", arg=step.control
+        )
         page.locator("#guide-next").focus()
         page.keyboard.press("Enter")
     page.locator("#guide-back").focus()

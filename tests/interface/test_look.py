@@ -68,6 +68,7 @@ def test_read_both_models(page: Any) -> None:
         page.locator(f"#read-{name} input").fill(text)
     page.click("#read:not([disabled])")
     shown(page, "#answers", "Nothing is cut")
+    shown(page, "[data-answer=dense]", "12 tokens")
     first = page.locator("[data-answer=dense] p").first.inner_text()
     part(page, 13).click()
     part(page, 14).click()
@@ -91,7 +92,7 @@ def test_keep_a_link_a_ready_recipe_and_a_report(profile: Callable[..., Any], tm
     shown(page, "#lines", "python -m surgery evaluate default --text embedded --window 256 --windows 4")
     choose(page, "ready-choice", page.locator("#ready-choice input").input_value())
     page.click("#ready-take")
-    ready = wait_measured(page, "compensated by")
+    ready = wait_measured(page, "attention part")
     page.click("#make-link")
     page.wait_for_function("location.hash.startsWith('#recipe=')")
     field = "document.querySelector('#shown-link input, #shown-link textarea')"
@@ -104,7 +105,7 @@ def test_keep_a_link_a_ready_recipe_and_a_report(profile: Callable[..., Any], tm
     assert ready in path.read_text("utf-8")
     other = profile().new_page()
     other.goto(link)
-    assert wait_measured(other, "compensated by") == ready
+    assert wait_measured(other, "attention part") == ready
     assert other.evaluate("location.hash") == "", "a reload does not undo what is done from here on"
     report = context.new_page()
     report.set_content(path.read_text("utf-8"))
