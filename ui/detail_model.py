@@ -191,7 +191,8 @@ def strip(scores: torch.Tensor, removed: Sequence[int]) -> dict[str, Any]:
 
     Returns:
         `scores`: mean of each column; `heights`: between 0 and 1; `scale`: what the heights are; `cut`: share of each
-        column that is off; `chosen`: whether the neurons that are off are those that the scores would choose.
+        column that is off; `kept`: neurons that are on; `chosen`: whether the neurons that are off are those that the
+        scores would choose.
     """
     width = len(scores)
     count = min(width, MOST_POINTS)
@@ -207,6 +208,7 @@ def strip(scores: torch.Tensor, removed: Sequence[int]) -> dict[str, Any]:
         "heights": heights,
         "scale": scale,
         "cut": [round(float(part.mean()), 3) for part in off[order].split(sizes)],
+        "kept": width - len(removed),
         "chosen": sorted(removed) == lowest(scores, len(removed)),
     }
 

@@ -31,7 +31,7 @@ function look() {
     headsWhy: text(a.why), title: text(a.title), values: list(a.values), shades: list(a.shades),
     width: whole(n.width), hidden: whole(n.hidden), able: n.able === true, gone: n.gone === true, why: text(n.why),
     method: text(n.method), ranked: n.ranked === true, waiting: n.waiting === true, chosen: n.chosen !== false,
-    heights: list(n.heights), scores: list(n.scores), cut: list(n.cut), scale: text(n.scale),
+    heights: list(n.heights), scores: list(n.scores), cut: list(n.cut), kept: whole(n.kept), scale: text(n.scale),
   };
 }
 
@@ -202,7 +202,7 @@ function paintChart(width) {
   const wide = chart.clientWidth, high = chart.clientHeight;
   if (!wide || !view.width) return;
   const count = view.ranked && view.heights ? view.heights.length : 1;
-  const moved = width !== atRest();
+  const moved = width !== view.kept;   // what is cut is known neuron by neuron only where the data were made
   let kept = "", cut = "";
   for (let i = 0; i < count; i++) {
     const from = Math.floor(i * view.width / count), to = Math.floor((i + 1) * view.width / count);
@@ -219,15 +219,6 @@ function paintChart(width) {
   put(part("kept"), "d", kept);
   put(part("cut"), "d", cut);
   handle.style.left = (100 * width / view.width).toFixed(3) + "%";
-}
-
-// The width that the data were made for: what is cut is known neuron by neuron only there.
-function atRest() {
-  const sum = (view.cut || []).reduce(function (total, share, i) {
-    const count = view.cut.length;
-    return total + share * (Math.floor((i + 1) * view.width / count) - Math.floor(i * view.width / count));
-  }, 0);
-  return view.cut ? Math.round(view.width - sum) : -1;
 }
 
 function widthWords(width) {
