@@ -21,8 +21,9 @@ from ui.tiles import tiles
 from ui.widgets.block_map import BlockMap
 from ui.widgets.ratio import Ratio
 
-BUSY_TICK, IDLE_TICK = 0.25, 5.0
-"""Seconds between two looks at the session: while something is under way, and otherwise."""
+BUSY_TICK, HEAVY_TICK, IDLE_TICK = 0.25, 0.75, 5.0
+"""Seconds between two looks at the session: while a number is awaited, during a heavy job (which needs the processor
+that the browser would draw with), and otherwise."""
 ENDED = "This page's session has ended: reload the page, its recipe is kept in this browser."
 log = logging.getLogger(__name__)
 
@@ -243,7 +244,8 @@ class Handlers:
 
     def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
         """Parts of the page, what they should show now, and how that is sent."""
-        seconds = BUSY_TICK if tab.session.busy or tab.overlapping else IDLE_TICK
+        waited = HEAVY_TICK if view.working and not view.measuring else BUSY_TICK
+        seconds = waited if tab.session.busy or tab.overlapping else IDLE_TICK
         yield "timer", seconds, lambda seconds: gr.Timer(seconds, active=True)
         yield "status", presenters.status(view), as_it_is
         yield "tiles", tiles(view), as_it_is
