@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgery.errors import InputError
 from surgery.jobs import Job
 from surgery.live import Estimate
 from surgery.memory import Fit, fit
@@ -55,8 +56,9 @@ class ComparingSession(ReadingSession):
                 self._decide(lambda editor: editor.go_to(place))
                 return
             known = next((recipe for (name, _), (recipe, *_) in self._attempts.items() if name == key), None)
-            if known is not None:
-                self.take(known)
+            if known is None:
+                raise InputError("That recipe was not tried in this session: choose one that is shown.")
+            self.take(known)
 
     def _keep(self, job: Job, estimate: Estimate) -> None:
         with self._lock:

@@ -65,7 +65,10 @@ def drawing(view: View) -> str:
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">Weights, arithmetic</text>'
         f'<text transform="translate(10 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">'
         f"Perplexity, measured{scale}</text></svg>"
-        + note("Filled points on the line: no smaller file has a lower perplexity. A point leads back to its recipe.")
+        + note(
+            "Everything measured on the text in force. Filled points on the line: no smaller file has a lower perplexity. "
+            "A point leads back to its recipe."
+        )
     )
 
 

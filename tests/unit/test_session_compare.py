@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from surgery.errors import InputError
 from surgery.session import Session
 from surgery.session_compare import MOST_ATTEMPTS
 from surgery.view import Attempt, Tried, View
@@ -59,7 +60,8 @@ def test_going_back_is_a_step_of_the_history_or_a_new_one(session: Session) -> N
     session.go_to(one.recipes[1].key)
     now = session.view().history
     assert now is not None and now.current.key == one.recipes[1].key and now.can_undo
-    session.go_to("unknown")
+    with pytest.raises(InputError, match="not tried"):
+        session.go_to("unknown")
     assert session.view().history == now
 
 

@@ -86,6 +86,8 @@ function look() {
   const done = steps[at].dataset.done;
   if (!done) return;
   if (!document.querySelector(done)) waiting = true;
+  // What comes about without a hand (an analysis that somebody else had made) is not the person's step.
+  else if (!touched) waiting = false;
   // A hand that is still at work must not have the page moved under it.
   else if (waiting) enter(at + 1, performance.now() - touched > IDLE);
 }
