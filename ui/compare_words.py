@@ -66,8 +66,8 @@ def drawing(view: View) -> str:
         f'<text transform="translate(10 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">'
         f"Perplexity, measured{scale}</text></svg>"
         + note(
-            "Everything measured on the text in force. Filled points on the line: no smaller file has a lower perplexity. "
-            "A point leads back to its recipe."
+            "Everything measured on the text in force. Filled points on the line: no smaller file has a lower "
+            "perplexity. A point leads back to its recipe."
         )
     )
 

@@ -64,7 +64,8 @@ KEYS = """() => {
   window.modelSurgeryKeys = true;
   document.addEventListener('keydown', (event) => {
     if (event.key.toLowerCase() !== 'z' || !(event.ctrlKey || event.metaKey) || event.altKey) return;
-    const typing = event.target.closest('textarea, [contenteditable], input:not([type=range], [type=checkbox], [type=radio])');
+    const moved = '[type=range], [type=checkbox], [type=radio]';
+    const typing = event.target.closest(`textarea, [contenteditable], input:not(${moved})`);
     if (typing) return;
     event.preventDefault();
     document.querySelector(event.shiftKey ? '#redo' : '#undo')?.click();
