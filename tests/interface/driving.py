@@ -141,7 +141,7 @@ def controls(page: Any) -> set[str]:
              .filter(node => node.matches('button') || node.querySelector('input, textarea, button'))
              .map(node => node.id)"""
     )
-    return {name for name in found if not name.endswith("-button")} - READ_ONLY
+    return {name for name in found if name and not name.endswith("-button")} - READ_ONLY
 
 
 def export(page: Any, path: Path) -> dict[str, Any]:
