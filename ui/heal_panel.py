@@ -40,7 +40,7 @@ def heal_fields(parts: dict[str, Any]) -> None:
             min_width=220,
         )
     parts["healing_pasted"] = gr.Textbox(
-        label="Pasted text to learn from", lines=4, max_lines=8, visible=False, elem_id="heal-pasted"
+        label="Pasted text to learn from", lines=6, max_lines=6, visible=False, elem_id="heal-pasted"
     )
     parts["healing_upload"] = gr.File(
         label="Text file to learn from: .txt, .jsonl or .parquet",

@@ -172,7 +172,7 @@ def _text_fields(parts: dict[str, Any]) -> None:
             allow_custom_value=True,
             elem_id="text",
         )
-        parts["pasted"] = gr.Textbox(label="Pasted text", lines=4, max_lines=8, visible=False, elem_id="pasted")
+        parts["pasted"] = gr.Textbox(label="Pasted text", lines=6, max_lines=6, visible=False, elem_id="pasted")
         parts["upload"] = gr.File(
             label=f"Text file: .txt, .jsonl or .parquet, up to {UPLOAD_LIMIT.upper()}",
             file_types=[".txt", ".jsonl", ".parquet"],

@@ -22,7 +22,7 @@ FIELDS = ("prompt", "chat", "tokens", "temperature", "top_p", "seed")
 def read_fields(parts: dict[str, Any]) -> None:
     """The prompt, how tokens are drawn, the button, and the answers."""
     parts["reading_prompt"] = gr.Textbox(
-        read_words.EXAMPLE, label="Prompt", lines=2, max_lines=8, elem_id="read-prompt"
+        read_words.EXAMPLE, label="Prompt", lines=3, max_lines=3, elem_id="read-prompt"
     )
     parts["reading_chat"] = gr.Checkbox(
         False, label="Ask it in a conversation (chat template)", interactive=False, elem_id="read-chat"

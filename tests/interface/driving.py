@@ -26,6 +26,7 @@ LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") *
 WINDOWS = 10
 """Of 256 tokens: enough that their analysis takes some seconds."""
 DENSE = "30 blocks kept, 0 removed; expansion ratio 266.7%."
+PROGRESS = "#status [role=progressbar]"
 CURRENT = "[data-tile=perplexity][data-state=current]"
 
 

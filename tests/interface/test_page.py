@@ -291,6 +291,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(page: Any, tmp_path: Path
         # The next thing that works makes the error go away.
         page.click("#undo")
         page.wait_for_selector("#status [role=alert]", state="detached")
+        wait_measured(page, DENSE)
         page.click("#redo")
         wait_measured(page, "29 blocks kept, 1 removed")
 

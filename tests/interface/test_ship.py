@@ -12,7 +12,7 @@ import pytest
 
 from surgery.verification import verify
 from surgery.workbench import TextChoice
-from tests.interface.driving import choose, export, opened, part, tool, value, wait_for_message, wait_measured
+from tests.interface.driving import PROGRESS, choose, export, opened, part, tool, value, wait_for_message, wait_measured
 from tests.interface.test_tools import TEXT, on_little_text, said
 
 pytestmark = pytest.mark.slow
@@ -82,12 +82,12 @@ def test_shipping_can_be_cancelled_and_is_followed_after_a_reload(page: Any) -> 
     on_little_text(page, "Cancelled shipment. ", 2)
     tool(page, "Ship")
     page.click("#ship")
-    wait_for_message(page, "Building the model")
+    page.wait_for_selector(PROGRESS)
     page.click("#cancel:not([disabled])")
     wait_for_message(page, "was cancelled")
     assert "Makes a folder" in page.locator("#ship-note").inner_text()
     page.click("#ship:not([disabled])")
-    wait_for_message(page, "Building the model")
+    page.wait_for_selector(PROGRESS)
     page.reload()
     page.wait_for_selector("#map [data-block-map]")
     tool(page, "Ship")
