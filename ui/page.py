@@ -107,7 +107,7 @@ def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
 
 def build(sessions: Sessions | None = None) -> gr.Blocks:
     """The page over a workbench of its own, or over given sessions."""
-    sessions = sessions or Sessions(Workbench())
+    sessions = Sessions(Workbench()) if sessions is None else sessions  # one without tabs is false
     handlers = DetailHandlers(sessions)
     parts = handlers.parts
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
