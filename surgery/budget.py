@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from surgery.errors import InputError
+from surgery.ranges import format_ranges, parse_ranges
 
 Allocation = Literal["uniform", "cfsp", "global", "raw"]
 HeadUnit = Literal["kv_groups", "query_heads"]
@@ -69,13 +70,14 @@ class Budget:
 class Rules:
     """By which rules it should go.
 
-    `protect_first` and `protect_last` blocks stay whole (Shortened LLaMA's "+" is 4 and 2). `no_neighbours`: of two
-    adjacent blocks only one goes. `allocation` spreads a width or head budget over the blocks: the same share of each
-    (`uniform`), by CFSP's coarse importance with its `sharpness`, by one ranking of scores standardised per layer
-    (`global`), or of the scores as they are (`raw`, for scores in units of loss). `same_width` keeps the same share of
-    every block even where a parameter budget is then met less closely, so that a plain checkpoint can hold the result.
-    `unit`: what a head method removes. `seed`: of a random control. Greedy methods measure the `keep_candidates` best
-    of the last ranking in each step (all when None) and weigh the loss `per_parameter` removed.
+    `protect_first` and `protect_last` blocks stay whole (Shortened LLaMA's "+" is 4 and 2), and so do the
+    `protect_blocks` that are named one by one. `no_neighbours`: of two adjacent blocks only one goes. `allocation`
+    spreads a width or head budget over the blocks: the same share of each (`uniform`), by CFSP's coarse importance
+    with its `sharpness`, by one ranking of scores standardised per layer (`global`), or of the scores as they are
+    (`raw`, for scores in units of loss). `same_width` keeps the same share of every block even where a parameter
+    budget is then met less closely, so that a plain checkpoint can hold the result. `unit`: what a head method
+    removes. `seed`: of a random control. Greedy methods measure the `keep_candidates` best of the last ranking in each
+    step (all when None) and weigh the loss `per_parameter` removed.
     """
 
     protect_first: int = 0
@@ -88,6 +90,7 @@ class Rules:
     seed: int = 0
     keep_candidates: int | None = None
     per_parameter: bool = False
+    protect_blocks: tuple[int, ...] = ()
 
     def note(self, method: str, applicable: Sequence[str]) -> dict[str, JsonValue]:
         """The rules that apply to a method, for `chosen_by`.
@@ -95,8 +98,13 @@ class Rules:
         Raises:
             InputError: one is set that does not apply, or a value makes no sense.
         """
+        named: dict[str, JsonValue] = (
+            {"protect_blocks": format_ranges(self.protect_blocks)} if self.protect_blocks else {}
+        )
+        if named and "protect_first" not in applicable:
+            raise InputError(f"The method {method!r} changes every block: it cannot leave single blocks as they are.")
         for rule in fields(self):
-            if getattr(self, rule.name) != rule.default and rule.name not in applicable:
+            if rule.name not in named and getattr(self, rule.name) != rule.default and rule.name not in applicable:
                 raise InputError(f"The option --{rule.name.replace('_', '-')} does not go with the method {method!r}.")
         if self.sharpness != CFSP_SHARPNESS and self.allocation != "cfsp":
             raise InputError("The option --sharpness is of the allocation cfsp: add --allocation cfsp.")
@@ -108,11 +116,12 @@ class Rules:
             raise InputError("At least one candidate must be kept in each step.")
         if not 0 <= self.sharpness < 1000:
             raise InputError("The sharpness must be between 0 and 1000.")
-        return {name: getattr(self, name) for name in applicable}
+        return {name: getattr(self, name) for name in applicable} | named
 
     def protects(self, block: int, blocks: int) -> bool:
-        """Whether a block out of `blocks` is at a protected end."""
-        return block < self.protect_first or block >= blocks - self.protect_last
+        """Whether a block out of `blocks` is named or at a protected end."""
+        end = block < self.protect_first or block >= blocks - self.protect_last
+        return end or block in self.protect_blocks
 
 
 def parse_expansion_ratio(text: str) -> float:
@@ -129,6 +138,18 @@ def parse_expansion_ratio(text: str) -> float:
     if not 0 < value < float("inf"):
         raise InputError(f"{text!r} is not an expansion ratio: write 2.0 or 200%.")
     return value
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """Blocks as a compact range (3,5-7); empty for none.
+
+    Raises:
+        InputError: not such a range.
+    """
+    try:
+        return parse_ranges(text) if text.strip() else ()
+    except ValueError as error:
+        raise InputError(f"These are no blocks: {error}.") from None
 
 
 def parameter_target(text: str, parameters: int) -> int:

@@ -102,7 +102,10 @@ def least_distant_run(distances: torch.Tensor, sizes: Mapping[int, int], goal: G
     free = [index for index in sizes if not rules.protects(index, blocks)]
     runs: list[tuple[int, ...]] = [()]
     for length in range(1, min(len(free), blocks - 1) + 1):
-        start = min(free[: len(free) - length + 1], key=lambda block: float(distances[block, length - 1]))
+        starts = [block for block in free if set(range(block, block + length)) <= set(free)]
+        if not starts:
+            break  # protected blocks stand between
+        start = min(starts, key=lambda block: float(distances[block, length - 1]))
         runs.append(tuple(range(start, start + length)))
     return pick(runs, sizes, goal, NAMES["blocks"])
 

@@ -149,17 +149,28 @@ class Session(ComparingSession):
             for narrowing in wanted:
                 self._narrow(model, narrowing)
 
-    def narrow(self, method_name: str, expansion_ratio: float, divisor: int = 1) -> Job | None:
-        """Narrow every MLP to an expansion ratio (1.0 is the hidden size) by a method.
+    def narrow(
+        self, method_name: str, expansion_ratio: float, divisor: int = 1, blocks: tuple[int, ...] | None = None
+    ) -> Job | None:
+        """Narrow every MLP, or those of some blocks, to an expansion ratio (1.0 is the hidden size) by a method.
 
         At once when the scores need no new analysis; else when an analysis that is started here, or that is under way,
         has ended. At the source's own ratio nothing is narrowed.
 
         Raises:
-            InputError: it makes no sense, or an analysis is needed and another job is under way.
+            InputError: it makes no sense, none of the blocks has an MLP any more, or an analysis is needed and another
+                job is under way.
         """
-        budget = WidthBudget("expansion_ratio", expansion_ratio, divisor)
-        return self._narrow_or_wait(Narrowing(registry.method(method_name, "neurons"), budget))
+        budget, method = (
+            WidthBudget("expansion_ratio", expansion_ratio, divisor),
+            registry.method(method_name, "neurons"),
+        )
+        with self._lock:
+            there = {spec.source for spec in self._need_editor().structure.blocks if spec.mlp}
+            chosen = None if blocks is None else tuple(block for block in blocks if block in there)
+            if chosen == ():
+                raise InputError("None of these blocks has an MLP that could be narrowed: choose others.")
+            return self._narrow_or_wait(Narrowing(method, budget, chosen))
 
     def narrow_block(self, block: int, width: int, method_name: str) -> Job | None:
         """Leave a block's MLP that many neurons, the most important ones by a method; the others stay as they are.
@@ -211,17 +222,18 @@ class Session(ComparingSession):
         Args:
             method_name: of the catalogue.
             budget: how much should go, of the source model.
-            rules: by which rules.
+            rules: by which rules; the locked blocks are protected besides.
 
         Raises:
             InputError: there is no such method, or another job is under way.
         """
         model, item = self._need_model(), catalogue.entry(method_name)
+        kept = replace(rules, protect_blocks=tuple(sorted({*rules.protect_blocks, *self.locked})))
 
         def work(job: Context) -> Suggested:
             needs_text = item.needs_text or rules.allocation == "cfsp"
             windows = self._calibration_windows(model) if needs_text else None
-            recipe = suggest(model, item.name, budget, rules, windows, job.stop, job.report)
+            recipe = suggest(model, item.name, budget, kept, windows, job.stop, job.report)
             result = Suggested(model.loaded.fingerprint, catalogue.OPS[item.kind], recipe.edits)
             self._finish_suggestion(result)
             return result
@@ -350,13 +362,19 @@ class Session(ComparingSession):
                 fit=fits[0],
                 dense_fit=fits[1],
                 estimate=(live.partial if live else None) or self._last,
+                locked=self.locked,
                 measured=live is not None and live.partial is not None,
                 measuring=measuring,
                 measure_error=next((j.error for j in (live, self._refit) if j and j.state == "failed"), ""),
                 statistics=model.known_statistics(self._analysed) if model and self._analysed else None,
                 analysed=self._analysed,
-                pending_ratio=next((wait.budget.value for wait in self._pending if wait.blocks is None), None),
-                pending_widths={block: int(wait.budget.value) for wait in self._pending for block in wait.blocks or ()},
+                pending_ratio=next((wait.budget.value for wait in self._pending if wait.budget.unit != "width"), None),
+                pending_widths={
+                    block: int(wait.budget.value)
+                    for wait in self._pending
+                    if wait.budget.unit == "width"
+                    for block in wait.blocks or ()
+                },
                 job=job,
                 queue=self.bench.jobs.position(job) if job else 0,
                 can_cancel=bool(self.heavy) or (live is not None and measuring and live.seconds > LONG_MEASUREMENT),

@@ -59,6 +59,9 @@ class EditingSession(JobHolder):
         self._analysed: Windows | None = None
         self._pending: tuple[Narrowing, ...] = ()
         """What waits for an analysis: of all MLPs, or of different blocks."""
+        self.locked: tuple[int, ...] = ()
+        """Blocks that must stay."""
+        self._locked_before: tuple[int, ...] = ()
         self._last: Estimate | None = None
         self._texts: dict[str, TextChoice] = {}
         """Calibration texts that were chosen here, by fingerprint: the ones that a compensation may be computed on."""
@@ -102,6 +105,8 @@ class EditingSession(JobHolder):
         with self._lock:
             self._model, self._editor, self._dense = model, editor, dense(model.architecture)
             self._pending, self._last, self._completed = (), None, None
+            count = len(model.architecture.blocks)
+            self.locked, self._locked_before = tuple(block for block in self._locked_before if block < count), ()
             self._analysed = self._known_analysis(model)
             self._fresh()
             self.error = problem
@@ -154,6 +159,23 @@ class EditingSession(JobHolder):
             raise InputError(f"Block {block} has no {NAMES[part]} in this model.")
         if not any(spec.source == block and getattr(spec, part) for spec in structure.blocks):
             raise InputError(f"The {NAMES[part]} of block {block} is removed: bring it back first.")
+
+    def lock(self, blocks: Collection[int]) -> None:
+        """Say which blocks must stay: suggestions leave them as they are. Not a part of the recipe.
+
+        Raises:
+            InputError: no model is open, or it has no such block.
+        """
+        count = len(self._need_model().architecture.blocks)
+        if any(not 0 <= block < count for block in blocks):
+            raise InputError(f"Only the blocks 0 to {count - 1} can be locked.")
+        with self._lock:
+            self.locked = tuple(sorted(set(blocks)))
+            self._changed()
+
+    def remember_locked(self, blocks: Collection[int]) -> None:
+        """Blocks that were locked in the model that is opened next, as far as it has them."""
+        self._locked_before = tuple(sorted(set(blocks)))
 
     def compensate(self, how: Collection[How], on: bool) -> None:
         """Switch compensations on, on the calibration text, or off. Others stay, but least squares and bias exclude

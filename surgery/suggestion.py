@@ -52,6 +52,9 @@ def suggest(
     """
     item = catalogue.entry(name)
     amount = budget.given()
+    blocks = len(model.architecture.blocks)
+    if rules.protect_blocks and max(rules.protect_blocks) >= blocks:
+        raise InputError(f"Block {max(rules.protect_blocks)} cannot be protected: the model has {blocks} blocks.")
     if amount not in catalogue.BUDGETS[item.kind]:
         known = " or ".join(AMOUNTS[unit] for unit in catalogue.BUDGETS[item.kind])
         raise InputError(f"The method {name!r} {catalogue.DOES[item.kind]}: its budget is {known}.")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from surgery import catalogue, documents
-from surgery.budget import CFSP_SHARPNESS, Allocation, Budget, HeadUnit, Rules, parse_expansion_ratio
+from surgery.budget import CFSP_SHARPNESS, Allocation, Budget, HeadUnit, Rules, parse_blocks, parse_expansion_ratio
 from surgery.console import (
     JsonOption,
     ModelArgument,
@@ -73,6 +73,9 @@ def suggest(
     per_parameter: Annotated[
         bool, typer.Option("--per-parameter", help="Greedy steps weigh the loss by the parameters removed.")
     ] = False,
+    protect_blocks: Annotated[
+        str, typer.Option("--protect-blocks", help="Blocks that stay whole, such as 3,5-7.")
+    ] = "",
     text: TextOption = "embedded",
     windows: WindowsOption = 16,
     window: WindowOption = 256,
@@ -97,6 +100,7 @@ def suggest(
         seed,
         keep_candidates,
         per_parameter,
+        parse_blocks(protect_blocks),
     )
     item = catalogue.entry(method)
     bench = Workbench()

@@ -167,6 +167,8 @@ class View:
     target: Target
     pending_widths: Mapping[int, int] = field(default_factory=dict)
     """Widths, by block, that are applied when the running analysis ends."""
+    locked: tuple[int, ...] = ()
+    """Blocks that must stay, ascending."""
     compensated: Compensated | None = None
     """The current structure with its compensations and its quantisation, once they are computed."""
     compensating: bool = False

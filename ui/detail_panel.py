@@ -9,7 +9,7 @@ import gradio as gr
 
 from analysis import registry
 from surgery.view import View
-from ui import detail_model, detail_words
+from ui import detail_model, detail_words, map_model
 from ui.compare_panel import CompareHandlers
 from ui.handlers import Update, as_it_is
 from ui.look import PLAIN
@@ -18,6 +18,13 @@ from ui.widgets.block_detail import BlockDetail, Cut
 from ui.widgets.choice import Choice
 
 RANKINGS = [(entry.title, entry.name) for entry in registry.METHODS if entry.kind == "neurons"]
+
+
+def map_colour_field(parts: dict[str, Any]) -> None:
+    """What the map is coloured by."""
+    parts["map_colour"] = gr.Dropdown(
+        map_model.COLOURS, value="influence", label="Colour by", container=False, elem_id="map-colour", min_width=200
+    )
 
 
 def detail_fields(parts: dict[str, Any]) -> None:
@@ -44,6 +51,14 @@ def detail_fields(parts: dict[str, Any]) -> None:
             scale=2,
             min_width=200,
         )
+        parts["detail_lock"] = gr.Checkbox(
+            False,
+            label="Locked: it must stay",
+            visible="hidden",
+            elem_id="detail-lock",
+            scale=1,
+            min_width=160,
+        )
     parts["detail"] = BlockDetail(elem_id="detail", label="Detail of a block")
     parts["detail_words"] = gr.HTML(elem_id="detail-words", **PLAIN)
 
@@ -65,6 +80,26 @@ class DetailHandlers(CompareHandlers):
 
         def act(tab: Tab) -> None:
             tab.coloured_by, tab.ranked_by = coloured_by, ranked_by
+
+        return self._answer(identity, act, picks)
+
+    def colour_map(self, identity: str, colour: str, *picks: str) -> Update:
+        """Colour the map by another measure."""
+
+        def act(tab: Tab) -> None:
+            tab.map_colour = colour
+
+        return self._answer(identity, act, picks)
+
+    def lock(self, identity: str, on: bool, *picks: str) -> Update:
+        """The selected block must stay, or need not any more."""
+
+        def act(tab: Tab) -> None:
+            view = tab.session.view()
+            block = detail_model.block_of(view, tab.selected)
+            if block is not None:
+                tab.sent["detail_lock"] = (True, on)  # the browser shows it already
+                tab.session.lock({*view.locked, block.index} if on else {*view.locked} - {block.index})
 
         return self._answer(identity, act, picks)
 
@@ -101,6 +136,7 @@ class DetailHandlers(CompareHandlers):
         chosen = detail_words.NONE if block is None else str(block.index)
         yield "detail_block", (detail_words.block_choices(view), chosen), _choices
         yield "detail_words", detail_words.detail_text(view, tab.selected), as_it_is
+        yield "detail_lock", (block is not None, block is not None and block.index in view.locked), _lock
         for name in ("coloured_by", "ranked_by"):
             yield name, block is not None, lambda shown: gr.update(visible=True if shown else "hidden")
 
@@ -113,6 +149,10 @@ class DetailHandlers(CompareHandlers):
             detail_model.decision(view, tab.selected),
             detail_model.widget_model(view, tab.selected, tab.ranked_by, tab.coloured_by),
         )
+
+
+def _lock(found: tuple[bool, bool]) -> Any:
+    return gr.Checkbox(value=found[1], visible=True if found[0] else "hidden")
 
 
 def _choices(found: tuple[list[tuple[str, str]], str]) -> Any:
@@ -129,6 +169,8 @@ def connect_detail(
     """Which handler answers which event of the panel; the arguments are those of `connect_tools`."""
     parts = handlers.parts
     parts["detail"].input(handlers.cut, inputs("detail"), shown, **last)
+    parts["map_colour"].input(handlers.colour_map, inputs("map_colour"), shown, **last)
+    parts["detail_lock"].input(handlers.lock, inputs("detail_lock"), shown, **last)
     parts["detail_block"].input(handlers.select, inputs("detail_block"), shown, **last)
     gr.on(
         [parts["coloured_by"].input, parts["ranked_by"].input],

@@ -16,6 +16,7 @@ from surgery.errors import InputError
 from surgery.recipe import Recipe
 from surgery.view import View
 from ui import charts, inputs, presenters, recipe_words
+from ui.map_model import block_map_model
 from ui.sessions import Sessions, Tab
 from ui.tiles import tiles
 from ui.widgets.block_map import BlockMap
@@ -57,6 +58,7 @@ class Handlers:
                     wanted = _linked(link, source)
                 except InputError as error:
                     trouble = error
+            tab.session.remember_locked(inputs.locked(kept))
             known = self.sessions.bench.opened(source, revision)
             if known is not None:
                 tab.session.adopt(known, wanted)
@@ -108,7 +110,7 @@ class Handlers:
             tab.narrowing = (method, divisor)
             most = tab.sent.get("slider", (0, 0))[1]
             tab.sent["slider"] = (ratio, most)
-            tab.session.narrow(method, inputs.ratio(ratio, most), int(divisor))
+            tab.session.narrow(method, inputs.ratio(ratio, most), int(divisor), tab.narrowed_blocks)
 
         return self._answer(identity, act, picks)
 
@@ -119,9 +121,17 @@ class Handlers:
             if tab.narrowing == (method, divisor):  # Gradio also reports a list that merely loses the focus
                 return
             tab.narrowing = (method, divisor)
-            found = presenters.ratios(tab.session.view())
+            found = presenters.ratios(tab.session.view(), tab.narrowed_blocks)
             if found is not None and found[0] < found[1]:
-                tab.session.narrow(method, found[0] / 100, int(divisor))
+                tab.session.narrow(method, found[0] / 100, int(divisor), tab.narrowed_blocks)
+
+        return self._answer(identity, act, picks)
+
+    def narrow_where(self, identity: str, blocks: str, *picks: str) -> Update:
+        """Other blocks for the slider, which shows their ratio from now on."""
+
+        def act(tab: Tab) -> None:
+            tab.narrowed_blocks = inputs.blocks(blocks, tab.session.view())
 
         return self._answer(identity, act, picks)
 
@@ -255,11 +265,11 @@ class Handlers:
             yield name, able, lambda able: gr.update(interactive=able)
         if view.history is not None:
             yield "kept", inputs.to_keep(view), as_it_is
-            yield "slider", presenters.ratios(view), _slider
+            yield "slider", presenters.ratios(view, tab.narrowed_blocks), _slider
 
     def _map(self, tab: Tab, view: View) -> Update:
         """The block map."""
-        return self._widget(tab, "map", BlockMap, presenters.decisions(view), presenters.block_map_model(view))
+        return self._widget(tab, "map", BlockMap, presenters.decisions(view), block_map_model(view, tab.map_colour))
 
     def _widget(self, tab: Tab, name: str, component: Any, value: Any, model: Any) -> Update:
         """A widget's decisions only if they are not those that the browser has: a click may be under way there."""

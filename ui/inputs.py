@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from surgery.budget import Budget, Rules
+from surgery.budget import Budget, Rules, parse_blocks
 from surgery.errors import InputError
 from surgery.recipe import Recipe
 from surgery.view import Target, View
@@ -42,6 +42,29 @@ def linked(kept: Any) -> str | None:
     return link if isinstance(link, str) else None
 
 
+def locked(kept: Any) -> tuple[int, ...]:
+    """The locked blocks that the browser kept."""
+    found = kept.get("locked") if isinstance(kept, dict) else None
+    return tuple(block for block in found if type(block) is int and block >= 0) if isinstance(found, list) else ()
+
+
+def blocks(text: str, view: View) -> tuple[int, ...] | None:
+    """The blocks that a range names; None for all.
+
+    Raises:
+        InputError: no such range, or the model has no such block.
+    """
+    if text.strip().lower() in ("", "all"):
+        return None
+    found = parse_blocks(text)
+    count = 0 if view.model is None else len(view.model.architecture.blocks)
+    if any(block >= count for block in found):
+        raise InputError(
+            f"The model has blocks 0 to {count - 1}: give a range of them, such as 4-12, or leave it empty."
+        )
+    return found
+
+
 def to_keep(view: View) -> dict[str, Any]:
     """What the browser is to keep of a session with an open model."""
     assert view.model is not None and view.history is not None  # the caller has checked
@@ -49,6 +72,7 @@ def to_keep(view: View) -> dict[str, Any]:
         "source": view.model.loaded.id,
         "revision": view.model.loaded.revision,
         "recipe": view.history.current.document(),
+        "locked": list(view.locked),
         "job": view.job.id if view.job is not None and view.working else None,
     }
 

@@ -16,7 +16,7 @@ from surgery.workbench import Workbench
 from ui import charts, guide_words
 from ui.api import add_api
 from ui.compare_panel import compare_fields, connect_compare
-from ui.detail_panel import DetailHandlers, connect_detail, detail_fields
+from ui.detail_panel import DetailHandlers, connect_detail, detail_fields, map_colour_field
 from ui.fit_panel import connect_fit, fit_fields
 from ui.guide import guide
 from ui.handlers import IDLE_TICK
@@ -128,6 +128,7 @@ def build(sessions: Sessions | None = None) -> gr.Blocks:
         parts["tiles"] = gr.HTML(elem_id="tiles", **PLAIN)
         _toolbar(parts)
         with gr.Column(elem_id="map-card"):
+            map_colour_field(parts)
             parts["map"] = BlockMap(elem_id="map", label="Blocks")
             parts["removed"] = gr.HTML(elem_id="removed", **PLAIN)
             detail_fields(parts)
@@ -232,13 +233,22 @@ def _narrowing_fields(parts: dict[str, Any]) -> None:
             400,
             value=267,
             step=1,
-            label="Expansion ratio of every MLP (%)",
+            label="Expansion ratio of the MLPs (%)",
             info="Width over hidden size. The least important neurons go first.",
             elem_id="ratio",
             interactive=False,
             buttons=[],
             scale=3,
             min_width=280,
+        )
+        parts["narrow_blocks"] = gr.Textbox(
+            "",
+            label="Blocks",
+            info="A range, such as 4-12.",
+            placeholder="all",
+            elem_id="narrow-blocks",
+            max_lines=1,
+            min_width=110,
         )
         parts["method"] = gr.Dropdown(
             NEURON_METHODS,
@@ -289,6 +299,7 @@ def _connect(page: gr.Blocks, handlers: DetailHandlers) -> None:
             "window",
             "use_text",
             "own_device",
+            "narrow_blocks",
             "exported",
             "shown_link",
             "link_code",
@@ -310,6 +321,13 @@ def _connect(page: gr.Blocks, handlers: DetailHandlers) -> None:
         [parts["method"].input, parts["divisor"].input],
         handlers.narrow_otherwise,
         inputs("method", "divisor"),
+        shown,
+        **LAST,
+    )
+    gr.on(
+        [parts["narrow_blocks"].submit, parts["narrow_blocks"].blur],
+        handlers.narrow_where,
+        inputs("narrow_blocks"),
         shown,
         **LAST,
     )

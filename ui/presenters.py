@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from typing import Any
 
 from analysis.architecture import Mlp
-from analysis.similarity import attention_influence, block_influence, mlp_influence
 from surgery.editing import Choices
 from surgery.jobs import Job
 from surgery.memory import Fit
@@ -72,33 +70,6 @@ def changed_block(before: dict[str, list[int]], now: dict[str, list[int]]) -> in
     """The one block in which two values of the block map differ; None if it is none or several."""
     changed = {block for name, blocks in now.items() for block in set(blocks) ^ set(before.get(name, []))}
     return changed.pop() if len(changed) == 1 else None
-
-
-def block_map_model(view: View) -> dict[str, Any]:
-    """The block map's read-only side."""
-    if view.model is None or view.dense is None or view.structure is None:
-        return {"blocks": 0, "analysed": False}
-    blocks = view.model.architecture.blocks
-    similarities = view.statistics.similarities if view.statistics else None
-    nothing: list[float | None] = [None] * len(blocks)
-    kept = {spec.source: spec for spec in view.structure.blocks}
-
-    def share(index: int, part: str) -> float:
-        whole = len(getattr(view.dense.blocks[index], part)) if view.dense else 0
-        count = len(getattr(kept[index], part)) if index in kept else 0
-        return round(count / whole, 4) if whole and count else 1.0
-
-    return {
-        "blocks": len(blocks),
-        "block": block_influence(similarities).tolist() if similarities else nothing,
-        "attention": attention_influence(similarities).tolist() if similarities else nothing,
-        "mlp": mlp_influence(similarities).tolist() if similarities else nothing,
-        "width": [share(index, "neurons") for index in range(len(blocks))],
-        "heads": [share(index, "kv_heads") for index in range(len(blocks))],
-        "analysed": similarities is not None,
-        "editable_attention": [block.attention is not None for block in blocks],
-        "editable_mlp": [block.mlp is not None for block in blocks],
-    }
 
 
 def fit_table(view: View) -> str:
@@ -250,14 +221,20 @@ def buttons(view: View) -> dict[str, bool]:
     }
 
 
-def ratios(view: View) -> tuple[int, int] | None:
-    """The slider's value and maximum, in percent: the ratio that was asked for, and the source's widest."""
+def ratios(view: View, blocks: tuple[int, ...] | None = None) -> tuple[int, int] | None:
+    """The slider's value and maximum, in percent: the ratio that was asked for, and the source's widest.
+
+    Args:
+        view: what there is to show.
+        blocks: those that the slider narrows; all when None.
+    """
     if view.structure is None or view.dense is None or view.history is None:
         return None
     most = math.ceil(100 * max(view.dense.expansion_ratios, default=0))
     if view.pending_ratio is not None:
         return min(round(100 * view.pending_ratio), most), most
-    widest = max(view.structure.blocks, key=lambda spec: len(spec.neurons))
+    narrowed = [spec for spec in view.structure.blocks if blocks is None or spec.source in blocks]
+    widest = max(narrowed or view.structure.blocks, key=lambda spec: len(spec.neurons))
     source = view.structure.architecture.blocks[widest.source].mlp
     if source is None or len(widest.neurons) == source.width:
         return most, most

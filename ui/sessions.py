@@ -33,6 +33,10 @@ class Tab:
     """What the heads of that block are coloured by."""
     ranked_by: str = "cfsp_fine"
     """The method that ranks the neurons of that block."""
+    map_colour: str = "influence"
+    """What the map is coloured by."""
+    narrowed_blocks: tuple[int, ...] | None = None
+    """The blocks whose MLPs the slider narrows; all when None."""
     narrowing: tuple[str, int] | None = None
     """Method and divisor that were last asked for."""
     sent: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", "more", "rule-protect-first",
          "rule-protect-last", "rule-no-neighbours"}  # fmt: skip
 """The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
-DETAIL = {"detail", "detail-block", "coloured-by", "ranked-by"}
+DETAIL = {"detail", "detail-block", "detail-lock", "coloured-by", "ranked-by", "map-colour", "narrow-blocks"}
 """The controls of one block's detail; `test_detail.py` works them all."""
 LOOK = {"look", "tried", "steps", "pin-a", "pin-b", "read-prompt", "read-chat", "read-more", "read-tokens",
         "read-temperature", "read-top-p", "read-seed", "read", "make-link", "shown-link", "report", "ready-choice",

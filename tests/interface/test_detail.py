@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.interface.driving import analyse, choose, export, opened, part, value, wait_measured
+from tests.interface.driving import (
+    analyse,
+    choose,
+    export,
+    opened,
+    part,
+    set_ratio,
+    value,
+    wait_for_message,
+    wait_measured,
+)
 from tests.interface.test_tools import on_little_text, said
 
 pytestmark = pytest.mark.slow
@@ -118,3 +128,44 @@ def test_it_has_room_on_a_phone(profile: Callable[..., Any], tmp_path: Path, sch
     numbers(page, "of 1,536 neurons")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
+
+
+def test_a_lock_a_suggestion_and_the_miniature_are_on_the_map(page: Any) -> None:
+    on_little_text(page, "The map. ", 2)
+    analyse(page)
+    select(page, 5)
+    page.locator("#detail-lock input").click()
+    page.wait_for_selector('#map button[data-part=block][data-block="5"][data-locked=true]')
+    unit(page, 1).click()
+    wait_measured(page, "1 KV group removed")
+    fill = part(page, 5, "attention").locator(".bm-fill")
+    assert fill.evaluate("node => getComputedStyle(node).maskImage").startswith("linear-gradient")
+    assert "67% of its KV groups" in part(page, 5, "attention").get_attribute("aria-label")
+
+    page.locator("#amount-blocks").locator("input, textarea").fill("20")
+    page.click("#suggest:not([disabled])")
+    page.wait_for_selector("#map button[data-part=mlp][data-going=removed] >> nth=19")
+    assert part(page, 5).get_attribute("data-going") == "", "it is locked"
+    assert "a suggestion would remove it" in page.locator("#map [data-going=removed]").first.get_attribute("aria-label")
+    page.click("#suggest-discard")
+    page.wait_for_selector("#map button[data-going=removed]", state="detached")
+    page.reload()
+    page.wait_for_selector('#map button[data-part=block][data-block="5"][data-locked=true]')
+
+
+def test_the_map_is_coloured_otherwise_and_a_range_is_narrowed(page: Any) -> None:
+    on_little_text(page, "A range. ", 2)
+    choose(page, "map-colour", "Coloured by measured loss without it")
+    page.wait_for_function(
+        "document.querySelector('#map [data-unknown]').textContent === 'measured loss not measured yet'"
+    )
+    page.locator("#narrow-blocks").locator("input, textarea").fill("10-12")
+    page.keyboard.press("Enter")
+    choose(page, "method", "L2 norms")
+    set_ratio(page, 100)
+    wait_measured(page, "expansion ratio 100.0% to 266.7%")
+    narrow = page.locator("#map button[data-narrowed=true]")
+    assert narrow.evaluate_all("nodes => nodes.map(node => node.dataset.block).join()") == "10,11,12"
+    page.locator("#narrow-blocks").locator("input, textarea").fill("40")
+    page.keyboard.press("Enter")
+    wait_for_message(page, "give a range of them")

@@ -66,6 +66,8 @@ def test_ship_verify_take_away_and_upload(page: Any, tmp_path: Path) -> None:
     page.locator("#ship-repository").locator("input, textarea").fill("owner/name")
     page.click("#push")
     wait_for_message(page, "needs a token of your own")
+    page.locator("#ship-private input").click()
+    assert not page.locator("#ship-private input").is_checked()
     token = page.locator("#ship-token input")
     assert token.get_attribute("type") == "password"
     token.fill(SECRET)

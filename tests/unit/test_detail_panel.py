@@ -118,3 +118,33 @@ def test_a_detail_that_shows_something_else_is_put_right_when_no_hand_is_on_it(
     made.moved = 0.0
     assert tick()["detail"].value == cut(groups=[1])
     assert "reload the page" in handlers.tick_detail("nobody", cut(), "", {}, None, *PICKS)["status"]
+
+
+def test_a_block_is_locked_and_the_map_shows_it(handlers: DetailHandlers, tab: tuple[str, Tab]) -> None:
+    identity, made = tab
+    update = handlers.lock(identity, True, *PICKS)
+    assert update["map"].props["model"]["locked"] == [2] and "detail_lock" not in update, "the box shows it already"
+    update = handlers.select(identity, "1", *PICKS)
+    assert update["detail_lock"].value is False
+    update = handlers.select(identity, "2", *PICKS)
+    assert update["detail_lock"].value is True
+    assert handlers.lock(identity, False, *PICKS)["map"].props["model"]["locked"] == []
+    handlers.select(identity, "none", *PICKS)
+    handlers.lock(identity, True, *PICKS)
+    assert made.session.locked == ()
+
+
+def test_the_map_is_coloured_otherwise(handlers: DetailHandlers, tab: tuple[str, Tab]) -> None:
+    identity, _ = tab
+    assert handlers.colour_map(identity, "measured loss", *PICKS)["map"].props["model"]["measure"] == "measured loss"
+
+
+def test_the_slider_is_of_the_blocks_that_were_named(handlers: DetailHandlers, tab: tuple[str, Tab]) -> None:
+    identity, made = tab
+    handlers.narrow_where(identity, "1-2", *PICKS)
+    handlers.narrow(identity, 50, "maw", 1, *PICKS)
+    structure = made.session.view().structure
+    assert structure is not None and [len(spec.neurons) for spec in structure.blocks] == [80, 36, 36, 80]
+    assert handlers.narrow_where(identity, "", *PICKS)["slider"].value == 112
+    assert handlers.narrow_where(identity, "2", *PICKS)["slider"].value == 50
+    assert "range of them" in handlers.narrow_where(identity, "7", *PICKS)["status"]

@@ -19,7 +19,7 @@ from surgery.structure import dense
 from surgery.view import Target, View
 from surgery.workbench import OpenModel, TextChoice, Workbench
 from tests.tiny_workbench import open_model
-from ui import charts, inputs, presenters, recipe_words
+from ui import charts, inputs, map_model, presenters, recipe_words
 from ui.tiles import damage, tiles
 
 ESTIMATE = Estimate(
@@ -215,7 +215,7 @@ def test_before_a_model_is_open_everything_can_be_drawn() -> None:
     assert tiles(empty).count('data-state="stale"') == 5
     assert "No model is open" in presenters.status(empty)
     assert presenters.fit_table(empty) == recipe_words.removed_text(empty) == ""
-    assert presenters.block_map_model(empty)["blocks"] == 0
+    assert map_model.block_map_model(empty)["blocks"] == 0
     assert presenters.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
     assert presenters.ratios(empty) is None and not any(presenters.buttons(empty).values())
     assert "before a model is open" in presenters.chart_note(empty, False)
@@ -261,7 +261,7 @@ def test_buttons_follow_what_can_be_done() -> None:
 def test_the_map_shows_decisions_and_kept_shares() -> None:
     shown = view(RemoveBlocks(blocks=(3,)), RemoveAttention(blocks=(1,)), PruneNeurons(removed={0: tuple(range(40))}))
     assert presenters.decisions(shown) == {"blocks": [3], "attention": [1], "mlp": []}
-    model = presenters.block_map_model(shown)
+    model = map_model.block_map_model(shown)
     assert model["width"] == [0.5, 1.0, 1.0, 1.0] and model["heads"] == [1.0] * 4
     assert model["analysed"] is False and model["block"] == [None] * 4
 

@@ -115,6 +115,21 @@ def test_a_suggestion_is_the_one_of_the_core_and_one_step(session: Session, name
     assert ops(session.view()) == []
 
 
+def test_suggestions_leave_locked_blocks_alone(session: Session) -> None:
+    before = session.view()
+    session.lock([3, 0, 0])
+    view = session.view()
+    assert view.locked == (0, 3) and view.version > before.version and view.history is before.history
+    session.suggest("random_blocks", Budget(blocks=2), Rules(seed=3))
+    idle(session)
+    session.take_suggestion()
+    history = session.view().history
+    assert history is not None and Choices.of(history.current).blocks == {1, 2}
+    with pytest.raises(InputError, match="0 to 3"):
+        session.lock([4])
+    assert session.view().locked == (0, 3)
+
+
 def test_a_suggestion_replaces_edits_of_its_kind_and_keeps_the_others(session: Session) -> None:
     session.switch([3], [0], [])
     session.narrow("maw", 0.5)

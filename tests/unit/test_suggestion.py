@@ -14,6 +14,7 @@ from surgery import catalogue
 from surgery.budget import Budget, Rules
 from surgery.errors import Cancelled, InputError
 from surgery.recipe import Recipe
+from surgery.structure import dense
 from surgery.suggestion import suggest
 from tests.reference import heads_of, random_windows
 from tests.tiny_models import FAMILIES
@@ -137,6 +138,33 @@ def test_protected_ends_keep_their_depth(item):
     rules = Rules(protect_first=1, protect_last=1)
     for edit in made("llama", item.name, Budget(blocks=2), rules)[0].edits:
         assert set(edit.blocks) <= {1, 2}
+
+
+@pytest.mark.parametrize("item", BY_KIND["blocks"] + BY_KIND["attention"] + BY_KIND["mlp"] + BY_KIND["sublayers"])
+def test_named_blocks_keep_their_depth(item):
+    for edit in made("llama", item.name, Budget(blocks=1), Rules(protect_blocks=(0, 2)))[0].edits:
+        assert set(edit.blocks) <= {1, 3}
+        assert edit.chosen_by.budget["protect_blocks"] == "0,2"
+
+
+@pytest.mark.parametrize("name, budget", [("cfsp_fine", {"width": 50}), ("minitron_heads", {"heads": 1}),
+                                          ("gqa_mean", {"kv_heads": 1})])  # fmt: skip
+def test_named_blocks_keep_their_width(name, budget):
+    structure = made("llama", name, Budget(**budget), Rules(protect_blocks=(0, 2)))[1]
+    before = dense(model_of("llama").architecture)
+    changed = {spec.source for spec, old in zip(structure.blocks, before.blocks, strict=True) if spec != old}
+    assert changed and changed <= {1, 3}
+
+
+@pytest.mark.parametrize("item", BY_KIND["hidden"])
+def test_named_blocks_cannot_be_kept_from_a_narrower_residual_stream(item):
+    with pytest.raises(InputError, match="changes every block"):
+        made("llama", item.name, Budget(percent=20), Rules(protect_blocks=(0,)))
+
+
+def test_a_block_that_is_not_there_cannot_be_protected():
+    with pytest.raises(InputError, match="Block 4 cannot be protected: the model has 4 blocks"):
+        made("llama", "block_influence", Budget(blocks=1), Rules(protect_blocks=(4,)))
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "phi3"])

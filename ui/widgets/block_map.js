@@ -62,10 +62,18 @@ function scale(values) {
 function look() {
   const m = props.model && typeof props.model === "object" ? props.model : {};
   const count = Number.isInteger(m.blocks) && m.blocks > 0 ? Math.min(m.blocks, 2000) : 0;
-  const analysed = m.analysed !== false;
+  const measure = typeof m.measure === "string" && m.measure ? m.measure : "influence";
+  const analysed = m.analysed !== false || measure !== "influence";
   const read = function (list) { return analysed ? numbers(list, count) : numbers(null, count); };
+  const going = m.going && typeof m.going === "object" ? m.going : {};
+  const some = function (list) { return new Set(Array.isArray(list) ? list : []); };
   const v = {
     count: count,
+    measure: measure,
+    locked: some(m.locked),
+    going: { head: some(going.blocks), attention: some(going.attention), mlp: some(going.mlp) },
+    narrower: { head: some(null), attention: some(going.narrower_attention), mlp: some(going.narrower_mlp) },
+    groups: Array.isArray(m.groups) ? m.groups : [],
     influence: { head: read(m.block), attention: read(m.attention), mlp: read(m.mlp) },
     share: { head: share(null, count), attention: share(m.heads, count), mlp: share(m.width, count) },
     editable: { head: flags(null, count), attention: flags(m.editable_attention, count), mlp: flags(m.editable_mlp, count) },
@@ -193,9 +201,28 @@ function shown(x) {
   return size > 0 && (size < 0.0001 || size >= 100000) ? x.toExponential(1) : String(Number(x.toPrecision(3)));
 }
 
+// Whether a suggestion would take the part: "removed", "narrower" or "".
+function wouldBe(block, part) {
+  if (view.going.head.has(block) || (part !== "head" && view.going[part].has(block))) return "removed";
+  return view.narrower[part].has(block) ? "narrower" : "";
+}
+
+// The kept KV groups of an attention as columns; nothing where all stay or there is no room for them.
+function columns(block) {
+  const groups = view.groups[block];
+  if (!Array.isArray(groups) || !groups.some(function (kept) { return !kept; })) return "";
+  const step = 100 / groups.length;
+  const stops = groups.map(function (kept, i) {
+    return (kept ? "#000 " : "transparent ") + (i * step + 2) + "% " + ((i + 1) * step - 2) + "%";
+  });
+  return "linear-gradient(to right, " + stops.join(", ") + ")";
+}
+
 function words(d, block, part) {
-  const x = view.influence[part][block];
-  const bits = [x === null ? "influence not measured" : "influence " + shown(x)];
+  const x = view.influence[part][block], would = wouldBe(block, part);
+  const bits = [x === null ? view.measure + " not measured" : view.measure + " " + shown(x)];
+  if (view.locked.has(block)) bits.push("locked");
+  if (would) bits.push("a suggestion would " + (would === "removed" ? "remove it" : "narrow it"));
   const off = removed(d, block, part);
   if (part === "head") {
     const a = d.attention.has(block), m = d.mlp.has(block);
@@ -211,6 +238,11 @@ function words(d, block, part) {
   return "Block " + block + " " + (part === "mlp" ? "MLP" : "attention") + ": " + bits.join(", ");
 }
 
+function say(selector, text) {
+  const node = root.querySelector(selector);
+  if (node.textContent !== text) node.textContent = text;
+}
+
 function put(node, name, value) {
   if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
@@ -219,6 +251,11 @@ function paint() {
   const d = decisions();
   const any = function (one, two, test) { return one.some(test) || two.some(test); };
   put(root, "data-analysed", String(view.known));
+  put(root, "data-locked", String(view.locked.size > 0));
+  put(root, "data-going", String(PARTS.some(function (part) { return view.going[part].size + view.narrower[part].size > 0; })));
+  say("[data-low]", "less " + view.measure);
+  say("[data-high]", "more " + view.measure);
+  say("[data-unknown]", view.measure + " not measured yet");
   put(root, "data-partial", String(any(view.share.attention, view.share.mlp, function (x) { return x < 1; })));
   put(root, "data-fixed", String(any(view.editable.attention, view.editable.mlp, function (x) { return !x; })));
   // While hidden (a closed tab) the tiles may still be those of an older model: layout() comes later.
@@ -231,12 +268,16 @@ function paint() {
       put(b, "title", text);
       put(b, "data-state", off ? "removed" : "kept");
       put(b, "data-known", String(x !== null));
-      put(b, "data-narrowed", String(kept < 1));
+      const groups = part === "attention" ? columns(i) : "";
+      put(b, "data-narrowed", String(kept < 1 && !groups));
+      put(b, "data-going", off ? "" : wouldBe(i, part));
+      put(b, "data-locked", String(part === "head" && view.locked.has(i)));
       if (view.editable[part][i]) b.removeAttribute("aria-disabled"); else put(b, "aria-disabled", "true");
       b.tabIndex = i === current.block && part === current.part ? 0 : -1;
       const fill = b.firstChild;
       fill.style.setProperty("--t", x === null ? "0" : view.colour[part](x).toFixed(3));
-      fill.style.setProperty("--share", kept.toFixed(3));
+      if (fill.style.maskImage !== groups) fill.style.maskImage = groups;
+      fill.style.setProperty("--share", groups ? "1" : kept.toFixed(3));
     });
   }
   const count = function (n, one, many) { return n + " " + (n === 1 ? one : many); };

@@ -30,6 +30,10 @@ class BlockMapModel(TypedDict, total=False):
     block: list[float | None]
     width: list[float]
     heads: list[float]
+    groups: list[list[bool]]
+    locked: list[int]
+    going: dict[str, list[int]]
+    measure: str
     analysed: bool
     editable_attention: list[bool]
     editable_mlp: list[bool]
