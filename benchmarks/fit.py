@@ -166,16 +166,19 @@ def main() -> None:
         "--one-core", action="store_true", help="speeds of one thread in seconds on the processor: on a busy machine"
     )
     parser.add_argument("--device", type=Path, help="this computer's own file, from benchmarks.kernels --device")
-    parser.add_argument("--again", action="store_true", help="measure again what the file holds")
+    parser.add_argument("--again", action="store_true", help="measure again what the file holds of these parts and types; the rest stays")
     parser.add_argument("--out", type=Path, default=Path("docs/fit.json"))
     chosen = parser.parse_args()
     structure = dense(Workbench().open("default").architecture)
-    known: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() and not chosen.again else {}
+    known: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     cores = psutil.cpu_count(logical=False)
     own = read_device(chosen.device) if chosen.device else None
     speeds = "speed_of_one_core" if chosen.one_core else "speed_with_measured_kernels" if own else "speed"
     parts = ("memory", "speed", "speed_of_one_core", "speed_with_measured_kernels", "transformers")
     result = {part: {} for part in parts} | known | {"cores": cores}
+
+    def missing(part: str, key: str) -> bool:
+        return chosen.again or key not in result[part]
 
     def keep(part: str, key: str, row: dict[str, Any]) -> None:
         result[part][key] = row
@@ -188,13 +191,13 @@ def main() -> None:
         both = list(dict.fromkeys([*(wanted if chosen.only in (None, "speed") else []), *(row[0] for row in memory)]))
         for kind, path in files(both, Path(scratch)):
             for _, context, kv in (row for row in memory if row[0] == kind):
-                if f"{kind} {context} {kv}" not in result["memory"]:
+                if missing("memory", f"{kind} {context} {kv}"):
                     keep("memory", f"{kind} {context} {kv}", memory_row(path, structure, kind, context, kv))
-            if kind in wanted and kind not in result[speeds]:
+            if kind in wanted and missing(speeds, kind):
                 keep(speeds, kind, speed_row(path, structure, kind, chosen.tries, chosen.one_core, own))
     if chosen.only in (None, "transformers"):
         for context in (512, 2048):
-            if str(context) not in result["transformers"]:
+            if missing("transformers", str(context)):
                 keep("transformers", str(context), transformers_row(structure, context, 2 if context == 512 else 0))
     show(result)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from surgery.errors import InputError
 
@@ -63,7 +64,7 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> torch.Tensor:
     """Token ids (1, tokens) of a prompt, as a person's turn of a conversation if `chat`.
 
     Raises:
-        InputError: nothing to read, too long, or a model without a chat template.
+        InputError: nothing to read, too long, or a model without a chat template that takes it.
     """
     if not prompt.strip():
         raise InputError("Write a prompt first.")
@@ -73,7 +74,10 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> torch.Tensor:
         raise InputError("This model has no chat template: switch it off.")
     if chat:
         turns = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        try:
+            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise InputError(f"The model's chat template refuses this prompt ({error}): switch it off.") from error
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=not chat)["input_ids"]).reshape(1, -1)
     if not ids.numel():
         raise InputError("The prompt has no tokens: write a longer one.")
@@ -128,8 +132,8 @@ class Writer:
         """Write one token; False once there is nothing more to write."""
         if self.answer.ended or len(self.ids) >= self.sampling.tokens:
             return False
-        begun = time.perf_counter()
         with self.turn:
+            begun = time.perf_counter()  # waiting for others is not this model's time
             out = self.model(input_ids=self._next, past_key_values=self._cache, use_cache=True)
         self._cache = out.past_key_values
         chosen = draw(out.logits[0, -1].float().cpu(), self.sampling, self._generator)

@@ -28,6 +28,7 @@ from surgery.selection import WidthBudget
 from surgery.session_compare import ComparingSession
 from surgery.session_editing import Opened
 from surgery.session_healing import Forecasted, HealedCuts
+from surgery.session_reading import Reading
 from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
@@ -110,6 +111,8 @@ class Session(ComparingSession):
                 self._forecasted = job.result
             elif isinstance(job.result, HealedCuts):
                 self._finish_healing(job.result)
+            elif isinstance(job.partial, Reading):  # a cancelled one has no result, but what was written
+                self._reading = job.partial
         except InputError as error:
             self.error = str(error)
         self._pending = ()

@@ -10,8 +10,9 @@ import torch
 from surgery.errors import Cancelled
 from surgery.generation import Answer, Sampling, Writer, prompt_ids, side_by_side
 from surgery.jobs import Context, Job
-from surgery.recipe import Recipe
+from surgery.recipe_words import recipe_words
 from surgery.session_fitting import FittingSession
+from surgery.structure import Structure, dense
 from surgery.workbench import OpenModel, Workbench
 
 READING = "Reading"
@@ -25,6 +26,8 @@ class Reading:
     fingerprint: str
     recipe: str
     """Key of the recipe that was read."""
+    words: str
+    """What that recipe leaves of the model."""
     prompt: str
     sampling: Sampling
     dense: Answer
@@ -55,12 +58,15 @@ class ReadingSession(FittingSession):
         """
         model, drawing = self._need_model(), sampling or Sampling()
         recipe = self.current_recipe()
+        structure = model.resolve(recipe)
+        words = recipe_words(recipe, structure, dense(model.architecture))
         ids = prompt_ids(model.loaded.tokenizer, prompt, chat)
         writers = [self._writer(model, model.loaded.model, ids, drawing)]
 
-        def show(answers: tuple[Answer, ...]) -> Reading:
+        def show(job: Context, answers: tuple[Answer, ...]) -> Reading:
             cut = answers[1] if recipe.edits else None
-            reading = Reading(model.loaded.fingerprint, recipe.key, prompt, drawing, answers[0], cut)
+            reading = Reading(model.loaded.fingerprint, recipe.key, words, prompt, drawing, answers[0], cut)
+            job.partial(reading)
             with self._lock:
                 self._reading = reading
                 self._changed()
@@ -68,27 +74,26 @@ class ReadingSession(FittingSession):
 
         def work(job: Context) -> Reading:
             if recipe.edits:
-                writers.append(self._cut_writer(job, model, recipe, ids, drawing))
-            reading = show(tuple(writer.answer for writer in writers))
+                writers.append(self._cut_writer(job, model, structure, ids, drawing))
+            reading = show(job, tuple(writer.answer for writer in writers))
 
             def check() -> None:
                 if job.stop.is_set():
                     raise Cancelled("Cancelled.")
 
             for answers in side_by_side(tuple(writers), check):
-                reading = show(answers)
+                reading = show(job, answers)
                 job.report(max(answer.tokens for answer in answers) / drawing.tokens, "Writing")
             return reading
 
         return self._start(READING, work)
 
     def _cut_writer(
-        self, job: Context, model: OpenModel, recipe: Recipe, ids: torch.Tensor, drawing: Sampling
+        self, job: Context, model: OpenModel, structure: Structure, ids: torch.Tensor, drawing: Sampling
     ) -> Writer:
         from surgery.build import readable_model
 
         job.report(0.0, "Building the cut model")
-        structure = model.resolve(recipe)
         done = model.complete(structure, self._texts_for(structure), job.report, job.stop).structure
         return self._writer(model, readable_model(model.loaded.model, model.architecture, done), ids, drawing)
 
@@ -96,6 +101,7 @@ class ReadingSession(FittingSession):
         return Writer(reader, model.loaded.tokenizer, ids, drawing, model.evaluator.turn)
 
     def _shown_reading(self) -> Reading | None:
-        """The last answers of the open model."""
-        known = self._reading
+        """The last answers of the open model, also those that are being written since before a reload."""
+        job = self._followed
+        known = job.partial if job is not None and isinstance(job.partial, Reading) else self._reading
         return known if known and self._model and known.fingerprint == self._model.loaded.fingerprint else None

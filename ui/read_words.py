@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from surgery.generation import Answer
+from surgery.session_reading import READING
 from surgery.view import View
 from ui.presenters import escape
 from ui.tool_words import note
 
+MOST_SHOWN = 120
+"""Characters of the prompt that are repeated above the answers."""
 EXAMPLE = "The capital of France is"
 
 
@@ -26,9 +29,15 @@ def answers_text(view: View) -> str:
         columns = _column("Dense", dense, len(dense.text), current) + _column("Cut", cut, same, current)
         words = "Underlined: from where the cut model says something else." if same < len(cut.text) else ""
     drawn = "the likeliest token each time" if reading.sampling.temperature == 0 else f"seed {reading.sampling.seed}"
-    return (
-        old + f'<div class="ms-answers" aria-live="polite">{columns}</div>' + note(f"{words} Drawn: {drawn}.".strip())
+    writing = "true" if view.working and view.job is not None and view.job.title == READING else "false"
+    asked = f"Asked: “{_shortened(reading.prompt)}”." + (f" Cut: {reading.words}." if cut is not None else "")
+    return f'{old}{note(asked)}<div class="ms-answers" aria-live="polite" aria-busy="{writing}">{columns}</div>' + note(
+        f"{words} Drawn: {drawn}.".strip()
     )
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= MOST_SHOWN else prompt[: MOST_SHOWN - 1] + "…"
 
 
 def common(first: str, second: str) -> int:
@@ -45,8 +54,9 @@ def _column(title: str, answer: Answer, same: int, current: bool) -> str:
     kept, other = escape(answer.text[:same]), escape(answer.text[same:])
     marked = f"<ins>{other}</ins>" if other else ""
     state = "ended by itself" if answer.ended else f"{answer.tokens} tokens"
+    measured = f"{state}, {answer.speed:.1f} tokens/s, measured" if answer.seconds else "nothing written yet"
     return (
         f'<section class="ms-answer" data-answer="{title.lower()}" data-state="{"current" if current else "stale"}">'
         f"<h4>{title}</h4><p>{kept}{marked}</p>"
-        f'<p class="ms-tile-kind">{state}, {answer.speed:.1f} tokens/s, measured</p></section>'
+        f'<p class="ms-tile-kind">{measured}</p></section>'
     )

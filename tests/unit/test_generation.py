@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 
 from surgery.build import build_model, readable_model
 from surgery.errors import InputError
@@ -16,6 +19,15 @@ from tests.tiny_models import FAMILIES
 from tests.tiny_workbench import open_model
 
 CUT = ({"op": "remove_blocks", "blocks": "2"}, {"op": "prune_neurons", "removed": {"1": "0-15"}})
+OTHERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "no first attention": ({"op": "remove_attention", "blocks": "0"},),
+    "no attention": ({"op": "remove_attention", "blocks": "0-3"},),
+    "sublayers": ({"op": "remove_mlp", "blocks": "0"}, {"op": "remove_attention", "blocks": "1"}),
+    "arranged": ({"op": "arrange_blocks", "order": [3, 1, 1, 0]},),
+    "groups": ({"op": "prune_kv_groups", "removed": {"0": "0"}},),
+    "channels": ({"op": "prune_hidden", "removed": "9,17"},),
+}
+"""Where a cache could go wrong: its length is that of the first block, and its entries go by the block's number."""
 STORED = ({"op": "quantize", "format": "gguf", "type": "Q4_0"},)
 IDS = torch.tensor([[5, 9, 3, 7]])
 
@@ -57,6 +69,22 @@ def test_the_cut_model_writes_what_the_built_one_generates(family: str) -> None:
     for _ in range(12):  # without a cache
         ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
     assert ids[0, 4:].tolist() == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt2"])
+@pytest.mark.parametrize("edits", OTHERS.values(), ids=OTHERS)
+def test_with_a_cache_it_writes_what_is_measured_without(family: str, edits: tuple[dict[str, Any], ...]) -> None:
+    opened = open_model(family)
+    if family == "gpt2" and edits == OTHERS["channels"]:
+        with pytest.raises(InputError, match="prune_hidden"):
+            reader(opened, *edits)
+        return
+    structure, model = reader(opened, *edits)
+    ids = IDS
+    for _ in range(12):  # past the sliding windows
+        last = opened.evaluator.logits(structure, ids, torch.tensor([ids.shape[1] - 1]))
+        ids = torch.cat([ids, last.argmax(-1)], dim=1)
+    assert written(model) == ids[0, IDS.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("family", ["llama_tied", "qwen2"])
@@ -127,6 +155,29 @@ def test_an_end_mark_ends_an_answer() -> None:
 def test_prompts_that_cannot_be_read_are_one_sentence(prompt: str, chat: bool, words: str) -> None:
     with pytest.raises(InputError, match=words):
         prompt_ids(Letters(), prompt, chat)
+
+
+def test_a_chat_template_that_refuses_is_one_sentence() -> None:
+    class Refusing(Letters):
+        chat_template = "{{ raise_exception('no') }}"
+
+        def apply_chat_template(self, turns: list[dict[str, str]], **options: bool) -> str:
+            raise TemplateError("A system turn comes first")
+
+    with pytest.raises(InputError, match=r"refuses this prompt \(A system turn comes first\)"):
+        prompt_ids(Refusing(), "hello", True)
+
+
+def test_waiting_for_the_weights_is_not_the_speed_of_a_model() -> None:
+    class Busy(nullcontext[None]):
+        def __enter__(self) -> None:
+            time.sleep(0.5)
+
+    writer = Writer(open_model("llama").loaded.model, Letters(), IDS, Sampling(tokens=2), Busy())
+    begun = time.perf_counter()
+    while writer.step():
+        pass
+    assert time.perf_counter() - begun - writer.answer.seconds >= 1
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from threading import Event
+
 import pytest
 
 from surgery.errors import InputError
-from surgery.generation import Answer, Sampling
+from surgery.generation import Answer, Sampling, Writer
 from surgery.session import Session
 from surgery.workbench import Workbench
-from tests.sessions import SMALL, idle, measured
+from tests.sessions import LONG, SMALL, idle, measured, until
 from tests.tiny_workbench import open_model
 from ui.read_words import answers_text, common
 
@@ -46,6 +49,50 @@ def test_a_cancel_keeps_what_was_written(session: Session) -> None:
     session.cancel()
     view = idle(session)
     assert job.state == "cancelled" and view.reading is not None and 0 < view.reading.dense.tokens < 100
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_reloaded_page_goes_on_with_the_answers(
+    session: Session, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    go, plain = Event(), Writer.step
+
+    def waiting(writer: Writer) -> bool:
+        if len(writer.ids) == 2:
+            assert go.wait(LONG)
+        return plain(writer)
+
+    monkeypatch.setattr(Writer, "step", waiting)
+    session.switch([1], [], [])
+    measured(session)
+    job = session.read("Once upon a time", sampling=Sampling(tokens=5))
+    until(session, lambda view: view.reading is not None and view.reading.dense.tokens == 2)
+    again = Session(session.bench)
+    again.text = SMALL
+    assert session.view().model is not None and again.attach(job.id)
+    again.adopt(open_model("llama"), session.current_recipe())
+    session.close(stop_job=False)
+    half = again.view()
+    assert half.working and half.reading is not None and half.reading.dense.tokens == 2
+    assert 'aria-busy="true"' in answers_text(half) and 'data-state="current"' in answers_text(half)
+    if cancelled:
+        again.cancel()
+    go.set()
+    whole = idle(again)
+    assert whole.reading is not None and whole.reading.cut is not None and 'aria-busy="false"' in answers_text(whole)
+    assert whole.reading.dense.tokens == (2 if cancelled else 5) or (cancelled and whole.reading.dense.tokens == 3)
+
+
+def test_answers_say_what_was_asked_and_cut(session: Session) -> None:
+    session.switch([1], [], [])
+    measured(session)
+    session.read("x" * 125, sampling=Sampling(tokens=1)).wait(LONG)
+    view = idle(session)
+    shown = answers_text(view)
+    assert "Cut: 3 blocks kept, 1 removed" in shown and "xxx…" in shown and "x" * 120 not in shown
+    assert view.reading is not None
+    begun = replace(view, reading=replace(view.reading, dense=Answer(), cut=Answer()))
+    assert answers_text(begun).count("nothing written yet") == 2 and "measured" not in answers_text(begun)
 
 
 def test_an_empty_prompt_changes_nothing(session: Session) -> None:
