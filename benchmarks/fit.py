@@ -166,7 +166,11 @@ def main() -> None:
         "--one-core", action="store_true", help="speeds of one thread in seconds on the processor: on a busy machine"
     )
     parser.add_argument("--device", type=Path, help="this computer's own file, from benchmarks.kernels --device")
-    parser.add_argument("--again", action="store_true", help="measure again what the file holds of these parts and types; the rest stays")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="measure again what the file holds of these parts and types; the rest stays",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/fit.json"))
     chosen = parser.parse_args()
     structure = dense(Workbench().open("default").architecture)

@@ -12,7 +12,7 @@ from surgery.session_reading import ReadingSession
 from surgery.structure import Structure
 from surgery.view import Attempt, Pin, Target, Tried
 from surgery.weight_types import type_of_edit
-from surgery.workbench import TextChoice, Workbench
+from surgery.workbench import OpenModel, TextChoice, Workbench
 
 MOST_ATTEMPTS = 200
 """Measured recipes that are remembered; the oldest that is neither pinned nor in the history goes first."""
@@ -32,6 +32,13 @@ class ComparingSession(ReadingSession):
         self._fits: dict[tuple[str, Target, str], Fit] = {}
         self._compared = ""
         """Fingerprint of the model that the attempts are of."""
+
+    def adopt(self, model: OpenModel, recipe: Recipe | None = None) -> None:
+        """As before; what was tried of another model is forgotten."""
+        with self._lock:
+            if self._compared != model.loaded.fingerprint:
+                self._attempts, self._pins, self._compared = {}, {}, model.loaded.fingerprint
+        super().adopt(model, recipe)
 
     def pin(self, place: Pin) -> None:
         """Keep the recipe in force as A or B; the same one again lets it go."""
@@ -69,8 +76,6 @@ class ComparingSession(ReadingSession):
     def _keep_attempt(self, estimate: Estimate) -> None:
         """Remember a complete measurement of the recipe in force."""
         model, editor = self._need_model(), self._need_editor()
-        if self._compared != model.loaded.fingerprint:
-            self._attempts, self._pins, self._compared = {}, {}, model.loaded.fingerprint
         recipe, structure = editor.history.current, editor.structure
         words = recipe_words(recipe, structure, model.evaluator.dense)
         self._attempts[(recipe.key, self.text)] = (recipe, structure, words, estimate)

@@ -139,3 +139,11 @@ def test_tiles_tell_the_change_since_the_last_step(session: Session) -> None:
     shown = tiles(view)
     assert f"last step {view.estimate.nll - dense.nll:+.3f}" in shown and "last step -" in shown
     assert "last step" not in tiles(after(session, session.undo))
+
+
+def test_a_pin_may_come_before_the_first_measurement(session: Session) -> None:
+    session.adopt(open_model("opt"))
+    session.pin("a")
+    view = measured(session)
+    assert view.history is not None and view.compared.pins == {"a": view.history.current.key}
+    assert len(view.compared.attempts) == 1, "those of the other model are forgotten"
