@@ -183,10 +183,10 @@ class Api:
     def _text(self, text: str, window: int, windows: int, purpose: Any) -> TextChoice:
         """A named text, or the text itself: never a file."""
         if window < 2 or windows < 1:
-            raise gr.Error("Give at least 2 tokens a window and at least 1 window.")
+            raise _refused("Give at least 2 tokens a window and at least 1 window.")
         named = text in TEXTS or (text.startswith("hub:") and HUB_ID.fullmatch(text[4:]))
         if not named and len(text) > LONGEST_PASTE:
-            raise gr.Error(f"The text is longer than {LONGEST_PASTE:,} characters.")
+            raise _refused(f"The text is longer than {LONGEST_PASTE:,} characters.")
         if named:
             choice = TextChoice(text, window, windows, purpose)
         else:
@@ -204,14 +204,19 @@ class Api:
         job = self.bench.jobs.submit(f"{title} for the API", open_and_work)
         job.wait()
         if job.state != "done":
-            raise gr.Error(job.error)
+            raise _refused(job.error)
         return documents.plain(job.result)
 
     def _allowed(self, check: Callable[[], None]) -> None:
         try:
             check()
         except InputError as error:
-            raise gr.Error(str(error)) from None
+            raise _refused(str(error)) from None
+
+
+def _refused(sentence: str) -> gr.Error:
+    """What a caller is told; the server's log needs no traceback of it."""
+    return gr.Error(sentence, print_exception=False)
 
 
 def add_api(bench: Workbench) -> None:

@@ -145,8 +145,8 @@ def build(sessions: Sessions | None = None) -> gr.Blocks:
         with gr.Accordion("Memory on the device, itemised, and what fits", open=False, elem_id="fit-details"):
             parts["fit_table"] = gr.HTML(elem_id="fit-table", **PLAIN)
             fit_fields(parts)
+        add_api(sessions.bench)  # before the page's own handlers, which would take the names
         _connect(page, handlers)
-        add_api(sessions.bench)
     return page
 
 
