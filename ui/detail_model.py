@@ -44,18 +44,24 @@ def specs_of(view: View, block: Block) -> list[BlockSpec]:
     return [spec for spec in view.structure.blocks if spec.source == block.index] if view.structure else []
 
 
-def decision(view: View, selected: int | None) -> dict[str, Any]:
-    """The widget's value: KV groups and single query heads that are off, and the MLP's width."""
-    block = block_of(view, selected)
-    if block is None or view.history is None:
-        return {"block": None, "groups": [], "heads": [], "width": 0}
-    choices = Choices.of(view.history.current)
+def heads_off(choices: Choices, block: Block) -> tuple[set[int], set[int]]:
+    """The KV groups of a block that are off, and the single query heads of the other groups."""
     groups, heads = set(choices.kv_groups.get(block.index, ())), set(choices.heads.get(block.index, ()))
     if block.attention is not None:
         size = block.attention.heads_per_group
         members = {group: set(range(group * size, (group + 1) * size)) for group in range(block.attention.kv_heads)}
         groups |= {group for group, own in members.items() if own <= heads}  # a group without query heads is gone
         heads -= set().union(*(members[group] for group in groups))
+    return groups, heads
+
+
+def decision(view: View, selected: int | None) -> dict[str, Any]:
+    """The widget's value: KV groups and single query heads that are off, and the MLP's width."""
+    block = block_of(view, selected)
+    if block is None or view.history is None:
+        return {"block": None, "groups": [], "heads": [], "width": 0}
+    choices = Choices.of(view.history.current)
+    groups, heads = heads_off(choices, block)
     whole = block.mlp.width if block.mlp is not None else 0
     width = view.pending_widths.get(block.index, whole - len(choices.neurons.get(block.index, ())))
     return {"block": block.index, "groups": sorted(groups), "heads": sorted(heads), "width": width}

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from analysis.architecture import Block
 from analysis.similarity import attention_influence, block_influence, mlp_influence
 from surgery.depth import RemovalKind
 from surgery.editing import Choices
 from surgery.structure import Structure
 from surgery.view import View
+from ui.detail_model import heads_off
 
 COLOURS = [
     ("Coloured by influence (1 − cosine similarity)", "influence"),
@@ -33,11 +35,11 @@ def block_map_model(view: View, colour: str = "influence") -> dict[str, Any]:
         view: what there is to show.
         colour: one of `COLOURS`; anything else is the first.
     """
-    if view.model is None or view.dense is None or view.structure is None:
+    if view.model is None or view.dense is None or view.structure is None or view.history is None:
         return {"blocks": 0, "analysed": False}
     blocks = view.model.architecture.blocks
     measure = colour if colour in dict(COLOURS).values() else "influence"
-    values = _measured(view, measure)
+    values, choices = _measured(view, measure), Choices.of(view.history.current)
     nothing: list[float | None] = [None] * len(blocks)
     kept = {spec.source: spec for spec in view.structure.blocks}
 
@@ -52,7 +54,7 @@ def block_map_model(view: View, colour: str = "influence") -> dict[str, Any]:
         **{part: (values or {}).get(part, nothing) for part in KINDS},
         "width": [share(index, "neurons") for index in range(len(blocks))],
         "heads": [share(index, "kv_heads") for index in range(len(blocks))],
-        "groups": [_groups(view, index) for index in range(len(blocks))],
+        "groups": [_groups(choices, block) for block in blocks],
         "locked": list(view.locked),
         "going": _going(view),
         "analysed": view.statistics is not None,
@@ -86,19 +88,12 @@ def _finite(values: torch.Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _groups(view: View, index: int) -> list[bool]:
+def _groups(choices: Choices, block: Block) -> list[bool]:
     """Which KV groups of a block stay; empty where a tile has no room for them, or there is no choice."""
-    assert view.model is not None and view.history is not None  # the caller has checked
-    attention = view.model.architecture.blocks[index].attention
-    if attention is None or not 1 < attention.kv_heads <= MOST_GROUPS:
+    if block.attention is None or not 1 < block.attention.kv_heads <= MOST_GROUPS:
         return []
-    choices = Choices.of(view.history.current)
-    size, gone = attention.heads_per_group, set(choices.heads.get(index, ()))
-    off = set(choices.kv_groups.get(index, ()))
-    return [
-        group not in off and not set(range(group * size, (group + 1) * size)) <= gone
-        for group in range(attention.kv_heads)
-    ]
+    off, _ = heads_off(choices, block)
+    return [group not in off for group in range(block.attention.kv_heads)]
 
 
 def _going(view: View) -> dict[str, list[int]]:
