@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.interface.serving import CHROMIUM, FAST_CLEANUP, chromium
 
 PATIENCE = 120_000
 """Milliseconds that a wait may take: other processes may be using the cores."""
+CONTEXTS = pytest.StashKey[list[Any]]()
 HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_")
 """What the browser's console says of streams that a reload cuts."""
 
@@ -74,11 +75,30 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a test failed, say what its pages showed: the failure alone often is only a wait that was in vain."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for number, context in enumerate(item.stash.get(CONTEXTS, [])):
+            for page in context.pages:
+                report.sections.append((f"Page of profile {number}, {page.url}", _shown(page)))
+    return report
+
+
+def _shown(page: Any) -> str:
+    """A page's words, or why there are none."""
+    try:
+        return page.locator("body").inner_text(timeout=5000)
+    except Exception as error:
+        return f"It does not answer: {error}"
+
+
 @pytest.fixture
-def profile(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
+def profile(request: pytest.FixtureRequest, browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     """Makes browser profiles (users). In the end nobody may have seen an error or asked any other computer."""
     wrong: list[str] = []
-    contexts: list[Any] = []
+    contexts = request.node.stash[CONTEXTS] = []
 
     def watch(page: Any) -> None:
         page.on("pageerror", lambda error: wrong.append(f"page error: {error}"))

@@ -164,6 +164,7 @@ def paste_text(page: Any, text: str, window: int, windows: int) -> None:
     if not page.locator("#pasted textarea").is_visible():
         choose(page, "text", "Pasted text")
     page.locator("#pasted textarea").fill(text)
+    page.wait_for_function("text => document.querySelector('#pasted textarea').value === text", arg=text)
     page.locator("#window input").fill(str(window))
     page.locator("#windows input").fill(str(windows))
     page.click("#use-text")
