@@ -11,6 +11,7 @@ from surgery.limits import read_limits
 from surgery.workbench import Workbench
 from ui.page import build, launch_arguments
 from ui.sessions import Sessions
+from ui.zero_gpu import borrowing, on_zero_gpu
 
 
 def main() -> None:
@@ -25,10 +26,11 @@ def main() -> None:
         limits = read_limits(os.environ)
         if tools and importlib.util.find_spec("mcp") is None:
             raise InputError("MODEL_SURGERY_MCP=1 needs the package mcp: pip install -r requirements-mcp.txt.")
+        elsewhere = borrowing(limits) if on_zero_gpu(os.environ) else None
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    page = build(Sessions(Workbench(limits=limits)))
+    page = build(Sessions(Workbench(limits=limits, gpu=elsewhere is None)), elsewhere)
     page.queue(default_concurrency_limit=16).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT") or 7860),

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from threading import Event, RLock
 from typing import Any
 
@@ -58,6 +58,8 @@ class Estimate:
     tokens: int
     """Scored tokens."""
     seconds: float
+    window_losses: tuple[float, ...] = field(default=(), repr=False)
+    """Mean loss of each window."""
 
     @property
     def complete(self) -> bool:
@@ -65,11 +67,24 @@ class Estimate:
         return self.windows == self.of_windows
 
     def document(self) -> dict[str, Any]:
-        """Plain JSON values; an overflowing perplexity is the string "inf"."""
+        """Plain JSON values without the windows' own; an overflowing perplexity is the string "inf"."""
         return {
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
+            if key != "window_losses"
         }
+
+    def against(self, other: Estimate) -> tuple[float, float | None]:
+        """Loss above another recipe's on the same windows, nats a token, and its standard error, paired window by
+        window; no error with a single one.
+
+        Raises:
+            ValueError: the other one is of other windows.
+        """
+        mine, its = (torch.tensor(one.window_losses, dtype=torch.float64) for one in (self, other))
+        if len(mine) != len(its):
+            raise ValueError(f"estimates of {len(mine)} and of {len(its)} windows")
+        return self.nll - other.nll, _standard_error(mine - its)
 
 
 def perplexity_of(nll: float) -> float:
@@ -345,6 +360,7 @@ def estimate_of(edited: torch.Tensor, reference: torch.Tensor, of_windows: int, 
         of_windows=of_windows,
         tokens=edited.numel(),
         seconds=seconds,
+        window_losses=tuple(means.tolist()),
     )
 
 

@@ -55,7 +55,11 @@ class Loaded:
 
 
 def load(
-    source: str, revision: str | None = None, progress: Progress | None = None, trust_remote_code: bool = False
+    source: str,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
+    gpu: bool = True,
 ) -> Loaded:
     """Load a causal language model for inspection and surgery.
 
@@ -64,6 +68,7 @@ def load(
         revision: branch, tag or commit, for a Hub id.
         progress: told what is being done.
         trust_remote_code: run the checkpoint's own Python code; off unless the user asks.
+        gpu: whether a GPU may be used, if there is one.
 
     Raises:
         InputError: one of its subclasses says what is wrong and what to do.
@@ -74,7 +79,7 @@ def load(
         if source == DEFAULT:
             folder = embedded.directory(progress)
             report(0.5, "Loading the embedded model")
-            model, tokenizer = _load_checkpoint(str(folder), None, False)
+            model, tokenizer = _load_checkpoint(str(folder), None, False, gpu)
             note = "Its weights were rounded to 4 bits once already (Q4_1), before they came here."
         elif source.lower().endswith(".gguf"):
             report(0.1, "Converting the GGUF file")
@@ -82,7 +87,7 @@ def load(
             note = "Its weights come from a GGUF file, turned back into floating point."
         else:
             report(0.1, f"Loading {source}")
-            model, tokenizer = _load_checkpoint(_located(source, revision), revision, trust_remote_code)
+            model, tokenizer = _load_checkpoint(_located(source, revision), revision, trust_remote_code, gpu)
             note = ""
     model.eval().requires_grad_(False)
     architecture = describe(model)
@@ -204,12 +209,12 @@ def _located(source: str, revision: str | None) -> str:
     return source
 
 
-def _load_checkpoint(source: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_checkpoint(source: str, revision: str | None, trust_remote_code: bool, gpu: bool) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config = _configuration(source, revision, trust_remote_code)
-    placement = _placement(_needed_bytes(source, config, trust_remote_code))
+    placement = _placement(_needed_bytes(source, config, trust_remote_code), gpu)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         model_class: Any = AutoModelForCausalLM
@@ -363,9 +368,9 @@ def _empty(source: str, config: Any, trust_remote_code: bool) -> Any:
         raise _configuration_error(source, error) from None
 
 
-def _placement(float32_bytes: int) -> dict[str, Any]:
+def _placement(float32_bytes: int, gpu: bool) -> dict[str, Any]:
     """Device and type: float32 on the CPU; on a GPU its best type, spread by accelerate where one does not hold it."""
-    if not torch.cuda.is_available():
+    if not (gpu and torch.cuda.is_available()):
         _must_fit(float32_bytes)
         return {"dtype": torch.float32}
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -33,7 +33,7 @@ from surgery.shipment import ShippingDownload
 from surgery.structure import Structure
 from surgery.suggestion import suggest
 from surgery.text_names import shown_source
-from surgery.view import Fitted, Scanned, Suggestion, View
+from surgery.view import Cost, Fitted, Scanned, Suggestion, View
 from surgery.workbench import OpenModel, Workbench
 
 ANALYSING = "Analysing"
@@ -58,6 +58,7 @@ class Suggested:
     fingerprint: str
     ops: tuple[str, ...]
     edits: tuple[Edit, ...]
+    cost: Cost | None = None
 
 
 class Session(ComparingSession):
@@ -219,8 +220,9 @@ class Session(ComparingSession):
             super().cancel()
 
     def suggest(self, method_name: str, budget: Budget, rules: Rules = Rules()) -> Job:
-        """Let a method of the catalogue choose what goes (as a job). Its edits take the place of the recipe's edits of
-        the kind that it makes, and the other edits stay.
+        """Let a method of the catalogue choose what goes, and measure that on the session's text (as a job). Its edits
+        take the place of the recipe's edits of the kind that it makes, and the other edits stay. Cancelled while it
+        measures, the suggestion stays. What is still to be compensated or quantised is not measured.
 
         Args:
             method_name: of the catalogue.
@@ -230,29 +232,37 @@ class Session(ComparingSession):
         Raises:
             InputError: there is no such method, or another job is under way.
         """
-        model, item = self._need_model(), catalogue.entry(method_name)
+        model, item, text = self._need_model(), catalogue.entry(method_name), self.text
         kept = replace(rules, protect_blocks=tuple(sorted({*rules.protect_blocks, *self.locked})))
 
         def work(job: Context) -> Suggested:
             needs_text = item.needs_text or rules.allocation == "cfsp"
             windows = self._calibration_windows(model) if needs_text else None
-            recipe = suggest(model, item.name, budget, kept, windows, job.stop, job.report)
+            recipe = suggest(model, item.name, budget, kept, windows, job.stop, part_of(job.report, 0.0, 0.9))
             result = Suggested(model.loaded.fingerprint, catalogue.OPS[item.kind], recipe.edits)
-            self._finish_suggestion(result)
+            structure = self._finish_suggestion(result)
+            if structure is not None and not structure.pending:
+                job.report(0.9, "Measuring what it costs")
+                estimate = model.evaluator.measure(structure, model.windows(text), job.stop)
+                result = replace(result, cost=Cost(structure.key, text, estimate))
+                self._finish_suggestion(result)
             return result
 
         return self._start(f"Suggesting: {item.title}", work)
 
-    def _finish_suggestion(self, result: Suggested) -> None:
+    def _finish_suggestion(self, result: Suggested) -> Structure | None:
+        """Show it; what it would make of the recipe in force, None if another model is open."""
         with self._lock:
             model, editor = self._need_model(), self._need_editor()
             if model.loaded.fingerprint != result.fingerprint:
-                return
+                return None
             self._analysed = self._analysed or self._known_analysis(model)
             recipe = editor.preview(lambda choices: choices.replaced(result.ops, result.edits))
             base, structure = editor.history.current.key, model.resolve(recipe)
-            self._suggestion = Suggestion(base, result.ops, result.edits, recipe, structure, editor.structure)
+            cost = result.cost if result.cost is not None and result.cost.structure == structure.key else None
+            self._suggestion = Suggestion(base, result.ops, result.edits, recipe, structure, editor.structure, cost)
             self._changed()
+            return structure
 
     def take_suggestion(self) -> None:
         """Make the last suggestion the current recipe, as one step.

@@ -123,6 +123,15 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a structure, named by its key, was measured to cost on a text."""
+
+    structure: str
+    text: TextChoice
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """What a method would take out of the recipe in force, before anybody has agreed to it."""
 
@@ -135,6 +144,8 @@ class Suggestion:
     """As it would be."""
     structure: Structure
     before: Structure
+    cost: Cost | None = None
+    """Measured before anybody has agreed; None until then, and where something is to be computed first."""
 
 
 @dataclass(frozen=True)

@@ -298,10 +298,12 @@ class Workbench:
     Args:
         most_models: models that stay open; the least recently used ones leave earlier when memory is short.
         limits: what visitors may do.
+        gpu: whether models may be put on a GPU, if there is one.
     """
 
-    def __init__(self, most_models: int = 3, limits: Limits = Limits()) -> None:
+    def __init__(self, most_models: int = 3, limits: Limits = Limits(), gpu: bool = True) -> None:
         self.limits = limits
+        self.gpu = gpu
         self.most_models = most_models
         self.devices = Devices()
         self.ready_recipes = ReadyRecipes()
@@ -351,7 +353,7 @@ class Workbench:
         """Load; where memory is short, after the least recently used models have left one by one."""
         while True:
             try:
-                return load(source, revision, report, trust_remote_code)
+                return load(source, revision, report, trust_remote_code, self.gpu)
             except DoesNotFit:
                 if not self._let_go():
                     raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import gradio as gr
 
@@ -24,7 +25,9 @@ from surgery.workbench import OpenModel, TextChoice, Workbench
 from ui.inputs import LONGEST_PASTE
 
 Document = dict[str, Any]
-Handler = TypeVar("Handler", bound=Callable[..., Any])
+Elsewhere = Callable[[str, dict[str, Any]], Document]
+COMPUTE = ("analyze", "suggest", "evaluate")
+"""Endpoints that use the model's weights."""
 TEXTS = ("embedded", "wikitext-2")
 
 
@@ -219,18 +222,28 @@ def _refused(sentence: str) -> gr.Error:
     return gr.Error(sentence, print_exception=False)
 
 
-def add_api(bench: Workbench) -> None:
-    """Offer the endpoints, inside of a `gr.Blocks`."""
+def add_api(bench: Workbench, elsewhere: Elsewhere | None = None) -> None:
+    """Offer the endpoints, inside of a `gr.Blocks`.
+
+    Args:
+        bench: what all visitors share.
+        elsewhere: runs the endpoint of that name with these arguments where there is a GPU.
+    """
     api = Api(bench)
     for name in ("inspect", "analyze", "suggest", "evaluate", "fit"):
-        gr.api(_named(getattr(api, name)), api_name=name)
+        gr.api(_named(api, name, elsewhere if name in COMPUTE else None), api_name=name)
 
 
-def _named(method: Handler) -> Handler:
+def _named(api: Api, name: str, elsewhere: Elsewhere | None) -> Callable[..., Document]:
     """A plain function: Gradio reads name, types and documentation from it."""
+    method = getattr(api, name)
 
     @wraps(method)
-    def call(*given: Any, **named: Any) -> Any:
-        return method(*given, **named)
+    def call(*given: Any, **named: Any) -> Document:
+        if elsewhere is None:
+            return method(*given, **named)
+        arguments = inspect.signature(method).bind(*given, **named).arguments
+        api.inspect(arguments.get("model", DEFAULT), arguments.get("revision", ""))  # refused or fetched without a GPU
+        return elsewhere(name, arguments)
 
-    return call  # type: ignore[return-value]
+    return call

@@ -6,13 +6,20 @@ import math
 from collections.abc import Callable, Sequence
 
 from surgery.view import Attempt, Tried, View
-from ui.presenters import bytes_text, count_text, escape, number_text
+from ui.presenters import bytes_text, count_text, escape, loss_text, number_text
 from ui.tool_words import note
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
 """Of the drawing, and of its margins, in its own units."""
 SPREAD = 3.0
 """Ratio of perplexities above which their axis is logarithmic."""
+COUNTS: dict[str, Callable[[Attempt], int]] = {
+    "Blocks": lambda one: len(one.structure.blocks),
+    "Query heads": lambda one: sum(len(spec.query_heads) for spec in one.structure.blocks),
+    "KV heads": lambda one: sum(one.structure.kv_heads),
+    "MLP neurons": lambda one: sum(len(spec.neurons) for spec in one.structure.blocks),
+}
+"""Parts that stay, by their names."""
 
 
 def steps(view: View) -> str:
@@ -141,13 +148,14 @@ def _rows(first: Attempt, second: Attempt) -> list[tuple[str, str, str, str, str
 
     a, b = first.estimate, second.estimate
     rows = [
+        *(row(title, count, lambda n: f"{n:,}", "arithmetic") for title, count in COUNTS.items()),
         row("Parameters", lambda one: one.structure.parameters, lambda n: count_text(int(n)), "arithmetic"),
         row("Weights", lambda one: one.fit.weights_bytes, bytes_text, "arithmetic"),
         row("Memory", lambda one: one.fit.needed_bytes, bytes_text, "estimated"),
         row("Decode, tokens/s", lambda one: one.fit.speed.decode, lambda n: f"{n:,.1f}", "estimated"),
-        ("Perplexity", number_text(a.perplexity), number_text(b.perplexity), f"{b.nll - a.nll:+.3f} nats", "measured"),
-        ("Loss against dense", f"{a.difference:+.3f}", f"{b.difference:+.3f}",
-         f"{b.difference - a.difference:+.3f} nats", "measured"),
+        ("Perplexity", number_text(a.perplexity), number_text(b.perplexity), loss_text(*b.against(a)), "measured"),
+        ("Loss against dense", *(loss_text(one.difference, one.difference_standard_error) for one in (a, b)), "",
+         "measured"),
     ]  # fmt: skip
     return [(str(t), str(x), str(y), str(z), str(k)) for t, x, y, z, k in rows]
 

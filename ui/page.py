@@ -14,7 +14,7 @@ from surgery.memory import TYPES
 from surgery.view import Target
 from surgery.workbench import Workbench
 from ui import charts, guide_words
-from ui.api import add_api
+from ui.api import Elsewhere, add_api
 from ui.compare_panel import compare_fields, connect_compare
 from ui.detail_panel import DetailHandlers, connect_detail, detail_fields, map_colour_field
 from ui.fit_panel import connect_fit, fit_fields
@@ -105,8 +105,13 @@ def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
     }
 
 
-def build(sessions: Sessions | None = None) -> gr.Blocks:
-    """The page over a workbench of its own, or over given sessions."""
+def build(sessions: Sessions | None = None, elsewhere: Elsewhere | None = None) -> gr.Blocks:
+    """The page.
+
+    Args:
+        sessions: over these; over a workbench of its own if None.
+        elsewhere: where the endpoints compute, see `add_api`.
+    """
     sessions = Sessions(Workbench()) if sessions is None else sessions  # one without tabs is false
     handlers = DetailHandlers(sessions)
     parts = handlers.parts
@@ -145,7 +150,7 @@ def build(sessions: Sessions | None = None) -> gr.Blocks:
         with gr.Accordion("Memory on the device, itemised, and what fits", open=False, elem_id="fit-details"):
             parts["fit_table"] = gr.HTML(elem_id="fit-table", **PLAIN)
             fit_fields(parts)
-        add_api(sessions.bench)  # before the page's own handlers, which would take the names
+        add_api(sessions.bench, elsewhere)  # before the page's own handlers, which would take the names
         _connect(page, handlers)
     return page
 

@@ -47,6 +47,12 @@ def number_text(value: float) -> str:
     return f"{value:,.3f}" if value < 1e6 else f"{value:.2e}"
 
 
+def loss_text(difference: float, error: float | None) -> str:
+    """A difference of losses in nats a token, with its paired standard error where there is one."""
+    spread = "" if error is None or not math.isfinite(error) else f" ± {error:.3f}"
+    return f"{difference:+.3f}{spread} nats"
+
+
 RUNTIMES = {
     "llama.cpp": "llama.cpp",
     "transformers": "Python and transformers",

@@ -21,12 +21,12 @@ def answers_text(view: View) -> str:
     dense, cut = reading.dense, reading.cut
     current = view.history is not None and view.history.current.key == reading.recipe
     old = "" if current else note("The recipe has changed since: read again for the answer of the model in force.")
-    columns = _column("Dense", dense, len(dense.text), current)
+    columns = _column("Dense", dense, len(dense.text))
     if cut is None:
         words = "Nothing is cut, so there is one answer only."
     else:
         same = common(dense.text, cut.text)
-        columns = _column("Dense", dense, len(dense.text), current) + _column("Cut", cut, same, current)
+        columns = _column("Dense", dense, len(dense.text)) + _column("Cut", cut, same, current)
         words = "Underlined: from where the cut model says something else." if same < len(cut.text) else ""
     drawn = "the likeliest token each time" if reading.sampling.temperature == 0 else f"seed {reading.sampling.seed}"
     writing = "true" if view.working and view.job is not None and view.job.title == READING else "false"
@@ -50,7 +50,7 @@ def common(first: str, second: str) -> int:
     return second.rfind(" ", 0, same + 1) + 1
 
 
-def _column(title: str, answer: Answer, same: int, current: bool) -> str:
+def _column(title: str, answer: Answer, same: int, current: bool = True) -> str:
     kept, other = escape(answer.text[:same]), escape(answer.text[same:])
     marked = f"<ins>{other}</ins>" if other else ""
     state = "ended by itself" if answer.ended else f"{answer.tokens} tokens"

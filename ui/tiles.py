@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from surgery.live import Estimate
 from surgery.memory import Fit
 from surgery.view import Attempt, View
-from ui.presenters import bytes_text, count_text, escape, number_text
+from ui.presenters import bytes_text, count_text, escape, loss_text, number_text
 
 DAMAGE = (
     (0.02, "no difference that one reads"),
@@ -107,12 +107,9 @@ def _perplexity_tile(view: View) -> str:
         value += f" ± {estimate.standard_error:,.2f}"
     against = "the dense model"
     if estimate.difference != 0:
-        spread = estimate.difference_standard_error
-        paired = "" if spread is None or not math.isfinite(spread) else f" ± {spread:.3f}"
-        loss = (
-            f"loss {estimate.difference:+.3f}{paired} nats: {damage(estimate.difference)}{_loss_since(view, estimate)}"
-        )
-        against = f"dense {number_text(estimate.dense_perplexity)}; {loss}"
+        loss = loss_text(estimate.difference, estimate.difference_standard_error)
+        words = f"loss {loss}: {damage(estimate.difference)}{_loss_since(view, estimate)}"
+        against = f"dense {number_text(estimate.dense_perplexity)}; {words}"
     kind, state = f"measured on {estimate.tokens:,} tokens", ""
     if not view.measured:
         doing = _state_of_measuring(view)

@@ -15,7 +15,8 @@ from surgery.editing import Choices
 from surgery.recipe import Compensate
 from surgery.recipe_words import HOW, recipe_words
 from surgery.view import Scanned, Suggestion, View
-from ui.presenters import bytes_text, count_text, escape
+from ui.presenters import bytes_text, count_text, escape, loss_text, number_text
+from ui.tiles import damage
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
 KINDS: dict[RemovalKind, str] = {"blocks": "blocks", "attention": "attention parts", "mlp": "MLPs"}
@@ -141,7 +142,7 @@ def suggestion_text(view: View) -> str:
         f"Parameters {count_text(now)} \N{RIGHTWARDS ARROW} {count_text(then)} "
         f"({100 * then / whole:.1f}% of the dense model), arithmetic.",
     ]
-    lines += [_expected_words(view, found)]
+    lines += [_cost_words(view, found), _expected_words(view, found)]
     rows = "".join(
         f"<tr><td>{block}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for block, cells in _changes(found)
     )
@@ -164,6 +165,19 @@ def _changes(found: Suggestion) -> list[tuple[int, list[str]]]:
 
 def _step(before: int, after: int) -> str:
     return f"{before:,}" if before == after else f"{before:,} \N{RIGHTWARDS ARROW} {after:,}"
+
+
+def _cost_words(view: View, found: Suggestion) -> str:
+    """What it costs, measured; or why that is not known."""
+    cost = found.cost
+    if cost is None or cost.text != view.text:
+        return "What it costs is being measured." if view.working else "What it costs is measured once it is taken."
+    estimate = cost.estimate
+    loss = loss_text(estimate.difference, estimate.difference_standard_error)
+    return (
+        f"Perplexity would be {number_text(estimate.perplexity)} (measured), {loss} against the dense model: "
+        f"{damage(estimate.difference)}."
+    )
 
 
 def _expected_words(view: View, found: Suggestion) -> str:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,22 @@ HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running page. A session that is closed is freed after a second, not after an hour."""
     embedded.directory()  # the first start of all downloads and converts, which is not what is tested here
+    with running(ROOT / "app.py", tmp_path_factory.mktemp("server")) as (address, _):
+        yield address
+
+
+@contextmanager
+def running(
+    script: Path, folder: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A script that serves the page in a process of its own: its address, and the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
-    folder = tmp_path_factory.mktemp("server")
     log, temporary = folder / "log.txt", folder / "gradio"
-    environment = os.environ | {
+    environment = {
+        **os.environ,
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_ANALYTICS_ENABLED": "False",
@@ -45,10 +55,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "GRADIO_TEMP_DIR": str(temporary),
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        **(settings or {}),
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py")], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, str(script)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         end = time.monotonic() + PATIENCE / 1000
@@ -60,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 if process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"The page did not start:\n{log.read_text()}") from None
                 time.sleep(0.1)
-        yield address
+        yield address, process
     finally:
         process.terminate()
         process.wait(20)

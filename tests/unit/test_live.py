@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+
 import pytest
 import torch
 
-from surgery.live import Evaluator
+from surgery.live import Evaluator, estimate_of
 from tests.reference import Plan, edited, heads_of, random_windows, runner_of, structure_of, token_nll
 from tests.tiny_models import FAMILIES
 
@@ -98,3 +101,19 @@ def test_caches_do_not_change_a_number(family: str) -> None:
                 assert evaluator.weights.used <= evaluator.weights.budget
     assert 0 < len(starved.states) < len(used.states)
     assert len(unable.states) == unable.weights.used == 0
+
+
+def test_two_recipes_are_compared_window_by_window() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second, reference = (torch.rand(5, 7, generator=generator) for _ in range(3))
+    one, two = (estimate_of(losses, reference, 5, 0.0) for losses in (first, second))
+    differences = [float(a.double().mean() - b.double().mean()) for a, b in zip(first, second, strict=True)]
+    difference, error = one.against(two)
+    assert difference == pytest.approx(statistics.mean(differences))
+    assert error == pytest.approx(statistics.stdev(differences) / math.sqrt(5))
+    assert one.against(one) == (0, 0) and "window_losses" not in one.document()
+    assert (
+        estimate_of(first[:1], reference[:1], 5, 0.0).against(estimate_of(second[:1], reference[:1], 5, 0.0))[1] is None
+    )
+    with pytest.raises(ValueError, match="5 and of 2 windows"):
+        one.against(estimate_of(first[:2], reference[:2], 5, 0.0))

@@ -89,7 +89,9 @@ def test_pins_make_a_table(session: Session) -> None:
     session.pin("a")
     view = after(session, lambda: session.switch([1], [], []))
     shown = compare_words.pinned_text(view)
-    assert view.estimate is not None and "B (in force)" in shown and f"{view.estimate.difference:+.3f} nats" in shown
+    assert view.estimate is not None and "B (in force)" in shown
+    assert f"{view.estimate.difference:+.3f} ± {view.estimate.difference_standard_error:.3f} nats" in shown
+    assert "<td>Blocks</td><td>4</td><td>3</td><td>-25.0%</td>" in shown
     assert all(word in shown for word in ("arithmetic", "estimated", "measured", "Parameters", "Decode"))
     session.pin("b")
     session.undo()

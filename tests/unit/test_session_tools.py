@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -72,6 +73,10 @@ def test_a_suggestion_is_shown_before_it_is_taken(session: Session) -> None:
     shown = suggestion_text(view)
     assert f"<td>{gone}</td>" in shown and shown.count("<tr>") == 2 and "3 blocks kept, 1 removed" in shown
     assert f"{100 * view.suggestion.structure.parameters / view.suggestion.before.parameters:.1f}%" in shown
+    model = model_of(session)
+    estimate = model.evaluator.measure(view.suggestion.structure, model.windows(view.text))
+    assert view.suggestion.cost is not None and view.suggestion.cost.estimate.nll == estimate.nll
+    assert f"Perplexity would be {estimate.perplexity:,.3f} (measured), {estimate.difference:+.3f}" in shown
     session.scan(("blocks",))
     view = idle(session)
     assert view.scanned is not None and view.scanned.scan.removals["blocks"][gone] is not None
@@ -113,6 +118,23 @@ def test_a_suggestion_is_the_one_of_the_core_and_one_step(session: Session, name
     assert measured(session).estimate is not None
     session.undo()
     assert ops(session.view()) == []
+
+
+def test_what_a_suggestion_costs_is_known_of_neurons_and_heads_too_but_not_before_a_compensation(
+    session: Session,
+) -> None:
+    for name, budget in (("cfsp_fine", Budget(percent=20)), ("magnitude_heads", Budget(heads=1))):
+        session.suggest(name, budget)
+        view = idle(session)
+        assert view.suggestion is not None and view.suggestion.cost is not None
+        assert view.suggestion.cost.estimate.complete and view.suggestion.cost.text == view.text
+    session.set_text(replace(SMALL, windows=2))
+    assert "is measured once it is taken" in suggestion_text(session.view()), "it was measured on another text"
+    session.compensate(["least_squares"], True)
+    session.suggest("cfsp_fine", Budget(percent=20))
+    view = idle(session)
+    assert view.suggestion is not None and view.suggestion.structure.pending and view.suggestion.cost is None
+    assert "is measured once it is taken" in suggestion_text(view)
 
 
 def test_suggestions_leave_locked_blocks_alone(session: Session) -> None:
