@@ -245,7 +245,9 @@ class Session(ComparingSession):
                 job.report(0.9, "Measuring what it costs")
                 estimate = model.evaluator.measure(structure, model.windows(text), job.stop)
                 result = replace(result, cost=Cost(structure.key, text, estimate))
-                self._finish_suggestion(result)
+                with self._lock:
+                    if self._suggestion is not None:  # else it was taken or discarded meanwhile
+                        self._finish_suggestion(result)
             return result
 
         return self._start(f"Suggesting: {item.title}", work)
