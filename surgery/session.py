@@ -240,20 +240,21 @@ class Session(ComparingSession):
             windows = self._calibration_windows(model) if needs_text else None
             recipe = suggest(model, item.name, budget, kept, windows, job.stop, part_of(job.report, 0.0, 0.9))
             result = Suggested(model.loaded.fingerprint, catalogue.OPS[item.kind], recipe.edits)
-            structure = self._finish_suggestion(result)
-            if structure is not None and not structure.pending:
+            found = self._finish_suggestion(result)
+            if found is not None and not found.structure.pending:
                 job.report(0.9, "Measuring what it costs")
-                estimate = model.evaluator.measure(structure, model.windows(text), job.stop)
-                result = replace(result, cost=Cost(structure.key, text, estimate))
+                estimate = model.evaluator.measure(found.structure, model.windows(text), job.stop)
+                result = replace(result, cost=Cost(found.structure.key, text, estimate))
                 with self._lock:
-                    if self._suggestion is not None:  # else it was taken or discarded meanwhile
-                        self._finish_suggestion(result)
+                    if self._suggestion is found:  # else it was taken or discarded meanwhile
+                        self._suggestion = replace(found, cost=result.cost)
+                        self._changed()
             return result
 
         return self._start(f"Suggesting: {item.title}", work)
 
-    def _finish_suggestion(self, result: Suggested) -> Structure | None:
-        """Show it; what it would make of the recipe in force, None if another model is open."""
+    def _finish_suggestion(self, result: Suggested) -> Suggestion | None:
+        """Show what it would make of the recipe in force; None if another model is open."""
         with self._lock:
             model, editor = self._need_model(), self._need_editor()
             if model.loaded.fingerprint != result.fingerprint:
@@ -264,7 +265,7 @@ class Session(ComparingSession):
             cost = result.cost if result.cost is not None and result.cost.structure == structure.key else None
             self._suggestion = Suggestion(base, result.ops, result.edits, recipe, structure, editor.structure, cost)
             self._changed()
-            return structure
+            return self._suggestion
 
     def take_suggestion(self) -> None:
         """Make the last suggestion the current recipe, as one step.

@@ -15,7 +15,7 @@ from surgery.kv_cache import kv_cache_bytes, usable_kv_type
 from surgery.structure import BlockSpec
 from surgery.view import View
 from ui.detail_model import block_of, specs_of
-from ui.presenters import count_text, escape, number_text
+from ui.presenters import count_text, escape, loss_text, number_text
 from ui.tool_words import note
 
 NONE = "none"
@@ -140,8 +140,7 @@ def _removals(view: View, block: Block) -> Iterator[Fact]:
         if scanned is None or not row or row[0] is None:
             continue
         found, estimate = True, row[0]
-        spread = estimate.difference_standard_error
-        loss = f"{estimate.difference:+.3f}{'' if spread is None else f' ± {spread:.3f}'} nats"
+        loss = loss_text(estimate.difference, estimate.difference_standard_error)
         change = f"{number_text(estimate.dense_perplexity)} → {number_text(estimate.perplexity)}"
         yield f"Without {words}", f"perplexity {change}, loss {loss}", f"measured on {estimate.tokens:,} tokens, dense"
         if scanned.predicted is not None:

@@ -26,7 +26,7 @@ def answers_text(view: View) -> str:
         words = "Nothing is cut, so there is one answer only."
     else:
         same = common(dense.text, cut.text)
-        columns = _column("Dense", dense, len(dense.text)) + _column("Cut", cut, same, current)
+        columns += _column("Cut", cut, same, current)
         words = "Underlined: from where the cut model says something else." if same < len(cut.text) else ""
     drawn = "the likeliest token each time" if reading.sampling.temperature == 0 else f"seed {reading.sampling.seed}"
     writing = "true" if view.working and view.job is not None and view.job.title == READING else "false"
