@@ -167,6 +167,7 @@ def paste_text(page: Any, text: str, window: int, windows: int) -> None:
     page.wait_for_function("text => document.querySelector('#pasted textarea').value === text", arg=text)
     page.locator("#window input").fill(str(window))
     page.locator("#windows input").fill(str(windows))
+    page.locator("#windows input").press("Tab")  # a number that is still being typed is not sent
     page.click("#use-text")
 
 
