@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from surgery import session_healing
 from surgery.errors import InputError
 from surgery.healing import presets
+from surgery.healing.training import Trainer
 from surgery.session import Session
 from tests.sessions import idle, measured
 
@@ -55,3 +57,26 @@ def test_a_healing_of_other_cuts_is_left_out(session: Session) -> None:
     session.switch([0], [], [])
     idle(session)
     assert ops(session) == ["remove_blocks"] and "cuts changed" in session.error
+
+
+@pytest.mark.parametrize("at, kept", [("run", []), ("_publish", ["heal"])])
+def test_a_cancel_keeps_what_was_gained_and_before_the_first_step_nothing_changes(
+    session: Session, monkeypatch: pytest.MonkeyPatch, at: str, kept: list[str]
+) -> None:
+    genuine = getattr(Trainer, at)
+
+    def cancelled(*arguments: Any) -> Any:
+        session.cancel()
+        return genuine(*arguments)
+
+    session.switch([1], [], [])
+    session.forecast("two-minutes", "lora")
+    idle(session)
+    monkeypatch.setattr(Trainer, at, cancelled)
+    session.heal("two-minutes", "lora")
+    view = idle(session)
+    assert view.job is not None and view.job.state == ("done" if kept else "cancelled"), view.job.error
+    assert ops(session) == ["remove_blocks", *kept] and (view.healed is not None) is bool(kept)
+    if view.healed is not None:
+        assert view.healed.ending == "cancelled" and view.healed.steps == 1
+    measured(session)
