@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from analysis.modules import device_of
-from surgery.budget import Budget
+from surgery import catalogue
 from surgery.checkpoint import check_free
 from surgery.console import (
     CalibrationOption,
     JsonOption,
-    ModelArgument,
     RevisionOption,
     SourceOption,
     TrustOption,
@@ -29,8 +28,8 @@ from surgery.healing.data import HealingText, check_apart, largest_count, load_h
 from surgery.healing.precision import best_precision
 from surgery.healing.presets import EVALUATIONS, PRESETS, forecast, timed
 from surgery.healing.processes import Processes
-from surgery.healing.rounds import Schedule
 from surgery.healing.rounds import iterate as run_schedule
+from surgery.healing.rounds import schedule_of
 from surgery.healing.run import Healed, Healer, heal_of, measure_speed, with_heal
 from surgery.healing.training import Progress
 from surgery.jobs import Context
@@ -164,11 +163,13 @@ def heal(
 
 
 def iterate(
-    model: ModelArgument,
-    method: Annotated[str, typer.Option("--method", help="A name that `methods` lists: what goes in each round.")],
+    model: Annotated[str, typer.Argument(help="As elsewhere; or a schedule (.json) that an earlier run has left.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make: a recipe, result and checkpoint a round.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often to cut and heal.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each healing.")],
+    method: Annotated[
+        str | None, typer.Option("--method", help="A name that `methods` lists: what goes in each round.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How often to cut and heal.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each healing.")] = None,
     blocks: Annotated[int | None, typer.Option("--blocks", min=1, help="Blocks that go in all rounds.")] = None,
     params: Annotated[str | None, typer.Option("--params", help="-20%, 80% or a number, after all rounds.")] = None,
     divisor: Annotated[int, typer.Option("--divisor", min=1, help="Widths are multiples of this.")] = 1,
@@ -189,24 +190,46 @@ def iterate(
     """Cut a little, heal, cut again: each round chooses on what the one before it built."""
     check_free(out)
     bench = Workbench()
-    opened = open_model(bench, model, revision, trust)
-    count = windows or largest_count(opened.loaded.tokenizer, text, window, MOST_WINDOWS)
-    settings = {
-        "steps": steps, "rank": rank, "alpha": 2.0 * rank, "learning_rate": learning_rate, "where": where, "seed": seed,
-        "precision": _precision(precision, opened), "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
-    }  # fmt: skip
-    schedule = Schedule(
-        method,
-        Budget(blocks=blocks, params=params, divisor=divisor),
-        rounds,
-        TextChoice(calibration, window, calibration_windows, "calibration"),
-        settings,
-        text,
-        window,
-        count,
-    )
+    choice = TextChoice(calibration, window, calibration_windows, "calibration")
+    asked = {"--method": method, "--rounds": rounds, "--steps": steps}
+    if model.endswith(".json"):
+        known = [name for name, value in (asked | {"--blocks": blocks, "--params": params}).items() if value]
+        if known:
+            raise InputError(f"The schedule says what to do already: leave {' and '.join(known)} out.")
+        recipe = Recipe.load(Path(model))
+        edit = schedule_of(recipe)
+        opened = open_source(bench, recipe, None, trust)
+        healing_text = _load(opened, text, edit.heal)
+    else:
+        if method is None or rounds is None or steps is None:
+            missing = [name for name, value in asked.items() if value is None]
+            raise InputError(f"Give {' and '.join(missing)}, or a schedule (.json) that an earlier run has left.")
+        opened = open_model(bench, model, revision, trust)
+        count = windows or largest_count(opened.loaded.tokenizer, text, window, MOST_WINDOWS)
+        healing_text = load_healing_text(opened.loaded.tokenizer, text, window, count)
+        settings = {
+            "steps": steps, "rank": rank, "alpha": 2.0 * rank, "learning_rate": learning_rate, "where": where,
+            "seed": seed, "precision": _precision(precision, opened),
+            "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
+        }  # fmt: skip
+        budget = {"blocks": blocks, "params": params, "divisor": divisor}
+        recipe = opened.recipe()
+        recipe = recipe.with_edits(
+            {
+                "op": "iterate",
+                "method": method,
+                "budget": {name: value for name, value in budget.items() if value is not None},
+                "rounds": rounds,
+                "calibration": text_reference(opened.windows(choice)).model_dump()
+                if catalogue.entry(method).needs_text
+                else None,
+                "heal": edit_of(recipe, settings, healing_text).model_dump(),
+            }
+        )
     done = run_job(
-        bench, "Cutting and healing", lambda job: run_schedule(bench, opened, schedule, out, job.report, job.stop)
+        bench,
+        "Cutting and healing",
+        lambda job: run_schedule(bench, opened, recipe, healing_text, [choice], out, job.report, job.stop),
     )
     documents = [one.document() for one in done]
     emit({"rounds": documents}, as_json, {f"round {entry['round']}": entry["after"] for entry in documents})

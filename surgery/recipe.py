@@ -337,6 +337,28 @@ class Eora(_Edit):
     text: TextReference
 
 
+class Iterate(_Edit):
+    """A schedule in place of cuts: a share of the budget goes, what stays is healed, and the next share is chosen on
+    that. `surgery.healing.rounds` runs it and leaves a recipe for each round.
+
+    `budget` and `rules` are the fields of `surgery.budget.Budget` and `Rules`; `heal` is that of every round, and
+    `calibration` the text that the method sees, where it needs one.
+    """
+
+    op: Literal["iterate"] = "iterate"
+    method: str = Field(min_length=1, max_length=100)
+    budget: dict[str, JsonValue]
+    rules: dict[str, JsonValue] = Field(default_factory=dict)
+    rounds: int = Field(ge=1, le=1000)
+    calibration: TextReference | None = None
+    heal: Heal
+
+    @field_validator("budget", "rules")
+    @classmethod
+    def _notes(cls, value: Any) -> Any:
+        return _bounded(value)
+
+
 Edit = Annotated[
     RemoveBlocks
     | RemoveAttention
@@ -350,7 +372,8 @@ Edit = Annotated[
     | Compensate
     | Heal
     | Quantize
-    | Eora,
+    | Eora
+    | Iterate,
     Field(discriminator="op"),
 ]
 

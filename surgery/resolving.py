@@ -95,6 +95,11 @@ class _Draft:
             case recipes.Eora():
                 self._once(edit.op, self.eora)
                 self.eora = edit
+            case recipes.Iterate():
+                raise RecipeError(
+                    "iterate: a schedule chooses its cuts while it runs: give it to the command iterate, which leaves "
+                    "a recipe for each round."
+                )
 
     def finish(self) -> Structure:
         source = self.architecture

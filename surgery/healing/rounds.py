@@ -8,41 +8,27 @@ name. The teacher of a distillation is the model that the round's recipe edits. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
-from surgery import catalogue
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
 from surgery.budget import Budget, Rules, parameter_target
 from surgery.build import build_model
 from surgery.checkpoint import check_free, save_checkpoint
-from surgery.errors import Cancelled, InputError
+from surgery.errors import Cancelled, InputError, RecipeError
 from surgery.healing import results
-from surgery.healing.data import load_healing_text
-from surgery.healing.run import Healer, Report, heal_of, with_heal
+from surgery.healing.data import HealingText
+from surgery.healing.run import Healer, Report, with_heal
+from surgery.healing.training import Progress
+from surgery.recipe import Iterate, Recipe
 from surgery.suggestion import suggest
-from surgery.text_names import text_reference
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """What every round does."""
-
-    method: str
-    """Of the suggestion."""
-    budget: Budget
-    """For all rounds together: blocks or params."""
-    rounds: int
-    calibration: TextChoice
-    settings: dict[str, Any]
-    """Of the heal edit, its text aside; `steps` are those of one round."""
-    text: str
-    """The healing text."""
-    window: int
-    windows: int
-    rules: Rules = field(default_factory=Rules)
+T = TypeVar("T", Budget, Rules)
 
 
 @dataclass(frozen=True)
@@ -66,6 +52,18 @@ class Round:
             "before": self.before,
             "after": self.after,
         }
+
+
+def schedule_of(recipe: Recipe) -> Iterate:
+    """The schedule of a recipe that is one.
+
+    Raises:
+        RecipeError: it is not, or there is more in it.
+    """
+    edits = recipe.edits
+    if len(edits) != 1 or not isinstance(edits[0], Iterate):
+        raise RecipeError("The recipe is no schedule: give one whose only edit is iterate.")
+    return edits[0]
 
 
 def budgets(total: Budget, rounds: int, parameters: int) -> list[Budget]:
@@ -96,32 +94,50 @@ def budgets(total: Budget, rounds: int, parameters: int) -> list[Budget]:
 def iterate(
     bench: Workbench,
     model: OpenModel,
-    schedule: Schedule,
+    recipe: Recipe,
+    text: HealingText,
+    texts: Sequence[TextChoice],
     out: Path,
     report: Report = lambda fraction, message: None,
     stop: Event | None = None,
 ) -> list[Round]:
-    """Run a schedule; each round leaves `round-N/healed` (what `heal` writes) and `round-N/checkpoint`.
+    """Run a schedule; it leaves `recipe.json`, which is the schedule, and for each round `round-N/healed` (what `heal`
+    writes) and `round-N/checkpoint`.
 
     Args:
         bench: opens the checkpoints.
         model: the first model.
-        schedule: what every round does.
+        recipe: a schedule.
+        text: the healing text that the schedule names.
+        texts: where the calibration text may be, besides the embedded one.
         out: a new folder.
         report: progress; may raise to stop.
         stop: ends the work; finished rounds stay.
 
     Raises:
+        RecipeError: the recipe is no schedule, a field of its budget or rules is not one, or a text is another one.
         InputError: as `suggest` and `Healer`.
         Cancelled: `stop` was set.
     """
     check_free(out)
-    shares = budgets(schedule.budget, schedule.rounds, model.architecture.parameters)
+    schedule = schedule_of(recipe)
+    rules = _fields(Rules, schedule.rules)
+    shares = budgets(_fields(Budget, schedule.budget), schedule.rounds, model.architecture.parameters)
     found: list[Round] = []
     for number, budget in enumerate(shares, 1):
-        report((number - 1) / len(shares), f"Round {number} of {len(shares)}: choosing")
-        done = _round(model, schedule, budget, number, out / f"round-{number}", report, stop)
+        start = (number - 1) / len(shares)
+        report(start, f"Round {number} of {len(shares)}: choosing")
+        windows = model.calibration(schedule.calibration, texts) if schedule.calibration is not None else None
+        cut = suggest(model, schedule.method, budget, rules, windows, stop)
+
+        def publish(progress: Progress, number: int = number, start: float = start) -> None:
+            share = start + progress.step / progress.steps / len(shares)
+            report(share, f"Round {number}, step {progress.step} of {progress.steps}: held out {progress.held_out:.2f}")
+
+        done = _round(model, with_heal(cut, schedule.heal), text, number, out / f"round-{number}", publish, stop)
         found.append(done)
+        if number == 1:
+            recipe.save(out / "recipe.json")
         if number < len(shares):
             model = bench.open(str(done.checkpoint))
     return found
@@ -129,25 +145,13 @@ def iterate(
 
 def _round(
     model: OpenModel,
-    schedule: Schedule,
-    budget: Budget,
+    recipe: Recipe,
+    text: HealingText,
     number: int,
     folder: Path,
-    report: Report,
+    publish: Callable[[Progress], None],
     stop: Event | None,
 ) -> Round:
-    item = catalogue.entry(schedule.method)
-    windows = model.windows(schedule.calibration) if item.needs_text or schedule.rules.allocation == "cfsp" else None
-    recipe = suggest(model, schedule.method, budget, schedule.rules, windows, stop)
-    text = load_healing_text(model.loaded.tokenizer, schedule.text, schedule.window, schedule.windows)
-    edit = {"op": "heal", "text": text_reference(text.windows).model_dump(), **schedule.settings}
-    recipe = with_heal(recipe, heal_of(recipe.with_edits(edit)))
-    start = (number - 1) / schedule.rounds
-
-    def publish(progress: Any) -> None:
-        share = start + progress.step / progress.steps / schedule.rounds
-        report(share, f"Round {number}, step {progress.step} of {progress.steps}: held out {progress.held_out:.2f}")
-
     healed = Healer(model, recipe, text, stop=stop).run(publish, stop)
     if healed.outcome.ending == "cancelled":
         raise Cancelled("Cancelled.")
@@ -156,3 +160,16 @@ def _round(
     saved = save_checkpoint(built, model.loaded.tokenizer, healed.recipe, folder / "checkpoint")
     outcome = healed.outcome
     return Round(number, folder / "healed" / "recipe.json", saved.path, saved.parameters, outcome.before, outcome.after)
+
+
+def _fields(kind: type[T], given: dict[str, JsonValue]) -> T:
+    """A budget or rules from a recipe."""
+    unknown = given.keys() - {field.name for field in fields(kind)}
+    if unknown:
+        raise RecipeError(f"The schedule has an unknown key {min(unknown)[:80]!r} in its {kind.__name__.lower()}.")
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        place = error.errors()[0]
+        where = ".".join(str(part) for part in place["loc"])
+        raise RecipeError(f"The schedule's {kind.__name__.lower()} is not valid at {where}: {place['msg']}.") from None

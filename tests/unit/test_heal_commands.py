@@ -213,6 +213,20 @@ def test_rounds_cut_heal_and_cut_again(folder, tmp_path, monkeypatch):  # noqa: 
     assert last["perplexity"] == pytest.approx(again["perplexity"], rel=1e-4)
     refused = ("iterate", folder, "--method", "block_influence", "--blocks", 1, *options, "--out", tmp_path / "p")
     assert "fewer rounds" in run(*refused, code=2)
+    schedule, texts = tmp_path / "o" / "recipe.json", ("--calibration", text, "--text", text)
+    again = json.loads(run("iterate", schedule, *texts, "--out", tmp_path / "q", "--json"))["rounds"]
+    assert [entry["after"] for entry in again] == [entry["after"] for entry in found]
+    assert (tmp_path / "q" / "recipe.json").read_text() == schedule.read_text()
+    assert "leave --rounds out" in run("iterate", schedule, "--rounds", 3, "--out", tmp_path / "r", code=2)
+    assert "not the text given" in run("iterate", schedule, "--out", tmp_path / "r", code=2)
+    assert "the command iterate" in run("evaluate", folder, "--recipe", schedule, *measured, code=2)
+    assert "no schedule" in run("iterate", found[0]["recipe"], "--out", tmp_path / "r", code=2)
+    assert "Give --method and --steps" in run("iterate", folder, "--rounds", 2, "--out", tmp_path / "r", code=2)
+    document = json.loads(schedule.read_text())
+    for change in ({"budget": {"blocks": 2, "colour": 1}}, {"rules": {"seed": "many"}}):
+        (tmp_path / "bad.json").write_text(json.dumps(document | {"edits": [document["edits"][0] | change]}))
+        assert "schedule" in run("iterate", tmp_path / "bad.json", *texts, "--out", tmp_path / "r", code=2)
+    assert not (tmp_path / "r").exists()
 
 
 def test_budgets_of_rounds():
