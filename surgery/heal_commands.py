@@ -84,6 +84,9 @@ def heal(
         int | None, typer.Option(min=1, help="Measurements without a better state that end it.")
     ] = None,
     precision: PrecisionOption = "auto",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Train over weights that are rounded to this GGUF type, as QLoRA does.")
+    ] = None,
     seed: int = 0,
     divergence: str = "kl",
     temperature: float = 1.0,
@@ -119,6 +122,7 @@ def heal(
             "warm_up": warm_up, "weight_decay": weight_decay, "clip": clip, "batch": batch, "micro_batch": micro_batch,
             "checkpointing": checkpointing, "held_out": held_out, "patience": patience, "seed": seed,
             "precision": _precision(precision, opened, dropout),
+            "base": {"op": "quantize", "format": "gguf", "type": base} if base else None,
             "steps": steps or 1, "evaluate_every": evaluate_every or max(1, -(-(steps or 1) // (EVALUATIONS - 1))),
         }  # fmt: skip
         if method == "distill":

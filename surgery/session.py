@@ -408,6 +408,7 @@ class Session(ComparingSession):
                 heal_progress=self._shown_progress(),
                 heal_forecast=self._shown_forecast(),
                 healed=self._shown_outcome(),
+                adapter=self._shown_adapter(structure),
                 reading=self._shown_reading(),
                 suggestion=self._shown_suggestion(),
                 compared=self._shown_tried(),

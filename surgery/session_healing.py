@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.modules import device_of
 from analysis.text import Text, make_windows
+from surgery.download import Download, file_name
 from surgery.editing import AFTER_CUTS, Choices
 from surgery.errors import Cancelled, InputError
 from surgery.jobs import Context, Job
+from surgery.packing import zip_folder
 from surgery.recipe import Edit, Heal, Recipe
 from surgery.session_editing import EditingSession
+from surgery.structure import Structure
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 if TYPE_CHECKING:  # the healing package takes seconds to import
@@ -47,6 +51,19 @@ class HealedCuts:
     outcome: Outcome
 
 
+@dataclass(frozen=True)
+class AdapterFile:
+    """A healing's result as one file to take away."""
+
+    path: Path
+    """A zip file with what peft loads, the recipe and the report of the training."""
+    bytes: int
+    key: str
+    """Of the healing."""
+    download: Download
+    """Holds the file's folder."""
+
+
 class HealingSession(EditingSession):
     """See the module.
 
@@ -58,6 +75,38 @@ class HealingSession(EditingSession):
         super().__init__(bench)
         self._forecasted: Forecasted | None = None
         self._healed: HealedCuts | None = None
+        self._adapter: AdapterFile | None = None
+
+    def close(self, stop_job: bool = True) -> None:
+        """Stop what still runs, see `JobHolder.close`, and let go of the adapter's file."""
+        super().close(stop_job)
+        with self._lock:
+            self._adapter = None
+
+    def pack_adapter(self, base: Path | None = None) -> None:
+        """Put the result of the recipe's healing into one file to take away. A session keeps one.
+
+        Args:
+            base: the folder in which to make it; the system's place for temporary files when None.
+
+        Raises:
+            InputError: the recipe is not healed, its result is not on this machine, or the disk is full.
+        """
+        from surgery.healing import results
+
+        model, healing = self._need_model(), self._need_editor().structure.healing
+        if healing is None:
+            raise InputError("The recipe is not healed, so there is no adapter: heal first.")
+        folder, _ = results.locate(healing)
+        download = Download(base)
+        path = download.folder / f"{file_name(model.loaded.id)}-{healing.key}-adapter.zip"
+        try:
+            zip_folder(folder, path)
+        except OSError as error:
+            raise InputError(f"The adapter cannot be written ({error.strerror}): free some disk space.") from None
+        with self._lock:
+            self._adapter = AdapterFile(path, path.stat().st_size, healing.key, download)
+            self._changed()
 
     def forecast(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
         """Say what a preset would do on this machine (as a job), from a short measurement.
@@ -177,6 +226,11 @@ class HealingSession(EditingSession):
             return None
         there = self._healed.edit in self._editor.history.current.edits
         return self._healed.outcome if there else None
+
+    def _shown_adapter(self, structure: Structure | None) -> AdapterFile | None:
+        """The file of the healing in force."""
+        known, healing = self._adapter, structure.healing if structure else None
+        return known if known is not None and healing is not None and known.key == healing.key else None
 
     def _finish_healing(self, result: HealedCuts) -> None:
         """Put a healing into the recipe if its cuts are still those that were healed."""

@@ -27,6 +27,7 @@ from surgery.workbench import OpenModel, TextChoice
 if TYPE_CHECKING:  # the healing package takes seconds to import
     from surgery.healing.presets import Forecast
     from surgery.healing.training import Outcome, Progress
+    from surgery.session_healing import AdapterFile
     from surgery.session_reading import Reading
 
 
@@ -203,6 +204,8 @@ class View:
     """What the preset that was last asked about would do."""
     healed: Outcome | None = None
     """How the last training ended, while its result is in the recipe."""
+    adapter: AdapterFile | None = None
+    """The result of the recipe's healing as a file, if it was asked for."""
     reading: Reading | None = None
     """What the dense and the cut model wrote last."""
     suggestion: Suggestion | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from analysis.healing_figure import healing_curve
 from surgery.session_healing import HEALING_WINDOW
@@ -17,6 +19,7 @@ from ui.handlers import Update, as_it_is
 from ui.look import PLAIN
 from ui.sessions import Tab
 from ui.ship_handlers import ShipHandlers
+from ui.tool_handlers import show_download
 from ui.widgets.choice import Choice
 
 
@@ -56,6 +59,13 @@ def heal_fields(parts: dict[str, Any]) -> None:
             "Heal", variant="primary", elem_id="heal", interactive=False, size="md", scale=0, min_width=0
         )
     parts["heal_words"] = gr.HTML(elem_id="heal-words", **PLAIN)
+    with gr.Row(elem_classes="ms-actions"):
+        parts["heal_adapter"] = gr.Button(
+            "Make the adapter's file", visible=False, elem_id="heal-adapter", size="md", scale=0, min_width=0
+        )
+        parts["heal_download"] = gr.DownloadButton(
+            visible=False, elem_id="heal-download", size="md", scale=0, min_width=0
+        )
     parts["heal_curve"] = gr.Plot(show_label=False, visible=False, elem_id="heal-curve", elem_classes="ms-chart")
 
 
@@ -82,12 +92,18 @@ class HealHandlers(ShipHandlers):
 
         return self._answer(identity, act, picks)
 
+    def pack_adapter(self, identity: str, *picks: str) -> Update:
+        """Make the adapter's file, where Gradio serves it from without a copy."""
+        return self._answer(identity, lambda tab: tab.session.pack_adapter(Path(get_upload_folder())), picks)
+
     def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
         yield from super()._values(tab, view)
         able = heal_words.cut(view) and not view.working
         for name in ("heal", "heal_forecast"):
             yield name, able, lambda able: gr.Button(interactive=able)
         yield "heal_words", heal_words.words(view), as_it_is
+        yield "heal_adapter", heal_words.packable(view), lambda able: gr.Button(visible=able)
+        yield "heal_download", heal_words.download(view), show_download
         progress, healed = view.heal_progress, view.healed
         history = healed.history if healed else progress.history if progress else ()
         before = healed.before if healed else progress.before if progress else 0.0
@@ -119,3 +135,4 @@ def connect_heal(
     )
     parts["heal_forecast"].click(handlers.forecast, chosen, shown, **quiet)
     parts["heal"].click(handlers.heal, chosen, shown, **quiet)
+    parts["heal_adapter"].click(handlers.pack_adapter, inputs(), shown, **quiet)

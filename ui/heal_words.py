@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surgery.session_healing import NOTHING_CUT, cuts_of
 from surgery.view import View
+from ui.presenters import bytes_text
 from ui.tool_words import note
 
 METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
@@ -14,6 +15,18 @@ PRESETS = [("Two minutes", "two-minutes"), ("Ten minutes", "ten-minutes"), ("An 
 def cut(view: View) -> bool:
     """Whether the recipe in force has something to heal."""
     return view.history is not None and bool(cuts_of(view.history.current))
+
+
+def packable(view: View) -> bool:
+    """Whether the recipe in force is healed and its adapter has no file yet."""
+    return view.structure is not None and view.structure.healing is not None and view.adapter is None
+
+
+def download(view: View) -> tuple[str | None, str]:
+    """The adapter's file and what its button says."""
+    if view.adapter is None:
+        return None, ""
+    return str(view.adapter.path), f"Download {view.adapter.path.name} ({bytes_text(view.adapter.bytes)})"
 
 
 def time_left(seconds: float) -> str:
@@ -43,4 +56,6 @@ def words(view: View) -> str:
             f"{progress.tokens_per_second:,.0f} tokens a second, {time_left(progress.seconds_left)} left, "
             f"{progress.memory_bytes / 2**30:.1f} GiB of memory."
         )
+    if view.adapter is not None:
+        lines.append("peft loads the adapter onto the checkpoint of the same cuts without the healing.")
     return "".join(note(line) for line in lines)

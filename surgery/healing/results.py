@@ -71,7 +71,12 @@ def remember(recipe: Recipe, adapter: Adapter, student: Student, report: dict[st
 
 
 def find(healing: Healing, offered: Sequence[Path] = ()) -> Adapter:
-    """The adapter of a recipe, from the folders that the caller offers or from the cache folder.
+    """The adapter of a recipe; arguments and errors as `locate`."""
+    return locate(healing, offered)[1]
+
+
+def locate(healing: Healing, offered: Sequence[Path] = ()) -> tuple[Path, Adapter]:
+    """The folder and the adapter of a recipe, from the folders that the caller offers or from the cache folder.
 
     A recipe cannot make this read anything else.
 
@@ -89,7 +94,7 @@ def find(healing: Healing, offered: Sequence[Path] = ()) -> Adapter:
             continue
         adapter = adapters.read(folder)
         if wanted is None or adapter.fingerprint == wanted.adapter:
-            return adapter
+            return folder, adapter
     raise RecipeError(
         f"The recipe is healed, and its result {healing.key} is not here: run `heal` on the recipe, or give the folder "
         "that `heal` wrote."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
     assert float(healed.replace(",", "")) != float(cut.replace(",", ""))
     kept = export(page, tmp_path / "recipe.json")
     assert [edit["op"] for edit in kept["edits"]] == ["remove_blocks", "heal"]
+    page.click("#heal-adapter")
+    with page.expect_download() as started:
+        page.click("#heal-download")
+    with zipfile.ZipFile(started.value.path()) as archive:
+        assert {Path(name).name for name in archive.namelist()} >= {"adapter_config.json", "adapter_model.safetensors"}
     page.click("#undo:not([disabled])")
     page.wait_for_function(
         "v => document.querySelector('[data-tile=perplexity] .ms-tile-value')?.innerText.startsWith(v)", arg=cut

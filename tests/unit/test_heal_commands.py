@@ -80,6 +80,7 @@ def test_the_same_document_is_not_healed_and_evaluated_on(folder, cut, tmp_path)
         ("--method", "distill", "--train", "weights", "--features", 0.5),
         ("--train", "dora", "--rank", 3, "--rank-by", "coarse_importance", "--linears", "query,down", "--where", "0-1"),
         ("--batch", 4, "--micro-batch", 2, "--patience", 2, "--evaluate-every", 1, "--checkpointing"),
+        ("--base", "Q8_0"),
     ],
 )
 def test_options_reach_the_training(cut, tmp_path, more):
@@ -92,8 +93,9 @@ def test_options_reach_the_training(cut, tmp_path, more):
     flat = {**edit, **edit.get("distillation", {})}
     for name, value in zip(more[::2], more[1::2]):
         key = str(name).removeprefix("--").replace("-", "_")
-        if key in flat and key not in ("linears", "where"):
+        if key in flat and key not in ("linears", "where", "base"):
             assert flat[key] == value
+    assert ("base" in edit) == ("--base" in more) and edit.get("base", {"type": "Q8_0"})["type"] == "Q8_0"
     assert ("weights.safetensors" in {path.name for path in out.iterdir()}) == ("weights" in more)
 
 

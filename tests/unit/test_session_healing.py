@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def ops(session: Session) -> list[str]:
     return [edit.op for edit in session.recipe.edits]
 
 
-def test_a_healing_is_one_step_that_another_cut_takes_away(session: Session) -> None:
+def test_a_healing_is_one_step_that_another_cut_takes_away(session: Session, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Nothing is cut"):
         session.heal("two-minutes", "lora")
     session.switch([1], [], [])
@@ -43,10 +44,20 @@ def test_a_healing_is_one_step_that_another_cut_takes_away(session: Session) -> 
     assert view.healed is not None and view.heal_progress is None and view.healed.history, view.job and view.job.error
     assert ops(session) == ["remove_blocks", "heal"] and not session.error
     assert measured(session).estimate is not None
+    assert view.adapter is None
+    session.pack_adapter(tmp_path / "uploads")
+    packed = idle(session).adapter
+    assert packed is not None and packed.bytes == packed.path.stat().st_size
+    with zipfile.ZipFile(packed.path) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+        assert names == {"adapter_config.json", "adapter_model.safetensors", "recipe.json", "report.json"}
     session.switch([], [0], [])
-    assert ops(session) == ["remove_attention"]
+    assert ops(session) == ["remove_attention"] and session.view().adapter is None
+    with pytest.raises(InputError, match="not healed"):
+        session.pack_adapter(tmp_path)
     session.undo()
     assert ops(session) == ["remove_blocks", "heal"]
+    assert session.view().adapter == packed
     session.undo()
     assert ops(session) == ["remove_blocks"]
 
