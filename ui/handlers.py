@@ -16,6 +16,7 @@ from surgery.errors import InputError
 from surgery.recipe import Recipe
 from surgery.view import View
 from ui import charts, inputs, presenters, recipe_words
+from ui.chart_table import table
 from ui.map_model import block_map_model
 from ui.sessions import Sessions, Tab
 from ui.tiles import tiles
@@ -258,6 +259,7 @@ class Handlers:
         seconds = waited if tab.session.busy or tab.overlapping else IDLE_TICK
         yield "timer", seconds, lambda seconds: gr.Timer(seconds, active=True)
         yield "status", presenters.status(view), as_it_is
+        yield "spoken", presenters.spoken(view), as_it_is
         yield "tiles", tiles(view), as_it_is
         yield "removed", recipe_words.removed_text(view), as_it_is
         yield "fit_table", presenters.fit_table(view), as_it_is
@@ -291,9 +293,9 @@ class Handlers:
             tab.drawn[tab.chart] = wanted
             tab.unconfirmed.add(f"chart_{tab.chart}")
             figure = charts.figure(tab.chart, view, *picks)
-            tab.sent[f"has_{tab.chart}"] = figure is not None
+            tab.sent[f"table_{tab.chart}"] = "" if figure is None else table(figure, charts.NAMES[tab.chart])
             update[self.parts[f"chart_{tab.chart}"]] = figure
-        note = presenters.chart_note(view, bool(tab.sent.get(f"has_{tab.chart}")), tab.chart)
+        note = presenters.chart_note(view, tab.sent.get(f"table_{tab.chart}", ""), tab.chart)
         if tab.sent.get("chart_note") != note:
             tab.sent["chart_note"] = note
             tab.unconfirmed.add("chart_note")

@@ -58,6 +58,11 @@ REMEMBER = """(kept) => {
   if (!window.modelSurgeryLoaded) return;
   try { sessionStorage.setItem('model-surgery', JSON.stringify(kept)); } catch (error) {}
 }"""
+# The paragraph is never made anew, so that a screen reader says what changes in it.
+SPEAK = """const told = element.querySelector('p');
+const tell = () => { if (told.textContent !== (props.value || '')) told.textContent = props.value || ''; };
+tell();
+watch(Object.keys({value: 0}), tell);"""
 # Ctrl+Z and Ctrl+Shift+Z (or the command key), but not while something is typed.
 KEYS = """() => {
   if (window.modelSurgeryKeys) return;
@@ -125,7 +130,12 @@ def build(sessions: Sessions | None = None, elsewhere: Elsewhere | None = None) 
             **PLAIN,
         )
         guide()
-        parts["status"] = gr.HTML(elem_id="status", **PLAIN)
+        with gr.Row(elem_id="status-bar"):
+            parts["status"] = gr.HTML(elem_id="status", **PLAIN)
+            parts["cancel"] = gr.Button("Cancel", elem_id="cancel", interactive=False, size="md", scale=0, min_width=0)
+        parts["spoken"] = gr.HTML(
+            "", html_template='<p role="status" class="ms-hidden"></p>', js_on_load=SPEAK, elem_id="spoken", **PLAIN
+        )
         with gr.Accordion("Model, text and device", open=False, elem_id="setup"), gr.Row():
             _model_fields(parts)
             _text_fields(parts)
@@ -217,7 +227,6 @@ def _toolbar(parts: dict[str, Any]) -> None:
     with gr.Row(elem_id="toolbar"):
         for name, words, more in (
             ("analyse", "Analyse", {"variant": "primary"}),
-            ("cancel", "Cancel", {}),
             ("undo", "Undo", {"elem_classes": "ms-gap"}),
             ("redo", "Redo", {}),
             ("reset", "Reset", {}),

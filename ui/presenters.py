@@ -125,32 +125,48 @@ def _speed_words(fit: Fit) -> str:
 
 def status(view: View) -> str:
     """What the model is, and below it an error, the running job, or what can be done next."""
-    state, message = _message(view)
+    state, words = _sentence(view)
     model = f'<p class="ms-model">{escape(summary(view))}</p>' if view.model is not None else ""
+    message = f'<p class="ms-message">{escape(words)}</p>'
+    if state == "error":
+        message = f'<p class="ms-message ms-error" role="alert">{escape(words)}</p>'
+    elif view.job is not None and state == "busy":
+        message = _progress(view.job, words)
     return f'<div class="ms-status" data-state="{state}">{model}{message}</div>'
 
 
-def _message(view: View) -> tuple[str, str]:
+def spoken(view: View) -> str:
+    """What a screen reader is told when it changes: no numbers that tick, and no errors, which are alerts already."""
+    state, words = _sentence(view)
+    job = view.job
+    if state == "error":
+        return ""
+    if state == "busy" and job is not None:
+        return words if job.state == "queued" else f"{job.title}, {25 * math.floor(4 * job.progress)}%"
+    if state == "ready" and view.estimate is not None and view.measured and view.estimate.complete:
+        words = f"Perplexity {number_text(view.estimate.perplexity)}. {words}"
+    return words
+
+
+def _sentence(view: View) -> tuple[str, str]:
+    """The state of the session, and what is said about it."""
     job = view.job
     if view.error:
-        return "error", _alert(view.error)
-    if job is not None and job.state in ("queued", "running"):
-        return "busy", _progress(job, view.queue)
+        return "error", in_page_words(view.error)
+    if job is not None and job.state == "queued":
+        return "busy", f"{job.title}: waiting, {view.queue} before it" if view.queue else f"{job.title}: starting"
+    if job is not None and job.state == "running":
+        return "busy", job.title if job.message in ("", job.title) else f"{job.title}: {job.message}"
     if job is not None and job.state == "failed":
-        return "error", _alert(job.error)
+        return "error", in_page_words(job.error)
     if view.uncompensated and job is not None and job.state == "cancelled":
-        words = (
+        return "cancelled", (
             f"The {view.unfinished} was cancelled, and the recipe is kept: compute it, or switch it off, to get its "
             "number."
         )
-        return "cancelled", f'<p class="ms-message" role="status">{words}</p>'
     if job is not None and job.state == "cancelled":
-        return "cancelled", f'<p class="ms-message" role="status">{escape(job.title)} was cancelled; start again.</p>'
-    return "ready", f'<p class="ms-message" role="status">{escape(next_step(view))}</p>'
-
-
-def _alert(sentence: str) -> str:
-    return f'<p class="ms-message ms-error" role="alert">{escape(in_page_words(sentence))}</p>'
+        return "cancelled", f"{job.title} was cancelled; start again."
+    return "ready", next_step(view)
 
 
 def next_step(view: View) -> str:
@@ -164,10 +180,10 @@ def next_step(view: View) -> str:
     return "Go on, or take it away: export the recipe, or build the model. Undo takes the last step back."
 
 
-def chart_note(view: View, drawn: bool, name: str = "blocks") -> str:
-    """What stands where a chart would be, when there is none."""
-    if drawn:
-        return ""
+def chart_note(view: View, table: str, name: str = "blocks") -> str:
+    """What stands below a chart: its table, or, where there is none, why."""
+    if table:
+        return table
     words = "This chart shows what the analysis finds: press Analyse."
     if name == "predicted":
         words = "This chart compares what each removal costs with what the gradients predict: measure every removal."
@@ -193,15 +209,11 @@ def summary(view: View) -> str:
     return f"{text} {loaded.note}".strip()
 
 
-def _progress(job: Job, queue: int) -> str:
-    percent = round(100 * job.progress)
-    left = job.seconds_left
-    words = job.title if job.message in ("", job.title) else f"{job.title}: {job.message}"
-    if job.state == "queued":
-        words = f"{job.title}: waiting, {queue} before it" if queue else f"{job.title}: starting"
+def _progress(job: Job, words: str) -> str:
+    percent, left = round(100 * job.progress), job.seconds_left
     time_left = "" if left is None else f", about {math.ceil(left)} s left"
     return (
-        f'<p class="ms-message" role="status">{escape(words)} ({percent}%{time_left})</p>'
+        f'<p class="ms-message">{escape(words)} ({percent}%{time_left})</p>'
         f'<div class="ms-progress" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-label="{escape(job.title)}"><i style="width:{percent}%"></i></div>'
     )
@@ -209,7 +221,8 @@ def _progress(job: Job, queue: int) -> str:
 
 def ended(sentence: str) -> str:
     """The status of a page whose session is gone."""
-    return f'<div class="ms-status" data-state="error">{_alert(sentence)}</div>'
+    words = escape(in_page_words(sentence))
+    return f'<div class="ms-status" data-state="error"><p class="ms-message ms-error" role="alert">{words}</p></div>'
 
 
 def buttons(view: View) -> dict[str, bool]:

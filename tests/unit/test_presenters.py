@@ -218,7 +218,7 @@ def test_before_a_model_is_open_everything_can_be_drawn() -> None:
     assert map_model.block_map_model(empty)["blocks"] == 0
     assert presenters.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
     assert presenters.ratios(empty) is None and not any(presenters.buttons(empty).values())
-    assert "before a model is open" in presenters.chart_note(empty, False)
+    assert "before a model is open" in presenters.chart_note(empty, "")
 
 
 def test_the_fit_table_adds_up_and_labels_every_row() -> None:
@@ -289,13 +289,27 @@ def test_the_slider_shows_the_ratio_that_was_asked_for_if_it_is_the_one_in_force
     assert presenters.ratios(narrowed(40, expansion_ratio="x" * 50)) == (56, 112)  # type: ignore[arg-type]
 
 
+def test_a_screen_reader_is_told_what_changes_and_no_numbers_that_tick() -> None:
+    assert "Press Analyse" in presenters.spoken(view())
+    told = {presenters.spoken(view(job=job(progress=share / 50, message=f"Block {share}"))) for share in range(50)}
+    assert told == {f"Analysing, {quarter}%" for quarter in (0, 25, 50, 75)}
+    assert presenters.spoken(view(job=job("queued"), queue=2)) == "Analysing: waiting, 2 before it"
+    assert presenters.spoken(view(job=job("cancelled"))) == "Analysing was cancelled; start again."
+    for failed in (view(error="It failed."), view(job=job("failed", error="It failed."))):
+        assert presenters.spoken(failed) == "" and 'role="alert"' in presenters.status(failed)
+    assert 'role="status"' not in presenters.status(view(job=job()))
+    done = view(estimate=replace(ESTIMATE, windows=ESTIMATE.of_windows), measured=True)
+    assert presenters.spoken(done).startswith(f"Perplexity {presenters.number_text(ESTIMATE.perplexity)}. ")
+    assert "Perplexity" not in presenters.spoken(replace(done, measured=False))
+
+
 def test_charts_before_the_analysis_are_a_sentence() -> None:
     for name in charts.NAMES:
         figure = charts.figure(name, view(), "cfsp_fine", "entropy")
         assert figure is None
-    assert "press Analyse" in presenters.chart_note(view(), False)
-    assert "when the analysis is done" in presenters.chart_note(view(job=job()), False)
-    assert presenters.chart_note(view(), True) == ""
+    assert "press Analyse" in presenters.chart_note(view(), "")
+    assert "when the analysis is done" in presenters.chart_note(view(job=job()), "")
+    assert presenters.chart_note(view(), "<table>") == "<table>"
 
 
 def test_scores_of_the_weights_alone_can_be_drawn_at_once() -> None:

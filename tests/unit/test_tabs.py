@@ -22,7 +22,8 @@ from ui.widgets.ratio import Ratio
 
 PICKS = ("cfsp_fine", "entropy")
 PARTS = [
-    *("tab", "source", "status", "tiles", "removed", "fit_table", "undo", "redo", "reset", "export", "import"),
+    *("tab", "source", "status", "spoken", "tiles", "removed", "fit_table", "undo", "redo", "reset"),
+    *("export", "import"),
     *("analyse", "cancel", "kept", "timer", "map", "slider", "device", "chart_note", "answer"),
     *(f"chart_{name}" for name in ("blocks", "sublayers", "runs", "neurons", "heads", "predicted")),
     *("suggestion", "suggest_take", "suggest_discard"),
@@ -196,10 +197,10 @@ def test_another_method_is_applied_only_to_narrowed_mlps(handlers: ToolHandlers)
 
 def test_charts_are_drawn_when_the_analysis_ends_and_when_their_tab_opens(handlers: ToolHandlers) -> None:
     identity, tab = opened(handlers)
-    assert "chart_runs" not in handlers.draw(identity, "runs", *PICKS) or tab.sent["has_runs"] is False
+    assert "chart_runs" not in handlers.draw(identity, "runs", *PICKS) or tab.sent["table_runs"] == ""
     handlers.analyse(identity, *PICKS)
     sent = settle(handlers, identity)
-    assert sent["chart_runs"] is not None and "chart_blocks" not in sent and tab.sent["chart_note"] == ""
+    assert sent["chart_runs"] is not None and "chart_blocks" not in sent and "<table" in tab.sent["chart_note"]
     assert handlers.draw(identity, "heads", *PICKS)["chart_heads"] is not None
     assert "chart_heads" not in handlers.draw(identity, "heads", *PICKS), "it is drawn already"
     assert "chart_heads" in handlers.draw(identity, "heads", "cfsp_fine", "output_norm")

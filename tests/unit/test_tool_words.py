@@ -217,7 +217,7 @@ def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
     assert list(figure.data[3].customdata) == pytest.approx([3.0, -0.1, 0.5])
     assert len(charts.figure("predicted", view(scanned=scanned(False)), "maw", "x").data) == 2
     assert charts.figure("predicted", view(), "maw", "x") is None
-    assert "measure every removal" in presenters.chart_note(view(), False, "predicted")
+    assert "measure every removal" in presenters.chart_note(view(), "", "predicted")
 
 
 def test_the_scale_of_the_chart_keeps_order_and_sign() -> None:
