@@ -1,6 +1,6 @@
 """Memory of many sessions on one server: ten may take at most 1.25 times the memory of one.
 
-    python -m benchmarks.sessions [--sessions 10] [--browser] [--out F]
+    python -m benchmarks.sessions [--sessions 10] [--browser | --narrowed] [--out F]
 
 Each session opens the embedded model, analyses it, is cut differently from all others and is measured. Memory is the
 resident one of this process, which is the server, and its proportional share (PSS); the browser runs in processes of
@@ -61,8 +61,8 @@ def wait_until(reached: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def headless(sessions: Sessions) -> Iterator[Work]:
-    """Sessions that are worked by their methods."""
+def headless(sessions: Sessions, narrowed: bool = False) -> Iterator[Work]:
+    """Sessions that are worked by their methods; with `narrowed` each has MLPs of a width of its own as well."""
 
     def measured(view: View) -> bool:
         return view.measured and not view.measuring and view.estimate is not None and view.estimate.complete
@@ -77,6 +77,9 @@ def headless(sessions: Sessions) -> Iterator[Work]:
         session.analyse().wait(LONG)
         session.switch(cut(number), [], [])
         wait_until(lambda: measured(session.view()))
+        if narrowed:
+            session.narrow("maw", 2.5 - 0.1 * number, 32)
+            wait_until(lambda: measured(session.view()))
         return lambda: sessions.free(identity)
 
     yield work
@@ -114,7 +117,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     note("start")
     with ExitStack() as stack:
-        work = stack.enter_context((in_browser if options.browser else headless)(sessions))
+        kept = in_browser(sessions) if options.browser else headless(sessions, options.narrowed)
+        work = stack.enter_context(kept)
         closers = []
         for number in range(options.sessions):
             closers.append(work(number))
@@ -128,7 +132,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     one, many = by_name["session 1"], by_name[f"session {options.sessions}"]
     return {
         "machine": measuring.machine(),
-        "options": {"sessions": options.sessions, "browser": options.browser},
+        "options": {"sessions": options.sessions, "browser": options.browser, "narrowed": options.narrowed},
         "ratio": {kind: many[kind] / one[kind] for kind in ("rss", "pss")},
         "goal": GOAL,
         "left_over_one": {kind: by_name["all closed"][kind] / one[kind] for kind in ("rss", "pss")},
@@ -161,6 +165,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sessions", description=__doc__.split("\n")[0])
     parser.add_argument("--sessions", type=int, default=10, choices=range(2, 14), metavar="2..13")
     parser.add_argument("--browser", action="store_true", help="a real server and as many browser profiles")
+    parser.add_argument("--narrowed", action="store_true", help="narrow every session's MLPs as well (headless)")
     parser.add_argument("--out", type=Path, default=None, help="JSON; benchmarks/results/sessions.json if absent")
     options = parser.parse_args()
     result = benchmark(options)

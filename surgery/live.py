@@ -28,9 +28,11 @@ from surgery.hidden import with_channels
 from surgery.narrow import build_block, own_bytes, store
 from surgery.structure import BlockSpec, Structure, dense
 
-STATE_BUDGET = 768 * 2**20
-"""Default bytes of cached states."""
-WEIGHT_BUDGET = 512 * 2**20
+STATE_BUDGET = 256 * 2**20
+"""Bytes of cached states that any model gets; a larger one gets `STATE_SHARE` of its own bytes. Several sessions' states
+together are then small beside the model that they share."""
+STATE_SHARE = 0.5
+WEIGHT_BUDGET = 448 * 2**20
 """Default bytes of narrowed weights."""
 LOSS_BUDGET = 64 * 2**20
 CHUNK_TOKENS = 1024
@@ -102,12 +104,15 @@ class Evaluator:
 
     Args:
         runner: the model; never changed.
-        state_budget: bytes of cached states.
+        state_budget: bytes of cached states; see `STATE_BUDGET` when None.
         weight_budget: bytes of narrowed weights.
     """
 
-    def __init__(self, runner: Runner, state_budget: int = STATE_BUDGET, weight_budget: int = WEIGHT_BUDGET) -> None:
+    def __init__(self, runner: Runner, state_budget: int | None = None, weight_budget: int = WEIGHT_BUDGET) -> None:
         self.runner = runner
+        if state_budget is None:
+            share = STATE_SHARE * sum(tensor.numel() * tensor.element_size() for tensor in runner.model.parameters())
+            state_budget = max(STATE_BUDGET, int(share))
         self.dense = dense(runner.architecture)
         self.states: ByteCache[torch.Tensor] = ByteCache(state_budget)
         self.weights: ByteCache[nn.Module] = ByteCache(weight_budget)
