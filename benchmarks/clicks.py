@@ -26,26 +26,27 @@ FAST = 20
 BLOCKS = 30
 """Of the embedded model."""
 TIMED_CLICK = """([block, part]) => new Promise((resolve) => {
-  const tile = document.querySelector(`#map button[data-block="${block}"][data-part="${part}"]`);
-  const result = {};
-  const before = document.querySelector('[data-tile=perplexity] .ms-tile-value').innerText;
-  const begun = performance.now();
-  const look = () => {
+  const tile = () => document.querySelector(`#map button[data-block="${block}"][data-part="${part}"]`);
+  const result = {}, value = () => document.querySelector('[data-tile=perplexity] .ms-tile-value').textContent;
+  const before = value(), begun = performance.now();
+  const look = () => requestAnimationFrame(() => {
     const now = performance.now() - begun;
-    if (result.map === undefined && tile.isConnected && tile.dataset.state === 'removed') result.map = now;
-    const perplexity = document.querySelector('[data-tile=perplexity]');
-    const value = perplexity.querySelector('.ms-tile-value').innerText;
-    const known = value !== before && !perplexity.innerText.includes('out of date') && value !== '…';
-    if (result.number === undefined && known) result.number = now / 1000;
-    if (result.map !== undefined && result.number !== undefined) resolve(result); else requestAnimationFrame(look);
-  };
-  const box = tile.getBoundingClientRect();
+    if (result.map === undefined && tile()?.dataset.state === 'removed') result.map = now;
+    const stale = document.querySelector('[data-tile=perplexity]').textContent.includes('out of date');
+    if (result.number === undefined && value() !== before && !stale && value() !== '…') result.number = now / 1000;
+    if (result.map === undefined || result.number === undefined) return;
+    changes.disconnect();
+    resolve(result);
+  });
+  // A loop over all frames would keep one of the two cores busy that measure the perplexity.
+  const changes = new MutationObserver(look);
+  changes.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
+  const clicked = tile(), box = clicked.getBoundingClientRect();
   const at = {bubbles: true, cancelable: true, pointerId: 1, isPrimary: true, button: 0, buttons: 1,
               pointerType: 'mouse', clientX: box.left + 5, clientY: box.top + 8};
-  tile.dispatchEvent(new PointerEvent('pointerdown', at));
-  tile.dispatchEvent(new PointerEvent('pointerup', {...at, buttons: 0}));
-  tile.dispatchEvent(new MouseEvent('click', {...at, detail: 1}));
-  requestAnimationFrame(look);
+  clicked.dispatchEvent(new PointerEvent('pointerdown', at));
+  clicked.dispatchEvent(new PointerEvent('pointerup', {...at, buttons: 0}));
+  clicked.dispatchEvent(new MouseEvent('click', {...at, detail: 1}));
 })"""
 
 

@@ -29,8 +29,8 @@ from surgery.narrow import build_block, own_bytes, store
 from surgery.structure import BlockSpec, Structure, dense
 
 STATE_BUDGET = 256 * 2**20
-"""Bytes of cached states that any model gets; a larger one gets `STATE_SHARE` of its own bytes. Several sessions' states
-together are then small beside the model that they share."""
+"""Bytes of cached states that any model gets; a larger one gets `STATE_SHARE` of its own bytes: the states of several
+sessions together are small beside the model that they share."""
 STATE_SHARE = 0.5
 WEIGHT_BUDGET = 448 * 2**20
 """Default bytes of narrowed weights."""

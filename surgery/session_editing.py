@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from surgery.workbench import OpenModel, TextChoice, Workbench
 
 MOST_TEXTS = 16
 """Calibration texts of a session that its recipes may go on naming."""
+LOOK = 0.02
+"""Seconds between two looks at what is awaited."""
 MOST_TRIED = 64
 """Recipes of a session whose quantisations are remembered."""
 COMPENSATIONS: tuple[How, ...] = ("least_squares", "linear_patch", "bias")
@@ -339,6 +342,20 @@ class EditingSession(JobHolder):
                     self._keep(job.job, estimate)
 
             self._live = self.bench.jobs.submit("Measuring", work, "live")
+
+    def wait_for_number(self, seconds: float) -> None:
+        """Until what is being measured has another number, or ends, or the time is over.
+
+        A heavy job is not waited beside: somebody wants to see its progress.
+
+        Args:
+            seconds: the longest wait.
+        """
+        known, end = self._last, time.monotonic() + seconds
+        while self._last is known and time.monotonic() < end and not self.heavy:
+            if self._live is None or self._live.over:
+                return
+            time.sleep(LOOK)
 
     def _known_complete(self, model: OpenModel, structure: Structure) -> Compensated | None:
         if self._completed is not None and self._completed[0] == structure.key:

@@ -26,6 +26,8 @@ from ui.widgets.ratio import Ratio
 BUSY_TICK, HEAVY_TICK, IDLE_TICK = 0.25, 0.75, 5.0
 """Seconds between two looks at the session: while a number is awaited, during a heavy job (which needs the processor
 that the browser would draw with), and otherwise."""
+LONGEST_WAIT = 0.75
+"""Seconds that a look waits for a number that is being measured."""
 ENDED = "This page's session has ended: reload the page, its recipe is kept in this browser."
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,11 @@ class Handlers:
         """
         if self.sessions.get(identity) is None:
             return {self.parts["status"]: presenters.ended(ENDED), self.parts["timer"]: gr.Timer(active=False)}
-        return self._answer(identity, lambda tab: tab.compare(answer, decisions, ratio), picks)
+        tab = self._tab(identity)
+        with tab.lock:
+            tab.compare(answer, decisions, ratio)
+        tab.session.wait_for_number(LONGEST_WAIT)  # rather than be asked again and again
+        return self._answer(identity, lambda tab: None, picks)
 
     def switch(self, identity: str, value: dict[str, list[int]], *picks: str) -> Update:
         """A click on the map."""

@@ -76,7 +76,10 @@ KEYS = """() => {
     document.querySelector(event.shiftKey ? '#redo' : '#undo')?.click();
   });
 }"""
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+THREADS = 128
+"""Events that are answered at one time: a look that awaits a number holds one for a moment."""
+# Past Gradio's queue: it costs two more requests an event, and what takes long is a job of the core's own.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 LAST = {**QUIET, "trigger_mode": "always_last"}
 
 
@@ -107,6 +110,7 @@ def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
         "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
         "max_file_size": upload,
         "run_history": False,
+        "max_threads": THREADS,
     }
 
 

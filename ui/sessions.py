@@ -17,7 +17,7 @@ GRACE = 30.0
 
 
 QUIET = 1.5
-"""Seconds after which no hand is on the map or the slider."""
+"""Seconds after which no hand is on the map or the slider, and no answer is still on its way to the browser."""
 INPUTS = ("map_value", "slider", "detail_value")
 
 
@@ -51,10 +51,12 @@ class Tab:
     """Parts that were sent since the browser last showed everything."""
     overlapping: bool = False
     """Whether an answer was sent before the browser showed the one before it: they may have come in another order."""
-    seen: tuple[Any, ...] = ()
+    seen: tuple[Any, ...] = (None, None, None)
     """What the browser showed when it last asked: the answer's number, the map's decisions, the slider's ratio."""
     seen_detail: Any = None
     """What its detail of a block showed then."""
+    answered: float = 0.0
+    """When the last answer was sent."""
     moved: float = 0.0
     """When the map or the slider was last moved by hand."""
     lock: RLock = field(default_factory=RLock)
@@ -67,16 +69,19 @@ class Tab:
         """The number of the answer that goes out now."""
         self.overlapping |= self.shown != self.answer
         self.answer = str(int(self.answer) + 1)
+        self.answered = time.monotonic()
         return self.answer
 
     def compare(self, answer: str, decisions: dict[str, list[int]], ratio: float | None) -> None:
         """Forget what was sent but is not shown, so that it is sent again.
 
-        What the browser shows twice running is not merely under way. Inputs are left alone while a hand may be on them.
+        What the browser shows twice running is not merely under way, if nothing was sent for a while. Inputs are left
+        alone while a hand may be on them.
         """
-        before, self.seen = self.seen or (None, None, None), (answer, decisions, ratio)
+        before, self.seen = self.seen, (answer, decisions, ratio)
         self.shown = answer
-        if answer == before[0] or (answer == self.answer and not self.overlapping):
+        stays = answer == before[0] and time.monotonic() - self.answered >= QUIET
+        if stays or (answer == self.answer and not self.overlapping):
             self._confirm(answer == self.answer)
         if time.monotonic() - self.moved < QUIET:
             return

@@ -120,6 +120,8 @@ def test_answers_that_overtook_each_other_are_sent_again(handlers: ToolHandlers)
     tick(handlers, identity)
     _, *inputs = shown(handlers, identity)
     assert "removed" not in handlers.tick(identity, before, *inputs, *PICKS), "an answer may still be under way"
+    assert "removed" not in handlers.tick(identity, before, *inputs, *PICKS), "it was sent a moment ago"
+    tab.answered = 0.0
     again = handlers.tick(identity, before, *inputs, *PICKS)
     assert {"status", "tiles", "removed", "undo", "timer"} <= set(again) and "slider" not in again
     assert set(tick(handlers, identity)) == {"status"}
