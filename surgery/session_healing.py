@@ -15,7 +15,7 @@ from surgery.jobs import Context, Job
 from surgery.packing import zip_folder
 from surgery.recipe import Edit, Heal, Recipe
 from surgery.session_editing import EditingSession
-from surgery.structure import Structure
+from surgery.structure import Healing, Structure
 from surgery.workbench import OpenModel, TextChoice, Workbench
 
 if TYPE_CHECKING:  # the healing package takes seconds to import
@@ -58,8 +58,8 @@ class AdapterFile:
     path: Path
     """A zip file with what peft loads, the recipe and the report of the training."""
     bytes: int
-    key: str
-    """Of the healing."""
+    healing: Healing
+    """What made it, its result included."""
     download: Download
     """Holds the file's folder."""
 
@@ -105,7 +105,7 @@ class HealingSession(EditingSession):
         except OSError as error:
             raise InputError(f"The adapter cannot be written ({error.strerror}): free some disk space.") from None
         with self._lock:
-            self._adapter = AdapterFile(path, path.stat().st_size, healing.key, download)
+            self._adapter = AdapterFile(path, path.stat().st_size, healing, download)
             self._changed()
 
     def forecast(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
@@ -229,8 +229,8 @@ class HealingSession(EditingSession):
 
     def _shown_adapter(self, structure: Structure | None) -> AdapterFile | None:
         """The file of the healing in force."""
-        known, healing = self._adapter, structure.healing if structure else None
-        return known if known is not None and healing is not None and known.key == healing.key else None
+        known = self._adapter
+        return known if known is not None and structure is not None and known.healing == structure.healing else None
 
     def _finish_healing(self, result: HealedCuts) -> None:
         """Put a healing into the recipe if its cuts are still those that were healed."""

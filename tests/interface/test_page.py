@@ -182,7 +182,7 @@ def test_an_analysis_can_be_cancelled_and_started_again(page: Any) -> None:
         wait_for_message(page, "Analysing was cancelled")
         assert time.monotonic() - begun < 3, "a second, and some more for busy cores"
         page.wait_for_selector("#analyse:not([disabled])")
-        page.wait_for_selector("#cancel[disabled]")
+        page.wait_for_selector("#cancel[disabled]", state="attached")
     paste_text(page, "Short. " + LONG_TEXT, 64, 2)
     page.wait_for_selector("#status [data-state=ready]")
     analyse(page)
