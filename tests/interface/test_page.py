@@ -418,6 +418,9 @@ def test_every_control_changes_something(page: Any, tmp_path: Path) -> None:
     )
     page.get_by_role("tab", name="Heads", exact=True).click()
     changes("head-statistic", inner("#chart-heads .gtitle"), lambda: choose(page, "head-statistic", "Output norm"))
+    page.click("#chart-note summary")
+    page.wait_for_function("document.querySelector('#chart-note tbody')?.rows.length === 9")  # query heads
+    assert page.locator("#chart-note tbody").is_visible()
 
     page.get_by_role("button", name="Memory on the device, itemised, and what fits").click()
     page.wait_for_selector("#fit-table tr", state="visible")
