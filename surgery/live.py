@@ -111,8 +111,8 @@ class Evaluator:
     def __init__(self, runner: Runner, state_budget: int | None = None, weight_budget: int = WEIGHT_BUDGET) -> None:
         self.runner = runner
         if state_budget is None:
-            share = STATE_SHARE * sum(tensor.numel() * tensor.element_size() for tensor in runner.model.parameters())
-            state_budget = max(STATE_BUDGET, int(share))
+            whole = sum(runner.architecture.bytes_by_dtype.values())
+            state_budget = max(STATE_BUDGET, int(STATE_SHARE * whole))
         self.dense = dense(runner.architecture)
         self.states: ByteCache[torch.Tensor] = ByteCache(state_budget)
         self.weights: ByteCache[nn.Module] = ByteCache(weight_budget)

@@ -87,9 +87,9 @@ class Handlers:
             ratio: what its slider shows.
             picks: the charts' choices.
         """
-        if self.sessions.get(identity) is None:
+        tab = self.sessions.get(identity)
+        if tab is None:
             return {self.parts["status"]: presenters.ended(ENDED), self.parts["timer"]: gr.Timer(active=False)}
-        tab = self._tab(identity)
         with tab.lock:
             tab.compare(answer, decisions, ratio)
         tab.session.wait_for_number(LONGEST_WAIT)  # rather than be asked again and again

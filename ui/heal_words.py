@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from surgery.session_healing import NOTHING_CUT, cuts_of
 from surgery.view import View
-from ui.presenters import bytes_text
+from ui.presenters import download_text
 from ui.tool_words import note
 
 METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
@@ -26,7 +26,7 @@ def download(view: View) -> tuple[str | None, str]:
     """The adapter's file and what its button says."""
     if view.adapter is None:
         return None, ""
-    return str(view.adapter.path), f"Download {view.adapter.path.name} ({bytes_text(view.adapter.bytes)})"
+    return str(view.adapter.path), download_text(view.adapter.path, view.adapter.bytes)
 
 
 def time_left(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from pathlib import Path
 
 from analysis.architecture import Mlp
 from surgery.editing import Choices
@@ -31,6 +32,11 @@ def bytes_text(count: float) -> str:
             return f"{sign}{size:.0f} {unit}" if unit in ("B", "kB") else f"{sign}{size:.1f} {unit}"
         size /= 1000
     raise AssertionError("unreachable")
+
+
+def download_text(file: Path, size: int) -> str:
+    """What the button says that gives a file of so many bytes."""
+    return f"Download {file.name} ({bytes_text(size)})"
 
 
 def count_text(count: int) -> str:
@@ -129,10 +135,14 @@ def status(view: View) -> str:
     model = f'<p class="ms-model">{escape(summary(view))}</p>' if view.model is not None else ""
     message = f'<p class="ms-message">{escape(words)}</p>'
     if state == "error":
-        message = f'<p class="ms-message ms-error" role="alert">{escape(words)}</p>'
+        message = _alert(words)
     elif view.job is not None and state == "busy":
         message = _progress(view.job, words)
     return f'<div class="ms-status" data-state="{state}">{model}{message}</div>'
+
+
+def _alert(words: str) -> str:
+    return f'<p class="ms-message ms-error" role="alert">{escape(words)}</p>'
 
 
 def spoken(view: View) -> str:
@@ -221,8 +231,7 @@ def _progress(job: Job, words: str) -> str:
 
 def ended(sentence: str) -> str:
     """The status of a page whose session is gone."""
-    words = escape(in_page_words(sentence))
-    return f'<div class="ms-status" data-state="error"><p class="ms-message ms-error" role="alert">{words}</p></div>'
+    return f'<div class="ms-status" data-state="error">{_alert(in_page_words(sentence))}</div>'
 
 
 def buttons(view: View) -> dict[str, bool]:

@@ -7,7 +7,7 @@ from surgery.ship_record import Part
 from surgery.shipment import Shipment
 from surgery.verification import Difference
 from surgery.view import View
-from ui.presenters import bytes_text, count_text, escape, number_text
+from ui.presenters import bytes_text, count_text, download_text, escape, number_text
 from ui.tool_words import note
 
 WHAT = (
@@ -67,4 +67,4 @@ def download(shipment: Shipment | None) -> tuple[str | None, str]:
     """The zip file and what its button says."""
     if shipment is None:
         return None, ""
-    return str(shipment.zip), f"Download {shipment.zip.name} ({bytes_text(shipment.bytes)})"
+    return str(shipment.zip), download_text(shipment.zip, shipment.bytes)

@@ -15,7 +15,7 @@ from surgery.editing import Choices
 from surgery.recipe import Compensate
 from surgery.recipe_words import HOW, recipe_words
 from surgery.view import Scanned, Suggestion, View
-from ui.presenters import bytes_text, count_text, escape, loss_text, number_text
+from ui.presenters import bytes_text, count_text, download_text, escape, loss_text, number_text
 from ui.tiles import damage
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
@@ -223,7 +223,7 @@ def build_text(view: View) -> str:
 
 def download_label(view: View) -> str:
     """What the download button says."""
-    return "" if view.packed is None else f"Download {view.packed.path.name} ({bytes_text(view.packed.bytes)})"
+    return "" if view.packed is None else download_text(view.packed.path, view.packed.bytes)
 
 
 def note(words: str, kind: str = "") -> str:
