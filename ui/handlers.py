@@ -93,7 +93,7 @@ class Handlers:
         with tab.lock:
             tab.compare(answer, decisions, ratio)
         tab.session.wait_for_number(LONGEST_WAIT)  # rather than be asked again and again
-        return self._answer(identity, lambda tab: None, picks)
+        return self._answer_to(tab, lambda tab: None, picks)  # even if it was closed meanwhile: nobody is to be told
 
     def switch(self, identity: str, value: dict[str, list[int]], *picks: str) -> Update:
         """A click on the map."""
@@ -229,12 +229,14 @@ class Handlers:
     def _tab(self, identity: str) -> Tab:
         tab = self.sessions.get(identity)
         if tab is None:
-            raise gr.Error(ENDED)
+            raise gr.Error(ENDED, print_exception=False)  # nothing is wrong with the server
         return tab
 
     def _answer(self, identity: str, action: Callable[[Tab], Any], picks: tuple[str, ...]) -> Update:
         """Do something with a tab's session; then send what the browser does not show yet."""
-        tab = self._tab(identity)
+        return self._answer_to(self._tab(identity), action, picks)
+
+    def _answer_to(self, tab: Tab, action: Callable[[Tab], Any], picks: tuple[str, ...]) -> Update:
         with tab.lock:
             try:
                 action(tab)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from threading import Event
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from surgery import workbench
@@ -215,6 +216,19 @@ def test_a_page_that_is_not_loaded_yet_or_no_longer_known_is_told_so(handlers: T
     assert "reload the page" in update["status"] and update["timer"].active is False
     with pytest.raises(Exception, match="reload the page"):
         handlers.undo("nobody", *PICKS)
+
+
+def test_a_tab_may_be_closed_while_its_look_waits_for_a_number(
+    handlers: ToolHandlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity, tab = opened(handlers)
+    monkeypatch.setattr(tab.session, "wait_for_number", lambda seconds: handlers.sessions.free(identity))
+    answer, *inputs = shown(handlers, identity)
+    assert handlers.tick(identity, answer, *inputs, *PICKS) is not None
+    assert handlers.sessions.get(identity) is None
+    with pytest.raises(gr.Error, match="reload the page") as caught:
+        handlers.undo(identity, *PICKS)
+    assert not caught.value.print_exception, "the server's log needs no traceback of a closed tab"
 
 
 def test_an_unforeseen_error_is_one_sentence(handlers: ToolHandlers, monkeypatch: pytest.MonkeyPatch) -> None:
