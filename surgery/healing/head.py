@@ -12,7 +12,9 @@ import torch
 
 from analysis.execution import Runner
 from analysis.modules import device_of, shallow_copy
+from surgery.healing.precision import product_type
 from surgery.healing.scratch import Scratch
+from surgery.recipe import Precision
 
 POSITIONS = 512
 """Positions whose logits exist at one time."""
@@ -41,65 +43,83 @@ class CrossEntropy:
         """As `Objective`."""
         targets = self.targets[rows].to(logits.device)
         places = torch.arange(len(targets), device=logits.device)
-        top, likeliest = logits.max(dim=1)
-        chosen = logits[places, targets]
+        top, chosen = logits.amax(dim=1), logits[places, targets]
         torch.softmax(logits, dim=1, out=logits)
         # The log of the sum of exponentials, from the one probability that cannot underflow.
-        loss = (top - logits[places, likeliest].log() - chosen).sum()
+        loss = (top - logits.amax(dim=1).log() - chosen).sum()
         logits[places, targets] -= 1
         return loss, logits
 
 
+class Head:
+    """The frozen head: normalised states to logits, and slopes of logits back to slopes of states.
+
+    A head that is more than a linear (scaled, capped) is left to the model's own code, in float32.
+
+    Args:
+        runner: whose head it is.
+        precision: of the products.
+    """
+
+    def __init__(self, runner: Runner, precision: Precision = "float32") -> None:
+        module = runner.model.get_submodule(runner.architecture.head)
+        self.runner, self.device = runner, device_of(module)
+        self.linear: Any = shallow_copy(module)
+        self.factor: torch.Tensor | None = None  # of a head that is a linear and no more
+        if runner.head_is_linear:
+            self.factor = module.get_parameter("weight").detach().to(product_type(precision))
+
+    def logits(self, inputs: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
+        """Logits (n, vocabulary), float32, of states (n, hidden); in a buffer of `scratch` where it is given."""
+        if self.factor is None:
+            return self.runner.own_logits(inputs).float()
+        scratch = scratch or Scratch()
+        shape = len(inputs), len(self.factor)
+        logits = scratch.take("logits", *shape, inputs)
+        if self.factor.dtype == logits.dtype:
+            torch.mm(inputs, self.factor.T, out=logits)
+        else:
+            narrow = scratch.take("logits", *shape, self.factor)
+            logits.copy_(torch.mm(inputs.to(narrow.dtype), self.factor.T, out=narrow))
+        return logits if self.linear.bias is None else logits.add_(self.linear.bias)
+
+    def slope(
+        self, inputs: torch.Tensor, objective: Objective, rows: slice, scratch: Scratch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """An objective on states (n, hidden), which are the positions `rows`, and its slope in them."""
+        if self.factor is None:
+            with torch.enable_grad():
+                leaf = inputs.detach().requires_grad_()
+                logits = self.runner.own_logits(leaf)
+            loss, slope = objective(logits.detach().float().clone(), rows)
+            return loss, torch.autograd.grad(logits, leaf, slope.to(logits.dtype))[0]
+        loss, slope = objective(self.logits(inputs, scratch), rows)
+        if slope.dtype != self.factor.dtype:
+            slope = scratch.take("logits", len(slope), len(self.factor), self.factor).copy_(slope)
+        return loss, (slope @ self.factor).to(inputs.dtype)
+
+
 @torch.no_grad()
 def loss_and_gradient(
-    runner: Runner,
-    inputs: torch.Tensor,
-    objective: Objective,
-    with_gradient: bool = True,
-    scratch: Scratch | None = None,
+    head: Head, inputs: torch.Tensor, objective: Objective, scratch: Scratch | None = None
 ) -> tuple[float, torch.Tensor]:
     """Sum of an objective over positions, and its gradient at what the head reads.
 
     Args:
-        runner: whose head it is.
+        head: that reads them.
         inputs: normalised states (positions, hidden), detached.
         objective: of the logits.
-        with_gradient: else the gradient is left zero.
-        scratch: where the logits are written; a buffer of its own when None.
+        scratch: where the logits are written; buffers of its own when None.
 
     Returns:
         The loss and (positions, hidden).
     """
-    linear = runner.head_is_linear
-    head: Any = shallow_copy(runner.model.get_submodule(runner.architecture.head)) if linear else None
-    inputs = inputs.to(device_of(runner.model.get_submodule(runner.architecture.head)))
-    gradient = torch.zeros_like(inputs)
+    scratch = scratch or Scratch()
+    inputs = inputs.to(head.device)
+    gradient = torch.empty_like(inputs)
     loss = 0.0
-    words = len(head.weight) if linear else 0
-    buffer = (scratch or Scratch()).take("logits", min(POSITIONS, len(inputs)), words, inputs) if linear else None
     for start in range(0, len(inputs), POSITIONS):
         rows = slice(start, min(start + POSITIONS, len(inputs)))
-        if buffer is not None:
-            logits = torch.mm(inputs[rows], head.weight.T, out=buffer[: rows.stop - start])
-            if head.bias is not None:
-                logits += head.bias
-            part, slope = objective(logits, rows)
-            if with_gradient:
-                torch.mm(slope, head.weight, out=gradient[rows])
-        else:
-            with torch.enable_grad():
-                leaf = inputs[rows].detach().requires_grad_()
-                logits = runner.own_logits(leaf)
-            part, slope = objective(logits.detach().float().clone(), rows)
-            if with_gradient:
-                (gradient[rows],) = torch.autograd.grad(logits, leaf, slope.to(logits.dtype))
+        part, gradient[rows] = head.slope(inputs[rows], objective, rows, scratch)
         loss += float(part)
     return loss, gradient
-
-
-def logits_of(runner: Runner, inputs: torch.Tensor) -> torch.Tensor:
-    """Logits (positions, vocabulary), float32, of some normalised states."""
-    if not runner.head_is_linear:
-        return runner.own_logits(inputs).float()
-    head: Any = shallow_copy(runner.model.get_submodule(runner.architecture.head))
-    return torch.nn.functional.linear(inputs, head.weight, head.bias)

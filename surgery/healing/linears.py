@@ -9,8 +9,8 @@ matrices come from two projections to `rank` numbers a token: with y = x (W + s 
 Nothing of the size of W is ever formed from gradients. Source of the adapter: LoRA (2106.09685), section 4.1.
 
 With `precision` bfloat16 the factors of these products are rounded to bfloat16 (as in mixed-precision training,
-1710.03740): the small matrices, their optimiser, states between linears and everything outside of training stay
-float32.
+1710.03740), and what passes from one linear to the next inside an MLP or an attention is kept in it: the small
+matrices, their optimiser, the states between blocks, norms and everything outside of training stay float32.
 """
 
 from __future__ import annotations
@@ -30,41 +30,43 @@ class _Merged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, merged: torch.Tensor,
-                bias: torch.Tensor | None, scale: float) -> torch.Tensor:  # fmt: skip
+                bias: torch.Tensor | None, scale: float, narrow: bool) -> torch.Tensor:  # fmt: skip
         factor = x.to(merged.dtype)
         ctx.save_for_backward(factor, down, up, merged)
-        ctx.scale = scale
-        return _linear(factor, merged, bias, x.dtype)
+        ctx.scale, ctx.type = scale, x.dtype
+        return _linear(factor, merged, bias, merged.dtype if narrow else x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, down, up, merged = ctx.saved_tensors
         g = gradient.reshape(-1, gradient.shape[-1]).to(merged.dtype)
         rows = x.reshape(-1, x.shape[-1])
-        to_x = (g @ merged).view(x.shape).to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        to_x = (g @ merged).view(x.shape).to(ctx.type) if ctx.needs_input_grad[0] else None
         # Thin results are formed with their long side last: several times faster than the other way round.
         to_down = (up.T @ g.T) @ rows
         to_up = ((down @ rows.T) @ g).T
-        return to_x, to_down.mul_(ctx.scale), to_up.mul_(ctx.scale), None, None, None
+        return to_x, to_down.mul_(ctx.scale), to_up.mul_(ctx.scale), None, None, None, None
 
 
 class _Frozen(torch.autograd.Function):
     """y = x W^T + bias with a gradient for x alone; factors are of the type of W."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                narrow: bool) -> torch.Tensor:  # fmt: skip
         ctx.save_for_backward(weight)
-        return _linear(x.to(weight.dtype), weight, bias, x.dtype)
+        ctx.type = x.dtype
+        return _linear(x.to(weight.dtype), weight, bias, weight.dtype if narrow else x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return (gradient.to(weight.dtype) @ weight).to(gradient.dtype), None, None
+        return (gradient.to(weight.dtype) @ weight).to(ctx.type), None, None, None
 
 
 def _linear(factor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, result: torch.dtype) -> torch.Tensor:
     """factor weight^T + bias; a bias is added in the result's type."""
-    if factor.dtype == result:
+    if factor.dtype == result and (bias is None or bias.dtype == result):
         return nn.functional.linear(factor, weight, bias)
     out = nn.functional.linear(factor, weight).to(result)
     return out if bias is None else out.add_(bias)
@@ -76,13 +78,15 @@ class FrozenLinear(nn.Module):
     Args:
         linear: the original (`nn.Linear` or Conv1D), never changed.
         precision: of the products in training.
+        narrow: whether outputs in training stay in the type of the factors; else they are of the inputs' type.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, linear: nn.Module, precision: Precision) -> None:
+    def __init__(self, linear: nn.Module, precision: Precision, narrow: bool = False) -> None:
         super().__init__()
+        self.narrow = narrow
         bias: Any = linear.bias
         self.register_buffer("weight", weight_of(linear), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
@@ -91,7 +95,7 @@ class FrozenLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (..., inputs) to outputs (..., outputs)."""
         if torch.is_grad_enabled():
-            return _Frozen.apply(x, self.factor, self.bias)
+            return _Frozen.apply(x, self.factor, self.bias, self.narrow)
         return nn.functional.linear(x, self.weight, self.bias)
 
 
@@ -107,6 +111,7 @@ class AdaptedLinear(nn.Module):
             the rows' own lengths count as constants in the gradient.
         dropout: share of inputs that the adapter (not the frozen weight) is denied in training.
         precision: of the products in training.
+        narrow: as `FrozenLinear`.
     """
 
     frozen: torch.Tensor
@@ -123,8 +128,10 @@ class AdaptedLinear(nn.Module):
         magnitude: bool = False,
         dropout: float = 0.0,
         precision: Precision = "float32",
+        narrow: bool = False,
     ) -> None:
         super().__init__()
+        self.narrow = narrow
         weight = weight_of(linear)
         bias: Any = linear.bias
         self.lengths = torch.ones(0)
@@ -139,8 +146,8 @@ class AdaptedLinear(nn.Module):
         self.masks: torch.Generator | None = None
         """Draws the dropout of a forward pass in training; None outside of it."""
         self.register_buffer("weight", weight.contiguous().clone(), persistent=False)
-        narrow = precision == "bfloat16" and weight.dtype == torch.float32
-        factor = self.weight.to(product_type(precision)) if narrow else self.weight
+        rounded = precision == "bfloat16" and weight.dtype == torch.float32
+        factor = self.weight.to(product_type(precision)) if rounded else self.weight
         self.register_buffer("factor", factor, persistent=False)
         self.refresh()
 
@@ -165,7 +172,7 @@ class AdaptedLinear(nn.Module):
             factor = self.factor if torch.is_grad_enabled() else self.weight
             bias = self.bias if self.magnitude is None else None
             down, up = self.down.to(factor.dtype), self.up.to(factor.dtype)
-            out = _Merged.apply(x, down, up, factor, bias, self.scale)
+            out = _Merged.apply(x, down, up, factor, bias, self.scale, self.narrow)
             if self.magnitude is None:
                 return out
         if self.magnitude is not None:
@@ -194,13 +201,14 @@ class TrainedLinear(nn.Module):
     Args:
         linear: the original (`nn.Linear` or Conv1D), never changed.
         precision: of the products in training.
+        narrow: as `FrozenLinear`.
     """
 
     bias: torch.Tensor | None
 
-    def __init__(self, linear: nn.Module, precision: Precision = "float32") -> None:
+    def __init__(self, linear: nn.Module, precision: Precision = "float32", narrow: bool = False) -> None:
         super().__init__()
-        self.narrow = precision == "bfloat16"
+        self.rounded, self.narrow = precision == "bfloat16", narrow
         self.weight = nn.Parameter(weight_of(linear).clone(memory_format=torch.contiguous_format))
         bias: Any = linear.bias
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
@@ -210,8 +218,8 @@ class TrainedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (..., inputs) to outputs (..., outputs)."""
-        if self.narrow and torch.is_grad_enabled():
-            return _linear(x.bfloat16(), self.weight.bfloat16(), self.bias, x.dtype)
+        if self.rounded and torch.is_grad_enabled():
+            return _linear(x.bfloat16(), self.weight.bfloat16(), self.bias, torch.bfloat16 if self.narrow else x.dtype)
         return nn.functional.linear(x, self.weight, self.bias)
 
     def result(self) -> torch.Tensor:

@@ -168,7 +168,8 @@ class Healer:
         settings = self.edit.distillation
         if settings is None:
             return PlainText(self.training)
-        teacher = Teacher(self.model.runner)
+        kept = settings.top_k is not None  # on disk, for healings of either precision
+        teacher = Teacher(self.model.runner, "float32" if kept else self.edit.precision)
         if settings.divergence == "contrastive":
             return self._contrastive(teacher, report, stop)
         top = None

@@ -18,15 +18,18 @@ from analysis.execution import BlockCall
 from analysis.modules import replace, shallow_copy, submodule
 from surgery.cache import ByteCache
 from surgery.healing.attention import use_causal_attention
+from surgery.healing.head import Head
 from surgery.healing.linears import AdaptedLinear, FrozenLinear, TrainedLinear
 from surgery.healing.scratch import Scratch
 from surgery.healing.targets import kept_of, linears_of, positions_of
 from surgery.live import Evaluator
-from surgery.recipe import Heal
+from surgery.recipe import Heal, Role
 from surgery.structure import Structure
 
 PREFIX_BUDGET = 512 * 2**20
 """Bytes of remembered states that enter the first trained block."""
+INTO_MLP: tuple[Role, ...] = ("gate", "up")
+"""Linears whose outputs only meet each other and the next linear: they stay in the type of the factors."""
 Trained = AdaptedLinear | TrainedLinear
 
 
@@ -60,7 +63,7 @@ class Student:
         for position in range(self.first, len(self.kept)):
             self._own(position)
         self.linears: dict[Place, Trained] = {}
-        self.scratch = Scratch()
+        self.head, self.scratch = Head(self.runner, edit.precision), Scratch()
         for position, rank in zip(positions, ranks or [edit.rank] * len(positions), strict=True):
             self._train(position, rank)
         if edit.precision != "float32":
@@ -74,29 +77,33 @@ class Student:
         attention = self.structure.architecture.blocks[spec.source].attention
         self.modules[position] = shallow_copy(self.modules[position])
         if attention is not None and spec.attention:
-            use_causal_attention(self.modules[position], attention.module)
+            use_causal_attention(self.modules[position], attention.module, self.edit.precision)
 
     def _train(self, position: int, rank: int) -> None:
         """Put trained linears into a block."""
         spec, edit, module = self.kept[position], self.edit, self.modules[position]
-        for path in linears_of(self.structure.architecture.blocks[spec.source], spec, edit.linears):
-            linear = submodule(module, path)
+        block = self.structure.architecture.blocks[spec.source]
+        within = linears_of(block, spec, INTO_MLP)
+        for path in linears_of(block, spec, edit.linears):
+            linear, narrow = submodule(module, path), path in within
             if edit.train == "weights":
-                new: Trained = TrainedLinear(linear, edit.precision)
+                new: Trained = TrainedLinear(linear, edit.precision, narrow)
             else:
                 generator = generator_for(edit.seed, f"lora {path}", position)
                 scale = edit.alpha / edit.rank
                 dora = edit.train == "dora"
-                new = AdaptedLinear(linear, rank, scale, generator, dora, edit.dropout, edit.precision)
+                new = AdaptedLinear(linear, rank, scale, generator, dora, edit.dropout, edit.precision, narrow)
             replace(module, path, new)
             self.linears[Place(position, path)] = new
 
     def _freeze(self, position: int) -> None:
         """Let gradients flow through a block's other linears in the precision of the edit."""
         spec, module = self.kept[position], self.modules[position]
-        for path in linears_of(self.structure.architecture.blocks[spec.source], spec, None):
+        block = self.structure.architecture.blocks[spec.source]
+        within = linears_of(block, spec, INTO_MLP)
+        for path in linears_of(block, spec, None):
             if Place(position, path) not in self.linears:
-                replace(module, path, FrozenLinear(submodule(module, path), self.edit.precision))
+                replace(module, path, FrozenLinear(submodule(module, path), self.edit.precision, path in within))
 
     @property
     def parameters(self) -> list[nn.Parameter]:

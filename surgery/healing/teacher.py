@@ -16,8 +16,9 @@ from analysis.text import Windows
 from surgery.cache import ByteCache
 from surgery.embedded import cache_directory
 from surgery.errors import InputError
-from surgery.healing.head import POSITIONS, logits_of
+from surgery.healing.head import POSITIONS, Head
 from surgery.healing.losses import top_log_probabilities
+from surgery.recipe import Precision
 
 STATE_BUDGET = 512 * 2**20
 """Bytes of remembered last states: 4 x hidden a token, far less than its logits."""
@@ -30,10 +31,12 @@ class Teacher:
 
     Args:
         runner: of the dense model.
+        precision: of the head's products: the student's, so that both round alike.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, precision: Precision = "float32") -> None:
         self.runner = runner
+        self.head = Head(runner, precision)
         self._known: ByteCache[torch.Tensor] = ByteCache(STATE_BUDGET)
 
     @torch.no_grad()
@@ -61,7 +64,7 @@ class Teacher:
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (positions, vocabulary) of normalised states."""
         with torch.no_grad():
-            return logits_of(self.runner, inputs)
+            return self.head.logits(inputs)
 
 
 class TopK:

@@ -276,7 +276,7 @@ class Trainer:
             normalised = student.normalised(batch.ids, batch.keys, states)
         scored = batch.scored.to(normalised.device)
         inputs = normalised.detach()[:, :-1][scored]
-        loss, slope = loss_and_gradient(student.runner, inputs, material.objective(batch), scratch=student.scratch)
+        loss, slope = loss_and_gradient(student.head, inputs, material.objective(batch), student.scratch)
         gradient = torch.zeros_like(normalised)
         gradient[:, :-1][scored] = (slope / tokens).to(gradient.device, gradient.dtype)
         ends, slopes = [normalised], [gradient]

@@ -16,7 +16,7 @@ from surgery.build import build_model
 from surgery.errors import InputError
 from surgery.healing import losses
 from surgery.healing.data import HealingText
-from surgery.healing.head import loss_and_gradient
+from surgery.healing.head import CrossEntropy, Head, loss_and_gradient
 from surgery.healing.objectives import Contrastive, Distilled
 from surgery.healing.run import Healer
 from surgery.healing.student import Student
@@ -350,9 +350,7 @@ def test_a_head_that_is_more_than_a_linear_gives_the_same_gradient(family: str) 
     runner = evaluator_of(family).runner
     inputs = torch.randn(9, 48, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(9)
-    from surgery.healing.head import CrossEntropy
-
-    loss, gradient = loss_and_gradient(runner, inputs, CrossEntropy(targets))
+    loss, gradient = loss_and_gradient(Head(runner), inputs, CrossEntropy(targets))
     leaf = inputs.clone().requires_grad_()
     expected = torch.nn.functional.cross_entropy(runner.own_logits(leaf), targets, reduction="sum")
     expected.backward()

@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.modules import submodule
 from surgery.healing import precision
+from surgery.healing.attention import causal_attention
+from surgery.healing.head import CrossEntropy, Head, loss_and_gradient
 from surgery.healing.linears import AdaptedLinear, FrozenLinear, TrainedLinear
-from tests.methods.test_healing import WINDOWS, edit_of, shaken, student_of, trainer_of
+from surgery.healing.losses import kl_and_slope
+from surgery.healing.targets import linears_of
+from surgery.healing.teacher import Teacher
+from tests.methods.test_healing import WINDOWS, edit_of, evaluator_of, shaken, student_of, trainer_of
 from tests.tiny_models import FAMILIES
 
 ROUNDING = 2.0**-8
@@ -91,6 +97,61 @@ def test_a_training_reaches_the_same_loss(settings: dict[str, Any]) -> None:
     (own_before, _, own), (before, start, end) = ends
     assert own_before == pytest.approx(before, rel=1e-6), "held-out losses are float32"
     assert start - end > 0.1 and abs(own - end) < 0.05 * (start - end)
+
+
+def test_attention_is_pytorchs_but_for_the_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, slope = (torch.randn(2, heads, 150, 16, generator=generator).requires_grad_() for heads in (6, 2, 2, 6))
+    found, _ = causal_attention(nn.Module(), q, k, v, None, scaling=0.3, factors=torch.bfloat16)
+    exact = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=0.3)
+    assert found.dtype == torch.bfloat16
+    ends = slope.detach().transpose(1, 2)
+    pairs = [(found, exact.transpose(1, 2))]
+    pairs += zip(
+        torch.autograd.grad(found, (q, k, v), ends.bfloat16()),
+        torch.autograd.grad(exact, (q, k, v), ends.transpose(1, 2)),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert 0 < float((one.float() - other).norm() / other.norm()) < 4 * ROUNDING
+    assert all(one.dtype == torch.float32 for one, _ in pairs[1:])
+
+
+def test_the_heads_products_are_rounded_and_the_loss_is_not() -> None:
+    """Against the definition, with logits of the rounded factors; the teacher's rounding is the student's."""
+    runner = evaluator_of("llama").runner
+    inputs, targets = 3 * torch.randn(9, 48, generator=torch.Generator().manual_seed(0)), torch.arange(9)
+    loss, gradient = loss_and_gradient(Head(runner, "bfloat16"), inputs, CrossEntropy(targets))
+    weight = rounded(runner.model.get_submodule(runner.architecture.head).get_parameter("weight"))
+    logits = rounded(rounded(inputs) @ weight.T).requires_grad_()
+    expected = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=2 * ROUNDING) and gradient.dtype == torch.float32
+    assert logits.grad is not None
+    back = logits.grad @ weight
+    assert (gradient.double() - back).norm() < 3 * ROUNDING * back.norm()
+    student, teacher = Head(runner, "bfloat16").logits(inputs), Teacher(runner, "bfloat16").logits(inputs)
+    assert kl_and_slope(student, teacher, 1.0)[0] == 0 and student.abs().max() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_passes_inside_an_mlp_stays_narrow(family: str) -> None:
+    """Outputs of gate and up are of the factors' type in training and float32 outside; states are float32 in both."""
+    student = student_of(family, precision="bfloat16")
+    block = student.structure.architecture.blocks[student.kept[0].source]
+    types: dict[str, set[torch.dtype]] = {}
+    for path in linears_of(block, student.kept[0], ["gate", "up", "query"]):
+        submodule(student.modules[0], path).register_forward_hook(
+            lambda module, args, out, path=path: types.setdefault(path, set()).add(out.dtype)
+        )
+    inner = linears_of(block, student.kept[0], ["gate", "up"])
+    for gradients, narrow in ((True, torch.bfloat16), (False, torch.float32)):
+        types.clear()
+        with torch.set_grad_enabled(gradients):
+            assert student.normalised(WINDOWS.ids).dtype == torch.float32
+        assert types == {path: {narrow if path in inner else torch.float32} for path in types} and types.keys() > {
+            *inner
+        }
 
 
 def test_every_linear_behind_the_first_trained_block_is_rounded() -> None:
