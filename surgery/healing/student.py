@@ -20,6 +20,7 @@ from surgery.cache import ByteCache
 from surgery.healing.attention import use_causal_attention
 from surgery.healing.head import Head
 from surgery.healing.linears import AdaptedLinear, FrozenLinear, TrainedLinear
+from surgery.healing.norms import use_fast_norms
 from surgery.healing.scratch import Scratch
 from surgery.healing.targets import kept_of, linears_of, positions_of
 from surgery.live import Evaluator
@@ -72,10 +73,11 @@ class Student:
         self._prefixes: ByteCache[torch.Tensor] = ByteCache(PREFIX_BUDGET)
 
     def _own(self, position: int) -> None:
-        """A copy of a block through which gradients will flow, with the attention that is fast at that."""
+        """A copy of a block through which gradients will flow, with the attention and norms that are fast at that."""
         spec = self.kept[position]
         attention = self.structure.architecture.blocks[spec.source].attention
         self.modules[position] = shallow_copy(self.modules[position])
+        use_fast_norms(self.modules[position])
         if attention is not None and spec.attention:
             use_causal_attention(self.modules[position], attention.module, self.edit.precision)
 

@@ -16,8 +16,7 @@ from analysis.describe import describe
 from analysis.execution import Runner
 from surgery.build import build_model
 from surgery.errors import Cancelled, InputError, RecipeError
-from surgery.healing import adapters, attention, checkpoints, results
-from surgery.healing.attention import causal_attention
+from surgery.healing import adapters, checkpoints, results
 from surgery.healing.data import HealingText
 from surgery.healing.objectives import PlainText
 from surgery.healing.run import Healed, Healer
@@ -502,35 +501,3 @@ def test_a_recipe_over_a_quantised_base_gives_what_was_trained(tmp_path: Path, m
     again = fresh.complete(fresh.resolve(both)).structure
     assert all(spec.codecs and spec.refit for spec in again.blocks) and again.key != complete.key
     assert fresh.known_complete(fresh.resolve(both)) is not None
-
-
-@pytest.mark.parametrize(("heads", "groups", "tokens"), [(9, 3, 300), (6, 6, 128), (4, 1, 130), (2, 2, 1)])
-def test_causal_attention_is_pytorchs(heads: int, groups: int, tokens: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(2, tokens, count, 16, generator=generator).transpose(1, 2).requires_grad_()
-        for count in (heads, groups, groups)
-    )
-    slope = torch.randn(2, tokens, heads, 16, generator=generator)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=0.3)
-    found, _ = causal_attention(torch.nn.Module(), q, k, v, None, scaling=0.3)
-    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
-    for one, other in zip(
-        torch.autograd.grad(found, (q, k, v), slope),
-        torch.autograd.grad(expected, (q, k, v), slope.transpose(1, 2)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "gpt_neox", "phi3", "gemma2"])
-def test_the_students_attention_is_its_own_where_it_can_be(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shared model's attention is left alone; a mask or a soft cap goes to the model's own code."""
-    calls: list[int] = []
-    original = attention._Causal.apply
-    monkeypatch.setattr(attention._Causal, "apply", lambda *args: calls.append(1) or original(*args))
-    student = student_of(family, ())
-    trainer_of(student)._gradients([[0]], None)
-    assert len(calls) == {"mistral": 0, "gemma2": 0}.get(family, 4)
-    assert not evaluator_of(family).runner.model.config._attn_implementation.startswith(attention.NAME)
-    assert student.runner.blocks[0] is not student.modules[0]
