@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from surgery import embedded
-from surgery.devices import Device, Devices, measure_this_computer, read_device
+from surgery.devices import Device, Devices, has_amx, measure_this_computer, read_device
 from surgery.gguf_export import write_gguf
 from surgery.memory import Fit, fit
 from surgery.runtimes import TRANSFORMERS
@@ -67,7 +67,8 @@ def run_llama_cpp(file: Path, context: int = 512, kv: str = "F16", timeout: floa
 
 def memory_row(file: Path, structure: Structure, kind: str, context: int, kv: str) -> dict[str, Any]:
     """Predicted and measured bytes of one file in llama.cpp."""
-    found = fit(structure, Devices().get("hugging-face-cpu-basic"), context, kind, kv)
+    device = Devices().get("hugging-face-cpu-basic").model_copy(update={"amx": has_amx()})
+    found = fit(structure, device, context, kind, kv)
     filled = min(context, FILLED[kv]) - 8
     measured = run_llama_cpp(file, context, kv, fill=filled, threads=1)  # its time does not count
     resident, buffers = measured["resident"], measured["buffers"]
@@ -178,7 +179,8 @@ def main() -> None:
     cores = psutil.cpu_count(logical=False)
     own = read_device(chosen.device) if chosen.device else None
     speeds = "speed_of_one_core" if chosen.one_core else "speed_with_measured_kernels" if own else "speed"
-    parts = ("memory", "speed", "speed_of_one_core", "speed_with_measured_kernels", "transformers")
+    memories = "memory_with_amx" if has_amx() else "memory"
+    parts = ("memory", "memory_with_amx", "speed", "speed_of_one_core", "speed_with_measured_kernels", "transformers")
     result = {part: {} for part in parts} | known | {"cores": cores}
 
     def missing(part: str, key: str) -> bool:
@@ -195,8 +197,8 @@ def main() -> None:
         both = list(dict.fromkeys([*(wanted if chosen.only in (None, "speed") else []), *(row[0] for row in memory)]))
         for kind, path in files(both, Path(scratch)):
             for _, context, kv in (row for row in memory if row[0] == kind):
-                if missing("memory", f"{kind} {context} {kv}"):
-                    keep("memory", f"{kind} {context} {kv}", memory_row(path, structure, kind, context, kv))
+                if missing(memories, f"{kind} {context} {kv}"):
+                    keep(memories, f"{kind} {context} {kv}", memory_row(path, structure, kind, context, kv))
             if kind in wanted and missing(speeds, kind):
                 keep(speeds, kind, speed_row(path, structure, kind, chosen.tries, chosen.one_core, own))
     if chosen.only in (None, "transformers"):
@@ -209,7 +211,7 @@ def main() -> None:
 def show(result: dict[str, Any]) -> None:
     """Tables for people; MB are millions of bytes."""
     print("weights   context KV    predicted: weights     KV  activations  program   total   measured total   error")
-    for row in (*result["memory"].values(), *result["transformers"].values()):
+    for row in (row for part in ("memory", "memory_with_amx", "transformers") for row in result[part].values()):
         predicted, measured = row["predicted"], row["measured"]["total_bytes"]
         sizes = " ".join(f"{size / 1e6:9.1f}" for size in predicted.values())
         name = f"{row['type']:16} {row['context']:6} {row['kv_type']:5}"

@@ -77,6 +77,8 @@ class Device(_Strict):
     bandwidth_bytes_per_second: Figure
     compute_operations_per_second: Compute
     power_watts: Figure | None = None
+    amx: bool = False
+    """Whether the processor has the AMX unit, for which llama.cpp lays weights out anew."""
     llama_cpp: Kernels | None = None
     notes: str = Field(default="", max_length=1000)
 
@@ -179,8 +181,15 @@ def measure_this_computer(threads: int | None = None, clock: Clock = time.perf_c
                 "type": "float32",
                 "source": f"measured: 1024 x 1024 matrix product with {threads} threads",
             },
+            "amx": has_amx(),
         }
     )
+
+
+def has_amx() -> bool:
+    """Whether llama.cpp uses the AMX unit of this computer's processor."""
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("amx_int8") and known.get("avx512_vnni"))
 
 
 def _best_seconds(work: Callable[[], object], tries: int, clock: Clock) -> float:

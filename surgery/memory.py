@@ -1,7 +1,7 @@
 """The memory and speed model: arithmetic on a structure, a weight type, a context, a KV-cache type and a device.
 
 What is counted is in files of its own: weights (`weights`, `weight_types`), the KV cache (`kv_cache`), activations and
-the program (`runtimes`), speed (`speed`). `benchmarks.fit` compares all of it with measurement.
+the program (`runtimes`, `amx`), speed (`speed`). `benchmarks.fit` compares all of it with measurement.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from surgery.amx import amx_bytes
 from surgery.devices import Device
 from surgery.errors import InputError
 from surgery.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
@@ -134,6 +135,7 @@ def fit(
     together = runtime.together(context)
     used = _kv_type(structure, kind, runtime, kv_type)
     weights = stored(structure, kind)
+    laid_out = amx_bytes(weights) if device.amx and runtime is LLAMA_CPP else 0
     return Fit(
         device=device.id,
         type=kind.name,
@@ -143,11 +145,11 @@ def fit(
         weights=weights.by_class,
         kv_cache_bytes=kv_cache_bytes(structure, context, used, together if runtime is LLAMA_CPP else 0),
         activation_bytes=activation_bytes(structure, runtime, kind, context, device.kind in GPUS),
-        overhead_bytes=runtime.overhead_bytes(structure, device),
+        overhead_bytes=runtime.overhead_bytes(structure, device) + laid_out,
         capacity_bytes=device.capacity_bytes,
         working_bytes=device.working_bytes,
         speed=speed(structure, device, weights, runtime, context, used),
-        notes=_notes(weights, runtime, kv_type, used),
+        notes=_notes(weights, runtime, kv_type, used, laid_out),
     )
 
 
@@ -159,8 +161,13 @@ def _kv_type(structure: Structure, kind: WeightType, runtime: Runtime, wanted: s
     return usable_kv_type(structure, wanted)
 
 
-def _notes(weights: Stored, runtime: Runtime, wanted: str, used: str) -> tuple[str, ...]:
+def _notes(weights: Stored, runtime: Runtime, wanted: str, used: str, laid_out: int) -> tuple[str, ...]:
     kind, notes = weights.kind, []
+    if laid_out:
+        notes.append(
+            f"llama.cpp lays the weights out for the processor's AMX unit: {laid_out / 1e6:.1f} MB more than the file, "
+            "counted with the program."
+        )
     if wanted != used and runtime is TRANSFORMERS:
         notes.append(f"transformers keeps the KV cache in the type that it computes in, so it is counted in {used}.")
     elif wanted != used:
