@@ -25,7 +25,7 @@ from surgery.healing.scratch import Scratch
 from surgery.healing.targets import kept_of, linears_of, positions_of
 from surgery.live import Evaluator
 from surgery.recipe import Heal, Role
-from surgery.structure import Structure
+from surgery.structure import BlockSpec, Structure
 
 PREFIX_BUDGET = 512 * 2**20
 """Bytes of remembered states that enter the first trained block."""
@@ -84,10 +84,8 @@ class Student:
     def _train(self, position: int, rank: int) -> None:
         """Put trained linears into a block."""
         spec, edit, module = self.kept[position], self.edit, self.modules[position]
-        block = self.structure.architecture.blocks[spec.source]
-        within = linears_of(block, spec, INTO_MLP)
-        for path in linears_of(block, spec, edit.linears):
-            linear, narrow = submodule(module, path), path in within
+        for path, narrow in self._linears(spec, edit.linears):
+            linear = submodule(module, path)
             if edit.train == "weights":
                 new: Trained = TrainedLinear(linear, edit.precision, narrow)
             else:
@@ -101,11 +99,15 @@ class Student:
     def _freeze(self, position: int) -> None:
         """Let gradients flow through a block's other linears in the precision of the edit."""
         spec, module = self.kept[position], self.modules[position]
+        for path, narrow in self._linears(spec, None):
+            if Place(position, path) not in self.linears:
+                replace(module, path, FrozenLinear(submodule(module, path), self.edit.precision, narrow))
+
+    def _linears(self, spec: BlockSpec, roles: Sequence[Role] | None) -> list[tuple[str, bool]]:
+        """Paths of a block's linears that hold one of the roles, and whether their outputs stay narrow."""
         block = self.structure.architecture.blocks[spec.source]
         within = linears_of(block, spec, INTO_MLP)
-        for path in linears_of(block, spec, None):
-            if Place(position, path) not in self.linears:
-                replace(module, path, FrozenLinear(submodule(module, path), self.edit.precision, path in within))
+        return [(path, path in within) for path in linears_of(block, spec, roles)]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
