@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def running(
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(script)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+            [sys.executable, str(script)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
     try:
         end = time.monotonic() + PATIENCE / 1000
         while True:
@@ -75,6 +77,8 @@ def running(
     finally:
         process.terminate()
         process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # processes that it had forked, as a ZeroGPU Space does
         shutil.rmtree(temporary, ignore_errors=True)  # built models
     assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
 
