@@ -7,6 +7,7 @@ ggml-cpu/amx; `benchmarks.fit` compares it with measurement.
 
 from __future__ import annotations
 
+from surgery.speed import operations
 from surgery.weight_types import Stored
 
 OUTPUTS = 32
@@ -15,20 +16,19 @@ INPUTS = {"F16": 16, "Q4_0": 32, "Q4_1": 32, "Q8_0": 32, "Q4_K": 256, "Q5_K": 25
 """Types that move, and what the length of their rows is a multiple of."""
 SUMS = {"Q8_0": (32, 4), "Q4_K": (256, 4), "Q5_K": (256, 4), "IQ4_XS": (256, 2)}
 """Weights in a block, and bytes that are added to it."""
-EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
 
 
 def amx_bytes(weights: Stored) -> int:
     """Bytes that the weights of a GGUF file take on such a processor besides the file's."""
-    tied = HEAD not in weights.types
-    return sum(_added(weights, name, name == EMBEDDINGS) for name in weights.types if tied or name != EMBEDDINGS)
+    multiplied, _ = operations(weights.shapes)
+    return sum(_added(weights, name) for name in multiplied)
 
 
-def _added(weights: Stored, name: str, again: bool) -> int:
-    """Bytes that one tensor adds; `again` for one that is kept as it is, too."""
-    shape, kind = weights.shapes[name], weights.types[name]
-    multiplied = name in (EMBEDDINGS, HEAD) or name.startswith("blk.")
-    if not multiplied or len(shape) != 2 or kind not in INPUTS or shape[0] % OUTPUTS or shape[1] % INPUTS[kind]:
+def _added(weights: Stored, name: str) -> int:
+    """Bytes that one matrix adds."""
+    (outputs, inputs), kind = weights.shapes[name], weights.types[name]
+    if kind not in INPUTS or outputs % OUTPUTS or inputs % INPUTS[kind]:
         return 0
     block, more = SUMS.get(kind, (1, 0))
-    return shape[0] * shape[1] // block * more + (weights.bytes[name] if again else 0)
+    again = weights.bytes[name] if name == "token_embd.weight" else 0
+    return outputs * inputs // block * more + again

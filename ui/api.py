@@ -23,6 +23,7 @@ from surgery.suggestion import suggest as suggest_recipe
 from surgery.weight_types import type_of_edit
 from surgery.workbench import OpenModel, TextChoice, Workbench
 from ui.inputs import LONGEST_PASTE
+from ui.refusal import refusal
 
 Document = dict[str, Any]
 Elsewhere = Callable[[str, dict[str, Any]], Document]
@@ -186,10 +187,10 @@ class Api:
     def _text(self, text: str, window: int, windows: int, purpose: Any) -> TextChoice:
         """A named text, or the text itself: never a file."""
         if window < 2 or windows < 1:
-            raise _refused("Give at least 2 tokens a window and at least 1 window.")
+            raise refusal("Give at least 2 tokens a window and at least 1 window.")
         named = text in TEXTS or (text.startswith("hub:") and HUB_ID.fullmatch(text[4:]))
         if not named and len(text) > LONGEST_PASTE:
-            raise _refused(f"The text is longer than {LONGEST_PASTE:,} characters.")
+            raise refusal(f"The text is longer than {LONGEST_PASTE:,} characters.")
         if named:
             choice = TextChoice(text, window, windows, purpose)
         else:
@@ -207,19 +208,14 @@ class Api:
         job = self.bench.jobs.submit(f"{title} for the API", open_and_work)
         job.wait()
         if job.state != "done":
-            raise _refused(job.error)
+            raise refusal(job.error)
         return documents.plain(job.result)
 
     def _allowed(self, check: Callable[[], None]) -> None:
         try:
             check()
         except InputError as error:
-            raise _refused(str(error)) from None
-
-
-def _refused(sentence: str) -> gr.Error:
-    """What a caller is told; the server's log needs no traceback of it."""
-    return gr.Error(sentence, print_exception=False)
+            raise refusal(str(error)) from None
 
 
 def add_api(bench: Workbench, elsewhere: Elsewhere | None = None) -> None:

@@ -18,6 +18,7 @@ from surgery.view import View
 from ui import charts, inputs, presenters, recipe_words
 from ui.chart_table import table
 from ui.map_model import block_map_model
+from ui.refusal import refusal
 from ui.sessions import Sessions, Tab
 from ui.tiles import tiles
 from ui.widgets.block_map import BlockMap
@@ -229,7 +230,7 @@ class Handlers:
     def _tab(self, identity: str) -> Tab:
         tab = self.sessions.get(identity)
         if tab is None:
-            raise gr.Error(ENDED, print_exception=False)  # nothing is wrong with the server
+            raise refusal(ENDED)
         return tab
 
     def _answer(self, identity: str, action: Callable[[Tab], Any], picks: tuple[str, ...]) -> Update:

@@ -63,11 +63,12 @@ class Head:
 
     def __init__(self, runner: Runner, precision: Precision = "float32") -> None:
         module = runner.model.get_submodule(runner.architecture.head)
-        self.runner, self.device = runner, device_of(module)
-        self.linear: Any = shallow_copy(module)
+        self.runner, self.precision, self.device = runner, precision, device_of(module)
         self.factor: torch.Tensor | None = None  # of a head that is a linear and no more
+        self.bias: torch.Tensor | None = None
         if runner.head_is_linear:
-            self.factor = module.get_parameter("weight").detach().to(product_type(precision))
+            own: Any = dict(shallow_copy(module).named_parameters())  # there even where the model's are offloaded
+            self.factor, self.bias = own["weight"].detach().to(product_type(precision)), own.get("bias")
 
     def logits(self, inputs: torch.Tensor, scratch: Scratch | None = None) -> torch.Tensor:
         """Logits (n, vocabulary), float32, of states (n, hidden); in a buffer of `scratch` where it is given."""
@@ -81,7 +82,7 @@ class Head:
         else:
             narrow = scratch.take("logits", *shape, self.factor)
             logits.copy_(torch.mm(inputs.to(narrow.dtype), self.factor.T, out=narrow))
-        return logits if self.linear.bias is None else logits.add_(self.linear.bias)
+        return logits if self.bias is None else logits.add_(self.bias)
 
     def slope(
         self, inputs: torch.Tensor, objective: Objective, rows: slice, scratch: Scratch

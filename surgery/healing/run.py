@@ -18,6 +18,7 @@ from surgery.build import build_model
 from surgery.errors import Cancelled, RecipeError
 from surgery.healing.adapters import Adapter, adapter_of, merge
 from surgery.healing.data import HealingText
+from surgery.healing.head import Head
 from surgery.healing.objectives import Contrastive, Distilled, PlainText
 from surgery.healing.processes import Processes
 from surgery.healing.student import Student
@@ -168,8 +169,7 @@ class Healer:
         settings = self.edit.distillation
         if settings is None:
             return PlainText(self.training)
-        kept = settings.top_k is not None  # on disk, for healings of either precision
-        teacher = Teacher(self.model.runner, "float32" if kept else self.edit.precision)
+        teacher = Teacher(self.model.runner, None if settings.top_k is not None else self._teachers_head())
         if settings.divergence == "contrastive":
             return self._contrastive(teacher, report, stop)
         top = None
@@ -179,6 +179,11 @@ class Healer:
                 self.processes.index,
             )  # fmt: skip
         return Distilled(self.training, settings, teacher, top)
+
+    def _teachers_head(self) -> Head:
+        """The student's, so that both round alike; where it has another one, one of the same precision."""
+        head = self.student.head
+        return head if head.runner is self.model.runner else Head(self.model.runner, head.precision)
 
     def _contrastive(self, teacher: Teacher, report: Report, stop: Event | None) -> Contrastive:
         """Continuations of the windows' first halves, by the teacher and by the student before it is trained."""

@@ -18,7 +18,6 @@ from surgery.embedded import cache_directory
 from surgery.errors import InputError
 from surgery.healing.head import POSITIONS, Head
 from surgery.healing.losses import top_log_probabilities
-from surgery.recipe import Precision
 
 STATE_BUDGET = 512 * 2**20
 """Bytes of remembered last states: 4 x hidden a token, far less than its logits."""
@@ -31,12 +30,12 @@ class Teacher:
 
     Args:
         runner: of the dense model.
-        precision: of the head's products: the student's, so that both round alike.
+        head: that logits come from, so that it can be the student's; one in float32 when None.
     """
 
-    def __init__(self, runner: Runner, precision: Precision = "float32") -> None:
+    def __init__(self, runner: Runner, head: Head | None = None) -> None:
         self.runner = runner
-        self.head = Head(runner, precision)
+        self.head = head or Head(runner)
         self._known: ByteCache[torch.Tensor] = ByteCache(STATE_BUDGET)
 
     @torch.no_grad()

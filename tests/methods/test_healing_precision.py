@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
+from analysis.execution import Runner
 from analysis.modules import submodule
 from surgery.healing import precision
 from surgery.healing.attention import causal_attention
@@ -130,8 +133,17 @@ def test_the_heads_products_are_rounded_and_the_loss_is_not() -> None:
     assert logits.grad is not None
     back = logits.grad @ weight
     assert (gradient.double() - back).norm() < 3 * ROUNDING * back.norm()
-    student, teacher = Head(runner, "bfloat16").logits(inputs), Teacher(runner, "bfloat16").logits(inputs)
+    student, teacher = Head(runner, "bfloat16").logits(inputs), Teacher(runner, Head(runner, "bfloat16")).logits(inputs)
     assert kl_and_slope(student, teacher, 1.0)[0] == 0 and student.abs().max() == 0
+
+
+def test_a_head_whose_weights_are_offloaded_is_the_heads() -> None:
+    runner = evaluator_of("llama").runner
+    inputs = torch.randn(9, 48, generator=torch.Generator().manual_seed(0))
+    offloaded = cpu_offload(copy.deepcopy(runner.model), torch.device("cpu"))
+    assert offloaded.get_parameter(f"{runner.architecture.head}.weight").is_meta
+    found = Head(Runner(offloaded, runner.architecture)).logits(inputs)
+    assert torch.equal(found, Head(runner).logits(inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
