@@ -7,18 +7,18 @@ import os
 import sys
 
 from surgery.errors import InputError
-from surgery.limits import read_limits
-from surgery.workbench import Workbench
+from surgery.workbench.limits import read_limits
+from surgery.workbench.workbench import Workbench
+from ui.api.zero_gpu import borrowing, on_zero_gpu
 from ui.page import build, launch_arguments
-from ui.sessions import Sessions
-from ui.zero_gpu import borrowing, on_zero_gpu
+from ui.tabs import Sessions
 
 
 def main() -> None:
     """Serve the page on 127.0.0.1:7860, or where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say (as on a Space).
 
-    MODEL_SURGERY_... limit what visitors may do, see `surgery.limits`; MODEL_SURGERY_MCP=1 offers the endpoints as MCP
-    tools too.
+    MODEL_SURGERY_... limit what visitors may do, see `surgery.workbench.limits`; MODEL_SURGERY_MCP=1 offers the
+    endpoints as MCP tools too.
     """
     on_space = bool(os.environ.get("SPACE_ID"))
     tools = os.environ.get("MODEL_SURGERY_MCP") == "1"

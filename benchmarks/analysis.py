@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 import torch
 
-from analysis import statistics
-from analysis.execution import Prepared, Runner
+from analysis.model.runner import Prepared, Runner
+from analysis.statistics import collect as statistics
 from analysis.text import Windows, load_text, make_windows
 from benchmarks import measuring
-from surgery.loading import Loaded, load
+from surgery.models.loading import Loaded, load
 
 ROUNDS = 3
 TIME_LIMIT = 1.5

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import measuring
-from surgery.workbench import Workbench
-from ui.sessions import Sessions
+from surgery.workbench.workbench import Workbench
+from ui.tabs import Sessions
 
 MAP_GOAL_MS, NUMBER_GOAL_S = 200.0, 1.0
 FAST = 20

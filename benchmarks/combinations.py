@@ -21,14 +21,15 @@ import torch
 from analysis.text import Windows
 from benchmarks import measuring
 from benchmarks.quality import DATA, WINDOW, Quality
-from surgery import greedy
-from surgery.budget import Budget, Rules
-from surgery.depth import Goal
 from surgery.errors import InputError
-from surgery.recipe import ChosenBy, Compensate, Recipe, RemoveAttention
-from surgery.suggestion import suggest
-from surgery.text_names import text_reference
-from surgery.workbench import TextChoice
+from surgery.pruning import greedy
+from surgery.pruning.blocks import Goal
+from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.suggest import suggest
+from surgery.recipe.base import ChosenBy
+from surgery.recipe.edits import Compensate, RemoveAttention
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice, text_reference
 
 CALIBRATION, SELECTION, SEARCH = 48, 8, 3
 """Windows of the validation split: for scores and refits, evenly spaced over it; for the choice among combinations and

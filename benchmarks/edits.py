@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from analysis.architecture import Architecture
-from surgery.recipe import ModelReference, PruneKvGroups, PruneNeurons, Recipe, RemoveAttention, RemoveBlocks, RemoveMlp
+from analysis.model.architecture import Architecture
+from surgery.recipe.base import ModelReference
+from surgery.recipe.edits import PruneKvGroups, PruneNeurons, RemoveAttention, RemoveBlocks, RemoveMlp
+from surgery.recipe.recipe import Recipe
 
 KINDS = ("block", "attention", "mlp", "width", "kv group")
 V = TypeVar("V")

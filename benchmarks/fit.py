@@ -23,13 +23,13 @@ from typing import Any
 
 import psutil
 
-from surgery import embedded
-from surgery.devices import Device, Devices, has_amx, measure_this_computer, read_device
-from surgery.gguf_export import write_gguf
-from surgery.memory import Fit, fit
-from surgery.runtimes import TRANSFORMERS
-from surgery.structure import Structure, dense
-from surgery.workbench import Workbench
+from surgery.fit.devices import Device, Devices, has_amx, measure_this_computer, read_device
+from surgery.fit.fit import Fit, fit
+from surgery.fit.runtimes import TRANSFORMERS
+from surgery.gguf.write import write_gguf
+from surgery.models import embedded
+from surgery.structure.structure import Structure, dense
+from surgery.workbench.workbench import Workbench
 
 SCRIPT = Path(__file__).with_name("llama_fit.mjs")
 FOLDER = Path(sys.prefix) / "llama"

@@ -9,6 +9,7 @@ of the test split. Each row is written at once, and what the file holds already 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -18,20 +19,23 @@ from typing import Any, get_args
 
 import torch
 
-from analysis.describe import describe
-from analysis.execution import Runner
+from analysis.model.describe import describe
+from analysis.model.runner import Runner
 from benchmarks import measuring
 from benchmarks.quality import DATA, WINDOW
-from surgery.build import build_model
-from surgery.checkpoint import save_checkpoint
-from surgery.gguf_export import write_gguf
-from surgery.gguf_reading import reload_gguf
-from surgery.live import Evaluator
-from surgery.quantising import importance_of
-from surgery.recipe import GgufType, Quantize, Recipe
-from surgery.structure import Structure
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.checkpoints.build import build_model, draft_model
+from surgery.checkpoints.planned import on_meta
+from surgery.checkpoints.save import save_checkpoint
+from surgery.evaluation.evaluator import Evaluator
+from surgery.gguf.read import filled, read_tensors
+from surgery.gguf.write import write_gguf
+from surgery.quantization.gguf_codecs import importance_of
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import GgufType, Quantize
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.structure.structure import Structure
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "gguf_types.json"
 UNWEIGHTED = ("F32", "F16", "Q8_0", "MXFP4")
@@ -161,3 +165,21 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def reload_gguf(path: Path, model: OpenModel, structure: Structure) -> Any:
+    """The model that a GGUF file holds, as a model of the transformers library in float32.
+
+    Args:
+        path: the file.
+        model: the source model, which gives the code and the configuration; all weights come from the file.
+        structure: what the file was made from.
+
+    Raises:
+        CorruptFile: as `read_tensors`.
+    """
+    plan = model.gguf_plan(structure)
+    draft = draft_model(on_meta(model.loaded.model), model.architecture, structure.floating_shape)
+    made = filled(read_tensors(path, plan), plan, model.architecture, draft.config, draft.model_class)
+    made.generation_config = copy.deepcopy(model.loaded.model.generation_config)
+    return made

@@ -32,22 +32,25 @@ from typing import Any
 
 import torch
 
-from analysis.modules import device_of
+from analysis.model.modules import device_of
 from benchmarks import measuring
-from surgery.budget import Budget, Rules
-from surgery.build import build_model
-from surgery.healing.adapters import adapter_of, write
-from surgery.healing.data import HealingText, check_apart, largest_count, load_healing_text
-from surgery.healing.precision import best_precision, product_type
+from surgery.checkpoints.build import build_model
+from surgery.healing.healer import Healer, Speed, heal_of, measure_speed, with_heal
 from surgery.healing.presets import forecast
-from surgery.healing.run import Healer, Speed, heal_of, measure_speed, with_heal
-from surgery.healing.student import Student
-from surgery.healing.training import order_of, rate
-from surgery.recipe import Precision, PruneNeurons, Recipe, RemoveBlocks
-from surgery.structure import Structure
-from surgery.suggestion import suggest
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.suggest import suggest
+from surgery.recipe.edits import PruneNeurons, RemoveBlocks
+from surgery.recipe.healing import Precision
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.structure.structure import Structure
+from surgery.training.adapters import adapter_of, write
+from surgery.training.data import HealingText, check_apart, largest_count, load_healing_text
+from surgery.training.precision import best_precision, product_type
+from surgery.training.student import Student
+from surgery.training.trainer import order_of, rate
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "healing.json"

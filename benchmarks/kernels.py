@@ -1,6 +1,6 @@
 """What llama.cpp's kernels reach of the float32 peak, by GGML type: `python -m benchmarks.kernels`.
 
-Random Llamas of one width are run in each type; the shares that `surgery.speed` holds are what explains the measured
+Random Llamas of one width are run in each type; `surgery.fit.speed` holds the shares that explain the measured
 tokens a second. One thread, and seconds on the processor: other programs on the machine disturb little. With --device
 the measurement is by the wall's clock instead, with each number of threads up to the cores, and the file that it writes
 describes this computer as llama.cpp sees it with the number that decodes fastest.
@@ -23,13 +23,13 @@ from pathlib import Path
 import psutil
 
 from benchmarks.fit import run_llama_cpp
-from surgery.devices import Device, Kernels, measure_this_computer
-from surgery.gguf_export import write_gguf
-from surgery.memory import fit
-from surgery.speed import ATTENTION_SHARE, PROMPT_TOKENS, attention_operations, operations
-from surgery.structure import Structure, dense
-from surgery.weight_types import TYPES, stored
-from surgery.workbench import Workbench
+from surgery.fit.devices import Device, Kernels, measure_this_computer
+from surgery.fit.fit import fit
+from surgery.fit.speed import ATTENTION_SHARE, PROMPT_TOKENS, attention_operations, operations
+from surgery.fit.weight_types import TYPES, stored
+from surgery.gguf.write import write_gguf
+from surgery.structure.structure import Structure, dense
+from surgery.workbench.workbench import Workbench
 
 WHOLE, SHORT = (1024, 2816), (1056, 2784)
 """Hidden size and MLP width: multiples of 256, and of 32 only."""
@@ -54,7 +54,7 @@ def written(folder: Path, sizes: tuple[int, int], blocks: int) -> tuple[Path, St
     """A checkpoint of random weights, and its structure."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from analysis.describe import describe
+    from analysis.model.describe import describe
     from tests import tiny_checkpoints
 
     hidden, width = sizes

@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,13 @@ import torch
 from analysis.text import Windows, fingerprint_of, load_text, make_windows
 from benchmarks import live_report, measuring, rival
 from benchmarks.edits import Case, NarrowingChoice, cases, random_choice
-from benchmarks.metered import Metered, Work
-from surgery.live import Evaluator, chunks
-from surgery.loading import Loaded, load
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One evaluation: seconds to the first estimate and to the last, what was computed, and the result."""
-
-    first: float
-    full: float
-    work: Work
-    nll: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One edit, its undo, and the same edited recipe from scratch."""
-
-    kind: str
-    edit: Timing
-    undo: Timing
-    scratch: Timing
-
-
-@dataclass(frozen=True)
-class RivalComparison:
-    """One edit, live and the rival's way; both measure the same model."""
-
-    kind: str
-    edit: Timing
-    seconds: float
-    nll: float
+from benchmarks.live_report import Comparison, RivalComparison, Timing
+from benchmarks.metered import Metered
+from surgery.evaluation.evaluator import Evaluator, chunks
+from surgery.models.loading import Loaded, load
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
 
 
 class Scratch(Evaluator):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import median, percentile
-from benchmarks.metered import Part
-
-if TYPE_CHECKING:
-    from benchmarks.live import Comparison, RivalComparison
+from benchmarks.metered import Part, Work
 
 TARGETS = {
     "full / from scratch": ("at most", 0.65),
@@ -148,3 +146,33 @@ def show(result: dict[str, Any]) -> None:
         found = result["targets"].get(name)
         verdict = "not measured" if found is None else f"{found['value']:.3f}: {'met' if found['met'] else 'MISSED'}"
         print(f"{name}, {sense} {limit}: {verdict}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One evaluation: seconds to the first estimate and to the last, what was computed, and the result."""
+
+    first: float
+    full: float
+    work: Work
+    nll: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One edit, its undo, and the same edited recipe from scratch."""
+
+    kind: str
+    edit: Timing
+    undo: Timing
+    scratch: Timing
+
+
+@dataclass(frozen=True)
+class RivalComparison:
+    """One edit, live and the rival's way; both measure the same model."""
+
+    kind: str
+    edit: Timing
+    seconds: float
+    nll: float

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from analysis.execution import BlockCall, Runner
+from analysis.model.runner import BlockCall, Runner
 
 
 @dataclass(frozen=True)

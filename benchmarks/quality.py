@@ -21,15 +21,18 @@ import torch
 
 from analysis.text import Windows
 from benchmarks import measuring
-from surgery import catalogue
-from surgery.budget import Budget, Rules
-from surgery.catalogue import Procedure
 from surgery.errors import InputError
-from surgery.recipe import Compensate, Recipe, TextReference
-from surgery.structure import Structure
-from surgery.suggestion import suggest
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.pruning import catalogue
+from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.catalogue import Procedure
+from surgery.pruning.suggest import suggest
+from surgery.recipe.base import TextReference
+from surgery.recipe.edits import Compensate
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.structure.structure import Structure
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "quality.json"

@@ -21,21 +21,24 @@ from typing import Any
 
 import torch
 
-from analysis.describe import describe
-from analysis.execution import Runner
-from analysis.modules import submodule, weight_of
+from analysis.model.describe import describe
+from analysis.model.modules import submodule, weight_of
+from analysis.model.runner import Runner
 from benchmarks import measuring
 from benchmarks.quality import DATA, WINDOW
-from surgery.adapters import save_adapter
-from surgery.build import build_model
-from surgery.eora import Repairer, low_rank
-from surgery.live import Evaluator
-from surgery.packed_checkpoint import codecs_by_name, save_packed
-from surgery.recipe import Eora, Recipe
-from surgery.structure import LowRank, Structure
-from surgery.sweep import Sweep, silent
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.calibration.sweep import Sweep
+from surgery.checkpoints.adapter import save_adapter
+from surgery.checkpoints.build import build_model
+from surgery.common.progress import silent
+from surgery.evaluation.evaluator import Evaluator
+from surgery.quantization.eora import Repairer, low_rank
+from surgery.quantization.packed_checkpoint import codecs_by_name, save_packed
+from surgery.recipe.edits import Eora
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.structure.structure import LowRank, Structure
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "quantisation.json"
 """Kept with the project, for the README's table."""

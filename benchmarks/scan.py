@@ -21,12 +21,12 @@ import torch
 
 from analysis.text import Windows, load_text, make_windows
 from benchmarks import measuring
-from surgery.depth import Removal, RemovalKind, without
-from surgery.live import Evaluator, chunks
-from surgery.loading import load
-from surgery.scan import KINDS, single_removals
-from surgery.structure import Structure
-from surgery.workbench import OpenModel
+from surgery.evaluation.evaluator import Evaluator, chunks
+from surgery.evaluation.scan import KINDS, single_removals
+from surgery.models.loading import load
+from surgery.structure.removal import Removal, RemovalKind, without
+from surgery.structure.structure import Structure
+from surgery.workbench.open_model import OpenModel
 
 GOAL = 0.65
 """Most that a scan may take, as a share of the time from scratch."""
@@ -55,13 +55,13 @@ class Timing:
 
 
 def compare(model: OpenModel, windows: Windows, kinds: Sequence[RemovalKind]) -> tuple[float, list[Timing]]:
-    """Seconds of the dense evaluation, and every removal both ways, in the order of `surgery.scan.measured`.
+    """Seconds of the dense evaluation, and every removal both ways, in the order of `surgery.evaluation.scan.measured`.
 
     Raises:
         RuntimeError: the two ways give different losses.
     """
     evaluator = model.evaluator
-    timings = [Timing(part) for part in single_removals(model, kinds)]
+    timings = [Timing(part) for part in single_removals(model.architecture, kinds)]
     edited = [without(evaluator.dense, timing.part) for timing in timings]
     base = 0.0
     for number, (start, end) in enumerate(chunks(windows.count, windows.length)):

@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 
 from benchmarks import measuring
-from surgery.session import Session
-from surgery.view import View
-from surgery.workbench import Workbench
-from ui.sessions import Sessions
+from surgery.session.session import Session
+from surgery.session.view import View
+from surgery.workbench.workbench import Workbench
+from ui.tabs import Sessions
 
 GOAL = 1.25
 LONG = 300.0

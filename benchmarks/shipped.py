@@ -17,8 +17,9 @@ import torch
 
 from benchmarks import measuring
 from benchmarks.fit import speed_row
-from surgery.recipe import Quantize, Recipe
-from surgery.workbench import Workbench
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
+from surgery.workbench.workbench import Workbench
 from tests import llama_cpp
 
 PROMPT = "The capital of France is"

@@ -1,14 +1,31 @@
-"""Headless core: recipes, structure, loading, live evaluation, building, memory, jobs and the command line."""
+"""Model Surgery without the page: `from surgery import Workbench, Recipe, suggest`. Importing it loads no torch."""
 
 from __future__ import annotations
 
-from typing import Any
+from surgery.old_names import install, lookup
+
+PUBLIC = {
+    "Budget": "surgery.pruning.budget",
+    "Loaded": "surgery.models.loading",
+    "OpenModel": "surgery.workbench.open_model",
+    "Recipe": "surgery.recipe.recipe",
+    "Rules": "surgery.pruning.budget",
+    "Session": "surgery.session.session",
+    "ShipOptions": "surgery.shipping.weights",
+    "TextChoice": "surgery.recipe.texts",
+    "Workbench": "surgery.workbench.workbench",
+    "load": "surgery.models.loading",
+    "scan": "surgery.evaluation.scan",
+    "ship": "surgery.shipping.ship",
+    "suggest": "surgery.pruning.suggest",
+    "verify": "surgery.shipping.verify",
+}
+"""The public face: by name, the module that defines it. A name's module is imported when the name is first used."""
+
+__all__ = sorted(PUBLIC)
+__getattr__ = lookup(__name__, PUBLIC)
+install()
 
 
-def __getattr__(name: str) -> Any:
-    """`surgery.load(...)`, without loading torch when the package is imported."""
-    if name == "load":
-        from surgery.loading import load
-
-        return load
-    raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

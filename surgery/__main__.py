@@ -1,6 +1,6 @@
 """`python -m surgery`."""
 
-from surgery.commands import main
+from surgery.cli.main import main
 
 if __name__ == "__main__":
     main()

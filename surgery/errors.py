@@ -69,7 +69,7 @@ class VerificationFailed(Exception):
 
     Args:
         message: one sentence that names the files, and what to do.
-        verification: what was found (`surgery.verification.Verification`), as far as it went.
+        verification: what was found (`surgery.shipping.verify.Verification`), as far as it went.
         kept: where a folder that was not put in place is kept, for a look.
     """
 

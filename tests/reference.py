@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.describe import describe
-from analysis.execution import Runner
+from analysis.model.describe import describe
+from analysis.model.runner import Runner
 from analysis.text import Windows
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
 from tests.tiny_models import SEQ_LEN, VOCAB, build
 
 Plan = dict[str, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from surgery.session import Session
-from surgery.view import View
-from surgery.workbench import TextChoice
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.session.view import View
 
 LONG = 30.0
 SMALL = TextChoice(window=16, windows=3)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from surgery.loading import load
-from surgery.recipe import ChosenBy, Compensate, PruneNeurons, Recipe, RemoveAttention
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice
+from surgery.models.loading import load
+from surgery.recipe.base import ChosenBy
+from surgery.recipe.edits import Compensate, PruneNeurons, RemoveAttention
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.workbench.open_model import OpenModel
 from tests import tiny_checkpoints
 from tests.tiny_models import _GQA, _make, build
 

@@ -11,11 +11,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from analysis.describe import describe
-from surgery.build import build_model
-from surgery.checkpoint import save_checkpoint
-from surgery.recipe import ModelReference, Recipe
-from surgery.structure import BlockSpec, Part, Refit, Structure, output_of
+from analysis.model.describe import describe
+from surgery.checkpoints.build import build_model
+from surgery.checkpoints.save import save_checkpoint
+from surgery.recipe.base import ModelReference
+from surgery.recipe.recipe import Recipe
+from surgery.structure.structure import BlockSpec, Part, Refit, Structure, output_of
 from tests.tiny_models import VOCAB
 
 TEXT = "The cat's mat, it's 42 o'clock; we'll see 1234 things in 99 days.\n\n  And more: the end, the cat and the mat."

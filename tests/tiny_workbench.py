@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from analysis.describe import describe
-from surgery.loading import Loaded, fingerprint
-from surgery.workbench import OpenModel
+from analysis.model.describe import describe
+from surgery.models.loading import Loaded, fingerprint
+from surgery.workbench.open_model import OpenModel
 from tests.tiny_models import VOCAB, build
 
 

@@ -21,9 +21,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from analysis.describe import describe
-from surgery.loading import Loaded, fingerprint
-from surgery.workbench import OpenModel
+from analysis.model.describe import describe
+from surgery.models.loading import Loaded, fingerprint
+from surgery.workbench.open_model import OpenModel
 from tests import tiny_checkpoints
 from tests.tiny_models import _TOKENS, _make
 

@@ -10,17 +10,20 @@ from typing import Any
 
 import gradio as gr
 
-from surgery import recipe_link
-from surgery.devices import read_device
 from surgery.errors import InputError
-from surgery.recipe import Recipe
-from surgery.view import View
-from ui import charts, inputs, presenters, recipe_words
-from ui.chart_table import table
-from ui.map_model import block_map_model
-from ui.refusal import refusal
-from ui.sessions import Sessions, Tab
-from ui.tiles import tiles
+from surgery.fit.devices import read_device
+from surgery.recipe import link as recipe_link
+from surgery.recipe.recipe import Recipe
+from surgery.session.view import View
+from ui import inputs
+from ui.errors import refusal
+from ui.presenters import charts
+from ui.presenters import recipe as recipe_words
+from ui.presenters import status as presenters
+from ui.presenters.chart_table import table
+from ui.presenters.map_widget import block_map_model
+from ui.presenters.tiles import tiles
+from ui.tabs import Sessions, Tab
 from ui.widgets.block_map import BlockMap
 from ui.widgets.ratio import Ratio
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from surgery.budget import Budget, Rules, parse_blocks
 from surgery.errors import InputError
-from surgery.recipe import Recipe
-from surgery.view import Target, View
-from surgery.workbench import TextChoice
-from ui import forms
+from surgery.pruning.budget import Budget, Rules, parse_blocks
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice
+from surgery.session.view import Target, View
+from ui.presenters import suggest_form as forms
 
 LONGEST_PASTE = 2**20
 """Characters of pasted text."""

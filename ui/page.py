@@ -7,27 +7,28 @@ from typing import Any
 
 import gradio as gr
 
-from analysis import registry
-from analysis.figures import HEAD_TITLES
-from surgery.kv_cache import KV_TYPES
-from surgery.memory import TYPES
-from surgery.view import Target
-from surgery.workbench import Workbench
-from ui import charts, guide_words
-from ui.api import Elsewhere, add_api
-from ui.compare_panel import compare_fields, connect_compare
-from ui.detail_panel import DetailHandlers, connect_detail, detail_fields, map_colour_field
-from ui.fit_panel import connect_fit, fit_fields
-from ui.guide import guide
+from analysis.figures.analysis import HEAD_TITLES
+from analysis.importance import registry
+from surgery.fit.fit import TYPES
+from surgery.fit.kv_cache import KV_TYPES
+from surgery.session.view import Target
+from surgery.workbench.workbench import Workbench
+from ui.api.endpoints import Elsewhere, add_api
 from ui.handlers import IDLE_TICK
-from ui.heal_panel import connect_heal
-from ui.keep_panel import connect_keep, keep_fields
-from ui.look import PLAIN, download_js
-from ui.read_panel import connect_read, read_fields
-from ui.sessions import Sessions
-from ui.ship_panel import connect_ship
-from ui.tools import connect_tools, scan_fields, tool_tabs
+from ui.panels.compare import compare_fields, connect_compare
+from ui.panels.detail import DetailHandlers, connect_detail, detail_fields, map_colour_field
+from ui.panels.fit import connect_fit, fit_fields
+from ui.panels.heal import connect_heal
+from ui.panels.keep import connect_keep, keep_fields
+from ui.panels.read import connect_read, read_fields
+from ui.panels.ship import connect_ship
+from ui.panels.suggest import connect_tools, scan_fields, tool_tabs
+from ui.presenters import charts
+from ui.presenters import guide as guide_words
+from ui.tabs import Sessions
+from ui.theme import PLAIN, download_js
 from ui.widgets.block_map import BlockMap
+from ui.widgets.guide import guide
 from ui.widgets.ratio import Ratio
 
 TITLE = "Model Surgery"

@@ -1,1 +1,1 @@
-"""Healing: short trainings that bring back what an edit took, by LoRA and by distillation from the dense model."""
+"""From a recipe to a healed recipe."""

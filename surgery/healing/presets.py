@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from surgery.healing.run import Healer, Speed
-from surgery.recipe import Heal
+from surgery.healing.healer import Healer, Speed
+from surgery.recipe.healing import Heal
 
 EVALUATIONS = 6
 """Held-out measurements of a timed training, the one before it included."""

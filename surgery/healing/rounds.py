@@ -16,17 +16,20 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from surgery.budget import Budget, Rules, parameter_target
-from surgery.build import build_model
-from surgery.checkpoint import check_free, save_checkpoint
+from surgery.checkpoints.build import build_model
+from surgery.checkpoints.save import save_checkpoint
+from surgery.common.files import check_free
 from surgery.errors import Cancelled, InputError, RecipeError
-from surgery.healing import results
-from surgery.healing.data import HealingText
-from surgery.healing.run import Healer, Report, with_heal
-from surgery.healing.training import Progress
-from surgery.recipe import Iterate, Recipe
-from surgery.suggestion import suggest
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.healing.healer import Healer, Report, with_heal
+from surgery.pruning.budget import Budget, Rules, parameter_target
+from surgery.pruning.suggest import suggest
+from surgery.recipe.recipe import Iterate, Recipe
+from surgery.recipe.texts import TextChoice
+from surgery.training import results
+from surgery.training.data import HealingText
+from surgery.training.trainer import Progress
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 
 T = TypeVar("T", Budget, Rules)
 

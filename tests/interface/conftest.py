@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from surgery import embedded
+from surgery.models import embedded
 from tests.interface.driving import ROOT, opened
 from tests.interface.serving import CHROMIUM, FAST_CLEANUP, chromium
 

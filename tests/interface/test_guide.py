@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.interface.driving import analyse, opened, part, tool, wait_measured
-from ui.guide_words import STEPS
+from ui.presenters.guide import STEPS
 
 pytestmark = pytest.mark.slow
 

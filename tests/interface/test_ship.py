@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from surgery.verification import verify
-from surgery.workbench import TextChoice
+from surgery.recipe.texts import TextChoice
+from surgery.shipping.verify import verify
 from tests.interface.driving import PROGRESS, choose, export, opened, part, tool, value, wait_for_message, wait_measured
 from tests.interface.test_tools import TEXT, on_little_text, said
 

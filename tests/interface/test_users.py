@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.sessions import wait_until
-from surgery import workbench
-from surgery.workbench import Workbench
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.interface.driving import (
     DENSE,
     LONG_TEXT,
@@ -31,7 +31,7 @@ from tests.interface.driving import (
 )
 from tests.interface.serving import served
 from tests.tiny_workbench import loaded
-from ui.sessions import Sessions
+from ui.tabs import Sessions
 
 pytestmark = pytest.mark.slow
 

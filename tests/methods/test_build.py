@@ -14,16 +14,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from analysis.execution import Runner
-from surgery import checkpoint
-from surgery.build import Built, build_model
-from surgery.checkpoint import save_checkpoint
+from analysis.model.runner import Runner
+from surgery.checkpoints import save as checkpoint
+from surgery.checkpoints.build import Built, build_model
+from surgery.checkpoints.save import save_checkpoint
 from surgery.errors import InputError, RecipeError
-from surgery.live import Evaluator
-from surgery.loading import load, quiet
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.models.checks import quiet
+from surgery.models.loading import load
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
 from tests.reference import heads_of, random_windows, runner_of, token_nll
 from tests.tiny_models import FAMILIES, GROUPED, VOCAB
 

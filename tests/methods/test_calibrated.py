@@ -12,18 +12,19 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from analysis.execution import Runner
-from analysis.modules import submodule, weight_of
-from surgery.calibrated import Quantiser
-from surgery.eora import Repairer
+from analysis.model.modules import submodule, weight_of
+from analysis.model.runner import Runner
 from surgery.errors import Cancelled, InputError
-from surgery.grids import Grid, Packed, round_to_nearest
-from surgery.live import Evaluator
-from surgery.narrow import build_block
-from surgery.recipe import Eora, Recipe
-from surgery.resolving import resolve
-from surgery.second_order import gptq, hessian
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.quantization.eora import Repairer
+from surgery.quantization.gptq import gptq, hessian
+from surgery.quantization.grid import Grid, Packed, round_to_nearest
+from surgery.quantization.quantizer import Quantiser
+from surgery.recipe.edits import Eora
+from surgery.recipe.recipe import Recipe
+from surgery.structure.narrow import build_block
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
 from tests.reference import random_windows, runner_of, token_nll
 from tests.tiny_models import FAMILIES, build
 

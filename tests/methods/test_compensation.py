@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from analysis.text import Windows
-from surgery.build import build_model
-from surgery.compensation import Compensated, Compensator
+from surgery.checkpoints.build import build_model
+from surgery.compensation.compensator import Compensated, Compensator
+from surgery.compensation.least_squares import RIDGES, PairMoments, best_refit, refit
 from surgery.errors import Cancelled, InputError, RecipeError
-from surgery.live import Evaluator
-from surgery.recipe import Recipe
-from surgery.refitting import RIDGES, PairMoments, best_refit, refit
-from surgery.resolving import resolve
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
 from tests.reference import random_windows, runner_of, token_nll
 from tests.tiny_models import FAMILIES
 

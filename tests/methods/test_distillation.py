@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 import torch
 
-from analysis.describe import describe
-from analysis.execution import Runner
-from surgery.build import build_model
+from analysis.model.describe import describe
+from analysis.model.runner import Runner
+from surgery.checkpoints.build import build_model
 from surgery.errors import InputError
-from surgery.healing import losses
-from surgery.healing.data import HealingText
-from surgery.healing.head import CrossEntropy, Head, loss_and_gradient
-from surgery.healing.objectives import Contrastive, Distilled
-from surgery.healing.run import Healer
-from surgery.healing.student import Student
-from surgery.healing.teacher import Teacher, TopK, continuations
-from surgery.healing.training import Trainer
-from surgery.live import Evaluator
-from surgery.recipe import Distillation, Heal, Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.healing.healer import Healer
+from surgery.recipe.healing import Distillation, Heal
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
+from surgery.training import losses
+from surgery.training.data import HealingText
+from surgery.training.head import CrossEntropy, Head, loss_and_gradient
+from surgery.training.objectives import Contrastive, Distilled
+from surgery.training.student import Student
+from surgery.training.teacher import Teacher, TopK, continuations
+from surgery.training.trainer import Trainer
 from tests.reference import random_windows
 from tests.tiny_models import FAMILIES, VOCAB, build
 from tests.tiny_workbench import open_model
@@ -282,7 +283,7 @@ def test_the_teachers_words_are_computed_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_too_many_words_for_the_disk_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgery.healing.teacher.DISK_BUDGET", 6 * 23 * 5 * 8 + 10**3)
+    monkeypatch.setattr("surgery.training.teacher.DISK_BUDGET", 6 * 23 * 5 * 8 + 10**3)
     runner = evaluator_of("llama").runner
     training, _ = text().split(2)
     first = TopK(Teacher(runner), training.windows, 5, 1.0, "tiny", folder=tmp_path)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.describe import describe
-from analysis.execution import Runner
-from surgery.eora import Repairer, low_rank
+from analysis.model.describe import describe
+from analysis.model.runner import Runner
+from surgery.calibration.sweep import linear_paths
 from surgery.errors import Cancelled
-from surgery.gguf_types import GgufCodec
-from surgery.live import Evaluator
-from surgery.recipe import Eora
-from surgery.structure import Structure
-from surgery.sweep import linear_paths
+from surgery.evaluation.evaluator import Evaluator
+from surgery.gguf.types import GgufCodec
+from surgery.quantization.eora import Repairer, low_rank
+from surgery.recipe.edits import Eora
+from surgery.structure.structure import Structure
 from tests import tiny_models
 from tests.methods.test_calibrated import EDITS, TEXT, WINDOWS, quantisation, quantised
 from tests.reference import runner_of, token_nll

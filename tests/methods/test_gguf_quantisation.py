@@ -11,27 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.statistics import collect
-from surgery.build import build_model
-from surgery.checkpoint import save_checkpoint
+from analysis.statistics.collect import collect
+from benchmarks.gguf_types import reload_gguf
+from surgery.calibration.moments import input_moments
+from surgery.checkpoints.build import build_model
+from surgery.checkpoints.save import save_checkpoint
 from surgery.errors import CorruptFile, InputError, RecipeError
-from surgery.gguf_export import write_gguf
-from surgery.gguf_reading import read_tensors, reload_gguf
-from surgery.gguf_types import GgufCodec, Kind, decode, encode
-from surgery.input_moments import input_moments
-from surgery.quantising import importance_of
-from surgery.recipe import (
-    Compensate,
-    GgufType,
-    PruneNeurons,
-    Quantize,
-    RemoveAttention,
-    RemoveBlocks,
-    RemoveMlp,
-    TextReference,
-)
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice
+from surgery.gguf.read import read_tensors
+from surgery.gguf.types import GgufCodec, Kind, decode, encode
+from surgery.gguf.write import write_gguf
+from surgery.quantization.gguf_codecs import importance_of
+from surgery.recipe.base import TextReference
+from surgery.recipe.edits import Compensate, PruneNeurons, RemoveAttention, RemoveBlocks, RemoveMlp
+from surgery.recipe.storage import GgufType, Quantize
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.workbench.open_model import OpenModel
 from tests.reference import random_windows
 from tests.wide_models import MODELS, open_wide
 

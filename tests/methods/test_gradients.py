@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from analysis import execution, heads, registry
-from analysis import states as state_store
 from analysis.errors import InputError
-from analysis.execution import Runner
-from analysis.gradients import Gates, Gradients, collect_gradients
-from analysis.registry import Evidence
+from analysis.gradients import states as state_store
+from analysis.gradients.collect import Gates, Gradients, collect_gradients
+from analysis.importance import heads, registry
+from analysis.importance.registry import Evidence
+from analysis.model import runner as execution
+from analysis.model.runner import Runner
 from analysis.text import Windows
 from tests.methods.gated import KINDS, head_parts, neuron_parts, truth_of
 from tests.reference import heads_of, layout_of, random_windows, runner_of

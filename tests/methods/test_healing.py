@@ -12,22 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-from analysis.describe import describe
-from analysis.execution import Runner
-from surgery.build import build_model
+from analysis.model.describe import describe
+from analysis.model.runner import Runner
+from surgery.checkpoints.build import build_model
 from surgery.errors import Cancelled, InputError, RecipeError
-from surgery.healing import adapters, checkpoints, results
-from surgery.healing.data import HealingText
-from surgery.healing.objectives import PlainText
-from surgery.healing.run import Healed, Healer
-from surgery.healing.student import Student
-from surgery.healing.targets import around_cuts, ranks_by_importance
-from surgery.healing.training import Progress, Trainer, TrainingError, order_of, rate
-from surgery.live import Evaluator
-from surgery.recipe import Heal, Recipe
-from surgery.resolving import healing_key, resolve
-from surgery.structure import Structure
-from surgery.workbench import OpenModel
+from surgery.evaluation.evaluator import Evaluator
+from surgery.healing.healer import Healed, Healer
+from surgery.recipe.healing import Heal
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import healing_key, resolve
+from surgery.structure.structure import Structure
+from surgery.training import adapters, results
+from surgery.training import state as checkpoints
+from surgery.training.data import HealingText
+from surgery.training.objectives import PlainText
+from surgery.training.student import Student
+from surgery.training.targets import around_cuts, ranks_by_importance
+from surgery.training.trainer import Progress, Trainer, TrainingError, order_of, rate
+from surgery.workbench.open_model import OpenModel
 from tests.reference import random_windows, token_nll
 from tests.tiny_models import FAMILIES, build
 from tests.tiny_workbench import open_model

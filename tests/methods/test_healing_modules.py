@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from analysis.modules import submodule
-from surgery.healing import attention
-from surgery.healing.attention import causal_attention
-from surgery.healing.norms import RootMeanSquareNorm
+from analysis.model.modules import submodule
+from surgery.training import attention
+from surgery.training.attention import causal_attention
+from surgery.training.norms import RootMeanSquareNorm
 from tests.methods.test_healing import evaluator_of, student_of, trainer_of
 from tests.tiny_models import FAMILIES
 

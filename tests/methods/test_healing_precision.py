@@ -10,15 +10,15 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from analysis.execution import Runner
-from analysis.modules import submodule
-from surgery.healing import precision
-from surgery.healing.attention import causal_attention
-from surgery.healing.head import CrossEntropy, Head, loss_and_gradient
-from surgery.healing.linears import AdaptedLinear, FrozenLinear, TrainedLinear
-from surgery.healing.losses import kl_and_slope
-from surgery.healing.targets import linears_of
-from surgery.healing.teacher import Teacher
+from analysis.model.modules import submodule
+from analysis.model.runner import Runner
+from surgery.training import precision
+from surgery.training.attention import causal_attention
+from surgery.training.head import CrossEntropy, Head, loss_and_gradient
+from surgery.training.linears import AdaptedLinear, FrozenLinear, TrainedLinear
+from surgery.training.losses import kl_and_slope
+from surgery.training.targets import linears_of
+from surgery.training.teacher import Teacher
 from tests.methods.test_healing import WINDOWS, edit_of, evaluator_of, shaken, student_of, trainer_of
 from tests.tiny_models import FAMILIES
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from analysis import heads, registry, similarity
-from analysis.accumulators import NeuronMoments, Similarities
 from analysis.errors import InputError
-from analysis.execution import Runner
-from analysis.gradients import collect_gradients
-from analysis.neurons import MlpWeights
-from analysis.registry import METHODS, Evidence, Method
-from analysis.statistics import Statistics, collect
-from surgery.budget import Rules
-from surgery.depth import Goal, least_distant_run
+from analysis.gradients.collect import collect_gradients
+from analysis.importance import heads, registry, similarity
+from analysis.importance.neurons import MlpWeights
+from analysis.importance.registry import METHODS, Evidence, Method
+from analysis.model.runner import Runner
+from analysis.statistics.accumulators import NeuronMoments, Similarities
+from analysis.statistics.collect import Statistics, collect
+from surgery.pruning.blocks import Goal, least_distant_run
+from surgery.pruning.budget import Rules
 from tests.reference import heads_of, layout_of, random_windows, runner_of
 from tests.tiny_models import FAMILIES, GATED
 

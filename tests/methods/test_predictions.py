@@ -10,10 +10,10 @@ from functools import cache
 import pytest
 import torch
 
-from analysis import registry
-from analysis.gradients import Gradients, collect_gradients
-from analysis.predictions import Changes, predicted_changes, rank_correlation
-from analysis.registry import Evidence
+from analysis.gradients.collect import Gradients, collect_gradients
+from analysis.importance import registry
+from analysis.importance.predictions import Changes, predicted_changes, rank_correlation
+from analysis.importance.registry import Evidence
 from analysis.text import Windows
 from tests.methods.gated import Gated, truth_of
 from tests.reference import random_windows, runner_of

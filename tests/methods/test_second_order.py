@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from surgery.errors import InputError
-from surgery.grids import Grid, Packed, round_to_nearest
-from surgery.second_order import DAMPING, gptq, hessian, inverse_factor, solve, spans
+from surgery.quantization.gptq import DAMPING, gptq, hessian, inverse_factor, solve, spans
+from surgery.quantization.grid import Grid, Packed, round_to_nearest
 
 GRIDS = [
     Grid(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (None, 16, 48) for symmetric in (True, False)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import attention_probe, similarity
-from analysis.modules import shallow_copy
-from analysis.statistics import Statistics, collect
+from analysis.importance import similarity
+from analysis.model.modules import shallow_copy
+from analysis.statistics import attention_probe
+from analysis.statistics.collect import Statistics, collect
 from analysis.text import Windows
 from tests.reference import edited, heads_of, layout_of, random_windows, runner_of
 from tests.tiny_models import FAMILIES

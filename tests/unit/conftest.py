@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from surgery import workbench
 from surgery.errors import UnknownModel
-from surgery.session import Session
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL
 from tests.tiny_workbench import loaded, open_model
 

@@ -11,18 +11,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from analysis.modules import weight_of
-from surgery.adapters import adapter_matrices, save_adapter, write_gguf_adapter
-from surgery.build import Built, build_model
-from surgery.checkpoint import save_checkpoint
-from surgery.checkpoint_files import CheckpointFiles
+from analysis.model.modules import weight_of
+from surgery.checkpoints.adapter import adapter_matrices, save_adapter
+from surgery.checkpoints.build import Built, build_model
+from surgery.checkpoints.files import CheckpointFiles
+from surgery.checkpoints.save import save_checkpoint
 from surgery.errors import InputError
-from surgery.gguf_export import write_gguf
-from surgery.gguf_plan import GgufPlan
-from surgery.live import Evaluator
-from surgery.packed_checkpoint import codecs_by_name, save_packed
-from surgery.recipe import Recipe
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.gguf.adapter import write_gguf_adapter
+from surgery.gguf.plan import GgufPlan
+from surgery.gguf.write import write_gguf
+from surgery.quantization.packed_checkpoint import codecs_by_name, save_packed
+from surgery.recipe.recipe import Recipe
+from surgery.structure.structure import Structure
 from tests import llama_cpp
 from tests.methods.test_calibrated import EDITS, quantisation, quantised
 from tests.methods.test_eora import coarse, repaired

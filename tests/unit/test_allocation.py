@@ -6,11 +6,11 @@ from itertools import product
 import pytest
 import torch
 
-from analysis.similarity import coarse_importance
+from analysis.importance.similarity import coarse_importance
 from analysis.text import Windows
-from surgery.allocation import Layer, allocate, by_importance, by_ranking, nearest, standardised
-from surgery.budget import CFSP_SHARPNESS, Rules
 from surgery.errors import InputError
+from surgery.pruning.allocation import Layer, allocate, by_importance, by_ranking, nearest, standardised
+from surgery.pruning.budget import CFSP_SHARPNESS, Rules
 from tests.reference import random_windows
 from tests.tiny_workbench import open_model
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.describe import describe
-from surgery import devices
-from surgery.amx import amx_bytes
-from surgery.devices import Devices, measure_this_computer
-from surgery.memory import fit
-from surgery.structure import dense
-from surgery.weight_types import Stored, weight_type
-from surgery.workbench import Workbench
+from analysis.model.describe import describe
+from surgery.fit import devices
+from surgery.fit.amx import amx_bytes
+from surgery.fit.devices import Devices, measure_this_computer
+from surgery.fit.fit import fit
+from surgery.fit.weight_types import Stored, weight_type
+from surgery.structure.structure import dense
+from surgery.workbench.workbench import Workbench
 from tests.tiny_models import _GQA, _make
 
 MEASURED = json.loads((Path(__file__).resolve().parents[2] / "docs" / "fit.json").read_text("utf-8"))

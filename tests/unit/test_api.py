@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from surgery.limits import Limits
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.texts import TextChoice
+from surgery.workbench.limits import Limits
+from surgery.workbench.workbench import Workbench
 from tests.tiny_workbench import open_model
-from ui.api import Api
+from ui.api.endpoints import Api
 
 
 @pytest.fixture

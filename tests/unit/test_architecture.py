@@ -23,11 +23,11 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from analysis.describe import describe
 from analysis.errors import UnsupportedArchitecture
-from analysis.execution import Prepared, Runner
-from surgery.narrow import build_block
-from surgery.structure import BlockSpec, whole
+from analysis.model.describe import describe
+from analysis.model.runner import Prepared, Runner
+from surgery.structure.narrow import build_block
+from surgery.structure.structure import BlockSpec, whole
 from tests.reference import edited, random_windows, runner_of, structure_of
 from tests.tiny_models import FAMILIES, GATED, GROUPED, activations, build
 

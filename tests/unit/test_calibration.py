@@ -10,9 +10,10 @@ import pytest
 from analysis import text
 from analysis.text import Text
 from surgery.errors import RecipeError
-from surgery.recipe import Compensate, PruneNeurons, TextReference
-from surgery.text_names import text_reference
-from surgery.workbench import OpenModel, TextChoice
+from surgery.recipe.base import TextReference
+from surgery.recipe.edits import Compensate, PruneNeurons
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.workbench.open_model import OpenModel
 from tests.tiny_workbench import open_model
 
 WORDS = " ".join(f"word {index} of a text" for index in range(60))
@@ -71,7 +72,7 @@ def test_a_recipe_never_makes_the_tool_read(source: str, tmp_path: Path, monkeyp
         asked.append(name)
         return original(name, *arguments)
 
-    monkeypatch.setattr("surgery.workbench.load_text", watched)
+    monkeypatch.setattr("surgery.workbench.workbench.load_text", watched)
     wanted = reference(str(secret) if source == "SECRET" else source, WORDS)
     with pytest.raises(RecipeError, match="name that text as the calibration text"):
         model.complete(structure(model, wanted))

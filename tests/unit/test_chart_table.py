@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import torch
 
-from analysis import figures
-from ui.chart_table import table
+from analysis.figures import analysis as figures
+from ui.presenters.chart_table import table
 
 
 def rows(figure: object, title: str = "Chart") -> list[list[str]]:

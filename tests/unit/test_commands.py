@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from analysis.registry import METHODS
-from surgery import commands
+from analysis.importance.registry import METHODS
+from surgery.cli import main as commands
 from tests.tiny_models import VOCAB, build
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,12 +6,13 @@ from itertools import combinations
 import pytest
 import torch
 
-from analysis.describe import describe
-from surgery.budget import Rules
-from surgery.depth import Goal, Removal, least_distant_run, lowest_parts, sizes, without
+from analysis.model.describe import describe
 from surgery.errors import InputError
-from surgery.resolving import resolve
-from surgery.structure import dense
+from surgery.pruning.blocks import Goal, least_distant_run, lowest_parts
+from surgery.pruning.budget import Rules
+from surgery.structure.removal import Removal, sizes, without
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import dense
 from tests.reference import recipe_of
 from tests.tiny_models import FAMILIES, build
 

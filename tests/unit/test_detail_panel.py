@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from surgery import workbench
-from surgery.workbench import Workbench
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.tiny_workbench import loaded
 from tests.unit.test_tabs import PARTS, PICKS, opened, rest, shown
-from ui.detail_panel import DetailHandlers
-from ui.sessions import Sessions, Tab
+from ui.panels.detail import DetailHandlers
+from ui.tabs import Sessions, Tab
 
 OWN = ("room", "make_fit", "fit_options", "fit_choice", "fit_take", "detail", "detail_block", "detail_words")
 

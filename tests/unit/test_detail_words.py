@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from surgery.errors import InputError
-from surgery.recipe import ArrangeBlocks, MergeKvHeads, RemoveAttention, RemoveBlocks, RemoveMlp
-from surgery.session import Session
-from surgery.view import View
-from surgery.workbench import Workbench
+from surgery.recipe.edits import ArrangeBlocks, MergeKvHeads, RemoveAttention, RemoveBlocks, RemoveMlp
+from surgery.session.session import Session
+from surgery.session.view import View
+from surgery.workbench.workbench import Workbench
 from tests.sessions import idle, measured
 from tests.unit.test_session_detail import on
-from ui import detail_model, detail_words
-from ui.detail_model import MOST_POINTS, decision, strip, widget_model
+from ui.presenters import detail as detail_words
+from ui.presenters import detail_widget as detail_model
+from ui.presenters.detail_widget import MOST_POINTS, decision, strip, widget_model
 
 
 def edited(bench: Workbench, family: str, *edits: Any) -> View:

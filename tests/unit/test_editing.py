@@ -6,11 +6,13 @@ import random
 
 import pytest
 
-from surgery.editing import Choices
-from surgery.editor import Editor
 from surgery.errors import RecipeError
-from surgery.recipe import ChosenBy, PruneHeads, PruneKvGroups, PruneNeurons, Recipe, RemoveBlocks, RemoveMlp
-from surgery.resolving import resolve
+from surgery.recipe.base import ChosenBy
+from surgery.recipe.edits import PruneHeads, PruneKvGroups, PruneNeurons, RemoveBlocks, RemoveMlp
+from surgery.recipe.recipe import Recipe
+from surgery.session.editor import Editor
+from surgery.structure.choices import Choices
+from surgery.structure.resolve import resolve
 from tests.reference import Plan, recipe_of, runner_of
 from tests.tiny_workbench import open_model
 

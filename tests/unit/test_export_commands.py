@@ -11,8 +11,10 @@ import gguf
 import pytest
 import yaml
 
-from surgery.recipe import ModelReference, PruneNeurons, Recipe, RemoveBlocks
-from surgery.structure import BlockSpec
+from surgery.recipe.base import ModelReference
+from surgery.recipe.edits import PruneNeurons, RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.structure.structure import BlockSpec
 from tests import tiny_checkpoints
 from tests.tiny_models import build
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from analysis import figures
+from analysis.figures import analysis as figures
 
 
 def _round_trip(figure: object) -> dict:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from analysis.describe import describe
+from analysis.model.describe import describe
 from benchmarks.fit import run_llama_cpp
-from surgery.gguf_export import write_gguf
-from surgery.kv_cache import kv_cache_bytes
-from surgery.memory import fit
-from surgery.runtimes import LLAMA_CPP
-from surgery.structure import dense
+from surgery.fit.fit import fit
+from surgery.fit.kv_cache import kv_cache_bytes
+from surgery.fit.runtimes import LLAMA_CPP
+from surgery.gguf.write import write_gguf
+from surgery.structure.structure import dense
 from tests import tiny_checkpoints
 from tests.llama_cpp import needs_llama_cpp
 from tests.tiny_models import _make

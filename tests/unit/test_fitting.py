@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.describe import describe
-from surgery.devices import Device, Devices
+from analysis.model.describe import describe
 from surgery.errors import Cancelled, InputError
-from surgery.fitting import FitOptions, Fitting, make_it_fit
-from surgery.loading import Loaded, fingerprint
-from surgery.memory import fit
-from surgery.recipe import Compensate, Quantize, Recipe
-from surgery.room import largest_shape, room_on
-from surgery.structure import dense
-from surgery.workbench import OpenModel, TextChoice
+from surgery.fit.devices import Device, Devices
+from surgery.fit.fit import fit
+from surgery.fit.room import largest_shape, room_on
+from surgery.models.loading import Loaded, fingerprint
+from surgery.recipe.edits import Compensate
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
+from surgery.recipe.texts import TextChoice
+from surgery.search.make_it_fit import FitOptions, Fitting, make_it_fit
+from surgery.structure.structure import dense
+from surgery.workbench.open_model import OpenModel
 from tests.tiny_models import _GQA, _make, build
 from tests.tiny_workbench import CharacterTokenizer, open_model
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from jinja2 import TemplateError
 
-from surgery.build import build_model, readable_model
+from surgery.checkpoints.build import build_model, readable_model
 from surgery.errors import InputError
-from surgery.generation import LONGEST_PROMPT, Sampling, Writer, draw, prompt_ids, side_by_side
-from surgery.workbench import OpenModel
+from surgery.evaluation.generation import LONGEST_PROMPT, Sampling, Writer, draw, prompt_ids, side_by_side
+from surgery.workbench.open_model import OpenModel
 from tests.tiny_models import FAMILIES
 from tests.tiny_workbench import open_model
 

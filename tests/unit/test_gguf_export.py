@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from surgery.checkpoint_files import CheckpointFiles
+from surgery.checkpoints.files import CheckpointFiles
 from surgery.errors import (
     Cancelled,
     CorruptFile,
@@ -34,9 +34,9 @@ from surgery.errors import (
     UnknownModel,
     UnsupportedArchitecture,
 )
-from surgery.gguf_export import write_gguf
-from surgery.gguf_families import sliding_period
-from surgery.structure import BlockSpec
+from surgery.gguf.families import sliding_period
+from surgery.gguf.write import write_gguf
+from surgery.structure.structure import BlockSpec
 from tests import tiny_checkpoints, tiny_models
 from tests.tiny_models import FULL, SLIDING, VOCAB, WINDOW
 

@@ -8,9 +8,9 @@ import gguf
 import pytest
 
 from surgery.errors import InputError
-from surgery.gguf_mixes import check_type, file_type, kinds
-from surgery.gguf_types import Kind, bytes_of
-from surgery.recipe import GgufType
+from surgery.gguf.mixes import check_type, file_type, kinds
+from surgery.gguf.types import Kind, bytes_of
+from surgery.recipe.storage import GgufType
 
 TYPES = get_args(GgufType)
 PUBLISHED = {

@@ -7,11 +7,12 @@ from threading import Event
 
 import pytest
 
-from surgery import greedy
-from surgery.budget import Budget, Rules
-from surgery.depth import Goal, Removal, sizes
 from surgery.errors import Cancelled, InputError
-from surgery.suggestion import suggest
+from surgery.pruning import greedy
+from surgery.pruning.blocks import Goal
+from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.suggest import suggest
+from surgery.structure.removal import Removal, sizes
 from tests.reference import edited, random_windows, token_nll
 from tests.tiny_workbench import open_model
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ui import guide_words
-from ui.guide_words import END, STEPS
+from ui.presenters import guide as guide_words
+from ui.presenters.guide import END, STEPS
 
 
 def test_the_steps_are_few_and_said_in_some_lines() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgery.budget import Budget
 from surgery.errors import InputError, TextError
-from surgery.healing.data import HealingText, answer_spans, check_apart, documents_of, load_healing_text
 from surgery.healing.rounds import budgets
+from surgery.pruning.budget import Budget
+from surgery.training.data import HealingText, answer_spans, check_apart, documents_of, load_healing_text
 from tests.tiny_checkpoints import tokenizer
 from tests.unit.test_commands import ROOT, folder, run  # noqa: F401
 

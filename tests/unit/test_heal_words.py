@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from surgery.healing.training import Outcome, Progress
-from surgery.session import Session
-from ui import heal_words
+from surgery.session.session import Session
+from surgery.training.trainer import Outcome, Progress
+from ui.presenters import heal as heal_words
 
 
 def test_the_words_follow_the_training(session: Session) -> None:

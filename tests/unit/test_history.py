@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from surgery.history import LONGEST, History
-from surgery.recipe import ChosenBy, ModelReference, Recipe, RemoveBlocks
+from surgery.recipe.base import ChosenBy, ModelReference
+from surgery.recipe.edits import RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.session.history import LONGEST, History
 
 MODEL = ModelReference(id="default")
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from surgery.checksums import SUMS, write_sums
 from surgery.errors import Cancelled, CorruptFile, InputError
-from surgery.hub_upload import push
+from surgery.shipping.checksums import SUMS, write_sums
+from surgery.shipping.hub import push
 
 SECRET = "hf_this-is-the-secret-token"
 

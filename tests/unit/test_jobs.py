@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from surgery.common.jobs import MESSAGES, Context, Job, JobRegistry
 from surgery.errors import Cancelled, TextError
-from surgery.jobs import MESSAGES, Context, Job, JobRegistry
 
 LONG = 20.0
 

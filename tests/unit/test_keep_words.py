@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from surgery.errors import InputError
-from surgery.ready_recipes import ReadyRecipes
-from ui.keep_words import ready_choices
+from surgery.recipe.presets import ReadyRecipes
+from ui.presenters.keep import ready_choices
 
 EMBEDDED = "87a013095a4d339f"
 

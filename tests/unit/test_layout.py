@@ -51,7 +51,7 @@ def called(node: ast.Call) -> str:
 
 
 def import_violations(source: str, module: str) -> list[str]:
-    """What a module may not import. `module` is its dotted name, like `surgery.recipe`."""
+    """What a module may not import. `module` is its dotted name, like `surgery.recipe.recipe`."""
     layer = module.split(".")[0]
     package = module.rpartition(".")[0] or module
     found = []
@@ -117,21 +117,21 @@ def test_importing_a_headless_module_performs_no_input_or_output(module: str) ->
     ("module", "source"),
     [
         ("analysis.text", "import surgery"),
-        ("analysis.text", "import surgery.recipe as r"),
+        ("analysis.text", "import surgery.recipe.recipe as r"),
         ("analysis.text", "from surgery.errors import RecipeError"),
-        ("analysis.text", "from ui import charts"),
+        ("analysis.text", "from ui.presenters import charts"),
         ("analysis.text", "import gradio as gr"),
         ("analysis.text", "from gradio.components import HTML"),
         ("analysis.deep.er", "def f():\n    from ...surgery import recipe"),
         ("analysis.text", "from .. import surgery"),
-        ("surgery.recipe", "import os, ui.charts"),
-        ("surgery.recipe", "def f():\n    import gradio"),
-        ("surgery.recipe", "import gradio_client"),
-        ("surgery.recipe", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from app import main"),
-        ("surgery.recipe", "try:\n    import ui\nexcept ImportError:\n    pass"),
-        ("surgery.recipe", "import importlib\nimportlib.import_module('ui.charts')"),
-        ("surgery.recipe", "__import__('gradio')"),
-        ("surgery.recipe", "from benchmarks import speed"),
+        ("surgery.recipe.recipe", "import os, ui.presenters.charts"),
+        ("surgery.recipe.recipe", "def f():\n    import gradio"),
+        ("surgery.recipe.recipe", "import gradio_client"),
+        ("surgery.recipe.recipe", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from app import main"),
+        ("surgery.recipe.recipe", "try:\n    import ui\nexcept ImportError:\n    pass"),
+        ("surgery.recipe.recipe", "import importlib\nimportlib.import_module('ui.presenters.charts')"),
+        ("surgery.recipe.recipe", "__import__('gradio')"),
+        ("surgery.recipe.recipe", "from benchmarks import speed"),
         ("surgery.__init__", "from tests.tiny_models import build"),
         ("ui.widgets.block_map", "import app"),
         ("ui.page", "from tests import tiny_models"),
@@ -145,9 +145,9 @@ def test_the_checker_sees_an_import_against_the_arrow(module: str, source: str) 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("app", "import gradio\nfrom ui.page import build\nfrom surgery import recipe\nimport analysis.text"),
+        ("app", "import gradio\nfrom ui.page import build\nfrom surgery.recipe import recipe\nimport analysis.text"),
         ("ui.widgets.block_map", "import gradio as gr\nfrom . import other\nfrom ..page import build\nimport surgery"),
-        ("surgery.recipe", "from analysis.text import Text\nfrom .ranges import Indices\nimport torch"),
+        ("surgery.recipe.recipe", "from analysis.text import Text\nfrom .ranges import Indices\nimport torch"),
         ("analysis.text", "import application, uinput, surgery_tools\nfrom .errors import TextError  # not gradio"),
     ],
 )

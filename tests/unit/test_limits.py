@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from surgery.errors import InputError
-from surgery.limits import Limits, hosted, read_limits
-from surgery.session import Session
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.workbench.limits import Limits, hosted, read_limits
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, measured
 from tests.tiny_workbench import open_model
 

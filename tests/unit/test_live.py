@@ -8,7 +8,8 @@ import statistics
 import pytest
 import torch
 
-from surgery.live import Evaluator, estimate_of
+from surgery.evaluation.estimate import estimate_of
+from surgery.evaluation.evaluator import Evaluator
 from tests.reference import Plan, edited, heads_of, random_windows, runner_of, structure_of, token_nll
 from tests.tiny_models import FAMILIES
 

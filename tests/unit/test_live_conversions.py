@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from surgery.live import Evaluator
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure
 from tests.reference import layout_of, random_windows, runner_of, token_nll
 from tests.tiny_models import FAMILIES, GATED, PLAIN
 

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from analysis import execution
-from analysis.describe import describe
-from analysis.execution import HEAD_CHUNK, BlockCall, Prepared, Runner
+from analysis.model import runner as execution
+from analysis.model.describe import describe
+from analysis.model.runner import HEAD_CHUNK, BlockCall, Prepared, Runner
 from surgery.errors import Cancelled
-from surgery.live import Estimate, Evaluator, chunks
-from surgery.structure import dense
+from surgery.evaluation.estimate import Estimate
+from surgery.evaluation.evaluator import Evaluator, chunks
+from surgery.structure.structure import dense
 from tests.reference import Plan, edited, random_windows, runner_of, structure_of, token_nll
 from tests.tiny_models import build
 

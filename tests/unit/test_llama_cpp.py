@@ -31,11 +31,11 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from surgery.gguf_export import write_gguf
-from surgery.gguf_families import FAMILIES as EXPORTED
-from surgery.gguf_tokenizer import BYTE_LEVEL
-from surgery.loading import load
-from surgery.structure import BlockSpec, dense
+from surgery.gguf.families import FAMILIES as EXPORTED
+from surgery.gguf.tokenizer import BYTE_LEVEL
+from surgery.gguf.write import write_gguf
+from surgery.models.loading import load
+from surgery.structure.structure import BlockSpec, dense
 from tests import llama_cpp, tiny_checkpoints, tiny_models
 from tests.tiny_models import FULL, SLIDING, WINDOW
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from analysis.describe import describe
+from analysis.model.describe import describe
 from surgery.errors import (
     CorruptFile,
     DoesNotFit,
@@ -37,7 +37,7 @@ from surgery.errors import (
     UnknownModel,
     UnsupportedArchitecture,
 )
-from surgery.loading import fingerprint, load
+from surgery.models.loading import fingerprint, load
 from tests.tiny_models import build
 
 LOST = "model.layers.1.mlp.up_proj.weight"

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from surgery.errors import InputError
-from surgery.recipe import PruneKvGroups, PruneNeurons, RemoveAttention, RemoveBlocks
-from surgery.session import Session
-from surgery.view import View
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.edits import PruneKvGroups, PruneNeurons, RemoveAttention, RemoveBlocks
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.session.view import View
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, idle, measured
 from tests.tiny_workbench import open_model
 from tests.unit.test_presenters import view
-from ui import inputs, presenters
-from ui.map_model import COLOURS, block_map_model
+from ui import inputs
+from ui.presenters import status as presenters
+from ui.presenters.map_widget import COLOURS, block_map_model
 
 
 def scanned(predicted: bool = True) -> Any:

@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.describe import describe
-from surgery.devices import FOLDER, Devices, read_device
+from analysis.model.describe import describe
 from surgery.errors import DeviceError, InputError
-from surgery.kv_cache import kv_cache_bytes
-from surgery.memory import TYPES, fit
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
-from surgery.runtimes import LLAMA_CPP, activation_bytes
-from surgery.speed import BLOCK_OPERATIONS, DECODE_SHARES, PREFILL_SHARES, PROMPT_TOKENS
-from surgery.structure import dense
-from surgery.weight_types import stored
+from surgery.fit.devices import FOLDER, Devices, read_device
+from surgery.fit.fit import TYPES, fit
+from surgery.fit.kv_cache import kv_cache_bytes
+from surgery.fit.runtimes import LLAMA_CPP, activation_bytes
+from surgery.fit.speed import BLOCK_OPERATIONS, DECODE_SHARES, PREFILL_SHARES, PROMPT_TOKENS
+from surgery.fit.weight_types import stored
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import dense
 from tests.tiny_models import _GQA, _make, build
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}

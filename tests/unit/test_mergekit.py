@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from analysis.describe import describe
+from analysis.model.describe import describe
+from surgery.checkpoints.mergekit import EMBEDDED_ID, mergekit_yaml
 from surgery.errors import RecipeError
-from surgery.mergekit import EMBEDDED_ID, mergekit_yaml
-from surgery.recipe import (
-    ArrangeBlocks,
-    MergeKvHeads,
-    ModelReference,
-    PruneHidden,
-    PruneNeurons,
-    Recipe,
-    RemoveAttention,
-    RemoveBlocks,
-)
-from surgery.resolving import resolve
+from surgery.recipe.base import ModelReference
+from surgery.recipe.edits import ArrangeBlocks, MergeKvHeads, PruneHidden, PruneNeurons, RemoveAttention, RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
 from tests.tiny_models import build
 
 

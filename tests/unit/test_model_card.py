@@ -14,13 +14,16 @@ import pytest
 import yaml
 from transformers import GenerationConfig
 
-from surgery.loading import Loaded
-from surgery.model_card import model_card
-from surgery.modelfile import CHATML as OLLAMA
-from surgery.modelfile import chatml_system, modelfile
-from surgery.origin import origin_of
-from surgery.recipe import Compensate, ModelReference, Quantize, Recipe, RemoveBlocks, TextReference
-from surgery.ship_record import Measured, Origin, Part, Protocol, ShipRecord
+from surgery.models.loading import Loaded
+from surgery.recipe.base import ModelReference, TextReference
+from surgery.recipe.edits import Compensate, RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
+from surgery.shipping.model_card import model_card
+from surgery.shipping.modelfile import CHATML as OLLAMA
+from surgery.shipping.modelfile import chatml_system, modelfile
+from surgery.shipping.origin import origin_of
+from surgery.shipping.record import Measured, Origin, Part, Protocol, ShipRecord
 from tests import tiny_workbench
 from tests.shipped import CHATML
 from tests.tiny_checkpoints import tokenizer

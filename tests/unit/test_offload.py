@@ -4,15 +4,15 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 
-from analysis.describe import describe
-from analysis.execution import Runner
-from analysis.gradients import collect_gradients
-from analysis.registry import METHODS, Evidence, score_blocks, score_heads, score_neurons
-from analysis.statistics import collect
+from analysis.gradients.collect import collect_gradients
+from analysis.importance.registry import METHODS, Evidence, score_blocks, score_heads, score_neurons
+from analysis.model.describe import describe
+from analysis.model.runner import Runner
+from analysis.statistics.collect import collect
 from analysis.text import Windows
-from surgery.live import Evaluator
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
+from surgery.evaluation.evaluator import Evaluator
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
 from tests.tiny_models import build
 
 RECIPE = Recipe.read(

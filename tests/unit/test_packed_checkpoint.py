@@ -13,14 +13,14 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from surgery.build import build_model
-from surgery.checkpoint import Saved
+from surgery.checkpoints.build import build_model
+from surgery.checkpoints.save import Saved
 from surgery.errors import InputError
-from surgery.grids import Packed
-from surgery.live import Evaluator
-from surgery.packed_checkpoint import codecs_by_name, save_packed
-from surgery.recipe import Recipe
-from surgery.structure import Structure
+from surgery.evaluation.evaluator import Evaluator
+from surgery.quantization.grid import Packed
+from surgery.quantization.packed_checkpoint import codecs_by_name, save_packed
+from surgery.recipe.recipe import Recipe
+from surgery.structure.structure import Structure
 from tests.methods.test_calibrated import EDITS, LINEAR, quantisation, quantised
 from tests.reference import random_windows, runner_of, token_nll
 from tests.tiny_checkpoints import tokenizer
@@ -89,10 +89,10 @@ def test_models_whose_blocks_differ_reload_with_their_own_code(
 
 
 def test_half_precision_models_reload_exactly(tmp_path: Path) -> None:
-    from analysis.describe import describe
-    from analysis.execution import Runner
-    from surgery.calibrated import Quantiser
-    from surgery.resolving import resolve
+    from analysis.model.describe import describe
+    from analysis.model.runner import Runner
+    from surgery.quantization.quantizer import Quantiser
+    from surgery.structure.resolve import resolve
     from tests.tiny_models import build
 
     for dtype in (torch.bfloat16, torch.float16):

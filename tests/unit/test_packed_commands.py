@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from surgery.cli.quantize_packed import PackedChoice, quantize_checkpoint
+from surgery.common.jobs import Context, Job
 from surgery.errors import Cancelled, InputError
-from surgery.jobs import Context, Job
-from surgery.packed_commands import PackedChoice, quantize_checkpoint
-from surgery.recipe import Recipe
-from surgery.workbench import TextChoice
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice
 from tests.reference import token_nll
 from tests.tiny_workbench import open_model
 

@@ -10,17 +10,25 @@ from functools import cache
 import pytest
 
 from analysis.text import TextError
-from surgery.history import History
-from surgery.jobs import Job
-from surgery.live import Estimate
-from surgery.memory import fit
-from surgery.recipe import ChosenBy, PruneNeurons, Recipe, RemoveAttention, RemoveBlocks
-from surgery.structure import dense
-from surgery.view import Target, View
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.common.jobs import Job
+from surgery.evaluation.estimate import Estimate
+from surgery.fit.fit import fit
+from surgery.recipe.base import ChosenBy
+from surgery.recipe.edits import PruneNeurons, RemoveAttention, RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice
+from surgery.session.history import History
+from surgery.session.view import Target, View
+from surgery.structure.structure import dense
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 from tests.tiny_workbench import open_model
-from ui import charts, inputs, map_model, presenters, recipe_words
-from ui.tiles import damage, tiles
+from ui import inputs
+from ui.presenters import charts
+from ui.presenters import map_widget as map_model
+from ui.presenters import recipe as recipe_words
+from ui.presenters import status as presenters
+from ui.presenters.tiles import damage, tiles
 
 ESTIMATE = Estimate(
     perplexity=41.2934,

@@ -6,14 +6,15 @@ from typing import Any, get_args
 
 import pytest
 
-from surgery import workbench
 from surgery.errors import InputError, RecipeError
-from surgery.recipe import TYPES_OF, Compensate, GgufType, PruneNeurons, Quantize
-from surgery.session import Session
-from surgery.workbench import Workbench
+from surgery.recipe.edits import Compensate, PruneNeurons
+from surgery.recipe.storage import TYPES_OF, GgufType, Quantize
+from surgery.session.session import Session
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, measured
 from tests.wide_models import open_wide
-from ui import quantise_words as words
+from ui.presenters import quantise as words
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from surgery.ranges import format_ranges, length, parse_ranges
+from surgery.common.ranges import format_ranges, length, parse_ranges
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from analysis.describe import describe
-from surgery import recipe as recipes
+from analysis.model.describe import describe
+from surgery.common.ranges import format_ranges
 from surgery.errors import RecipeError
-from surgery.ranges import format_ranges
-from surgery.recipe import Recipe, RemoveBlocks
-from surgery.resolving import resolve
+from surgery.recipe import recipe as recipes
+from surgery.recipe.edits import RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
 from tests.tiny_models import build
 
 SCHEMA = "model-surgery/recipe/1"

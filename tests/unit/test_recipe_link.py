@@ -9,8 +9,8 @@ import zlib
 import pytest
 
 from surgery.errors import RecipeError
-from surgery.recipe import LARGEST_RECIPE, Recipe
-from surgery.recipe_link import LONGEST_LINK, decode, encode
+from surgery.recipe.link import LONGEST_LINK, decode, encode
+from surgery.recipe.recipe import LARGEST_RECIPE, Recipe
 
 
 def recipe(*edits: dict[str, object]) -> Recipe:

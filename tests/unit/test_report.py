@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from surgery.session import Session
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, measured
 from tests.tiny_workbench import open_model
-from ui.report import report
+from ui.presenters.report import report
 
 WHEN = datetime(2026, 1, 2, 3, 4)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from surgery.reproduce import lines_of
-from surgery.session import Session
-from surgery.view import View
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.texts import TextChoice
+from surgery.session.reproduce import lines_of
+from surgery.session.session import Session
+from surgery.session.view import View
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, measured
 from tests.tiny_workbench import open_model
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from analysis.describe import describe
-from surgery.budget import AMOUNTS, Budget, Rules, parameter_target, parse_expansion_ratio
+from analysis.model.describe import describe
 from surgery.errors import InputError
-from surgery.head_selection import prune_heads, prune_kv_groups
-from surgery.selection import WidthBudget, lowest, narrow_to, prune_neurons
+from surgery.pruning.budget import AMOUNTS, Budget, Rules, parameter_target, parse_expansion_ratio
+from surgery.pruning.heads import prune_heads, prune_kv_groups
+from surgery.pruning.neurons import WidthBudget, lowest, narrow_to, prune_neurons
 from tests.tiny_models import build
 
 MLP = SimpleNamespace(width=80, hidden_size=48)

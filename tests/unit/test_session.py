@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from surgery.errors import InputError, RecipeError, TextError
-from surgery.recipe import ModelReference, Recipe, RemoveBlocks, RemoveMlp
-from surgery.session import Session
-from surgery.view import Target
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.recipe.base import ModelReference
+from surgery.recipe.edits import RemoveBlocks, RemoveMlp
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.session.view import Target
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 from tests.sessions import LONG, SMALL, idle, measured, until
 from tests.tiny_workbench import open_model
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from surgery.errors import InputError
-from surgery.session import Session
-from surgery.session_compare import MOST_ATTEMPTS
-from surgery.view import Attempt, Tried, View
-from surgery.workbench import Workbench
+from surgery.session.compare import MOST_ATTEMPTS
+from surgery.session.session import Session
+from surgery.session.view import Attempt, Tried, View
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, measured
 from tests.tiny_workbench import open_model
-from ui import compare_words
-from ui.tiles import tiles
+from ui.presenters import compare as compare_words
+from ui.presenters.tiles import tiles
 
 
 @pytest.fixture

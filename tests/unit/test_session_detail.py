@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from analysis import registry
-from surgery.build import build_model
-from surgery.editing import Choices
+from analysis.importance import registry
+from surgery.checkpoints.build import build_model
 from surgery.errors import InputError, RecipeError
-from surgery.recipe import MergeKvHeads, RemoveMlp
-from surgery.selection import lowest
-from surgery.session import Session
-from surgery.structure import BlockSpec
-from surgery.view import View
-from surgery.workbench import TextChoice, Workbench
+from surgery.pruning.neurons import lowest
+from surgery.recipe.edits import MergeKvHeads, RemoveMlp
+from surgery.recipe.texts import TextChoice
+from surgery.session.session import Session
+from surgery.session.view import View
+from surgery.structure.choices import Choices
+from surgery.structure.structure import BlockSpec
+from surgery.workbench.workbench import Workbench
 from tests.reference import token_nll
 from tests.sessions import SMALL, idle, measured
 from tests.tiny_workbench import open_model

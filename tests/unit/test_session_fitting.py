@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from surgery import session_fitting, workbench
 from surgery.errors import InputError
-from surgery.memory import fit
-from surgery.session import Session
-from surgery.structure import dense
-from surgery.view import Target, View
-from surgery.workbench import TextChoice, Workbench
+from surgery.fit.fit import fit
+from surgery.recipe.texts import TextChoice
+from surgery.session import fit as session_fitting
+from surgery.session.session import Session
+from surgery.session.view import Target, View
+from surgery.structure.structure import dense
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, idle, measured, until
 from tests.wide_models import open_wide
-from ui import fit_words as words
+from ui.presenters import fit as words
 
 CONTEXT = 32
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from surgery import session_healing
 from surgery.errors import InputError
 from surgery.healing import presets
-from surgery.healing.training import Trainer
-from surgery.session import Session
+from surgery.session import heal as session_healing
+from surgery.session.session import Session
+from surgery.training.trainer import Trainer
 from tests.sessions import idle, measured
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("surgery.healing.results.cache_directory", lambda: tmp_path)
+    monkeypatch.setattr("surgery.training.results.cache_directory", lambda: tmp_path)
     monkeypatch.setattr(session_healing, "HEALING_WINDOW", 16)
     monkeypatch.setattr(session_healing, "MOST_WINDOWS", 6)
     short = replace(presets.PRESETS["two-minutes"], minutes=0.02)

@@ -8,12 +8,12 @@ from threading import Event
 import pytest
 
 from surgery.errors import InputError
-from surgery.generation import Answer, Sampling, Writer
-from surgery.session import Session
-from surgery.workbench import Workbench
+from surgery.evaluation.generation import Answer, Sampling, Writer
+from surgery.session.session import Session
+from surgery.workbench.workbench import Workbench
 from tests.sessions import LONG, SMALL, idle, measured, until
 from tests.tiny_workbench import open_model
-from ui.read_words import answers_text, common
+from ui.presenters.read import answers_text, common
 
 
 @pytest.fixture

@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 
-from surgery import session_shipping, verification
 from surgery.errors import GatedModel, InputError
-from surgery.recipe import RemoveBlocks
-from surgery.session import Session
-from surgery.session_shipping import is_public
-from surgery.ship_record import Sample
-from surgery.ship_weights import ShipOptions
-from surgery.view import View
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.edits import RemoveBlocks
+from surgery.recipe.texts import TextChoice
+from surgery.session import ship as session_shipping
+from surgery.session.session import Session
+from surgery.session.ship import is_public
+from surgery.session.view import View
+from surgery.shipping import verify as verification
+from surgery.shipping.record import Sample
+from surgery.shipping.weights import ShipOptions
+from surgery.workbench.workbench import Workbench
 from tests.sessions import LONG, SMALL, idle, measured, until
 from tests.shipped import source
-from ui import ship_words
+from ui.presenters import ship as ship_words
 
 SECRET = "hf_this-is-the-secret-token"
 

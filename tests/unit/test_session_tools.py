@@ -16,21 +16,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from analysis.predictions import predicted_changes
-from surgery import catalogue, download
-from surgery import session as sessions
-from surgery.budget import Budget, Rules
-from surgery.editing import Choices
+from analysis.importance.predictions import predicted_changes
 from surgery.errors import InputError, RecipeError
-from surgery.recipe import Compensate, PruneNeurons, RemoveBlocks, TextReference
-from surgery.scan import scan
-from surgery.session import Session
-from surgery.suggestion import suggest
-from surgery.view import View
-from surgery.workbench import OpenModel, TextChoice, Workbench
+from surgery.evaluation.scan import scan
+from surgery.pruning import catalogue
+from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.suggest import suggest
+from surgery.recipe.base import TextReference
+from surgery.recipe.edits import Compensate, PruneNeurons, RemoveBlocks
+from surgery.recipe.texts import TextChoice
+from surgery.session import session as sessions
+from surgery.session.session import Session
+from surgery.session.view import View
+from surgery.shipping import download
+from surgery.structure.choices import Choices
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
 from tests.sessions import LONG, SMALL, idle, measured, until
 from tests.tiny_workbench import open_model
-from ui.tool_words import suggestion_text
+from ui.presenters.suggest import suggestion_text
 
 
 def ops(view: View) -> list[str]:
@@ -345,7 +349,7 @@ def test_a_scan_is_measured_and_predicted(session: Session) -> None:
     session.scan(("blocks",))
     view, model = idle(session), model_of(session)
     assert view.scanned is not None and view.scanned.predicted is not None
-    again = scan(model, windows_of(session), ("blocks",))
+    again = scan(model.evaluator, windows_of(session), ("blocks",))
     assert view.scanned.scan.document()["blocks"] == again.document()["blocks"]
     gradients = model.known_gradients(model.windows(session.calibration))
     assert gradients is not None

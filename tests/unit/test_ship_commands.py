@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
-from surgery import commands, ship_commands
+from surgery.cli import main as commands
+from surgery.cli import ship as ship_commands
 from surgery.errors import GatedModel
-from surgery.recipe import ModelReference, PruneNeurons, Quantize, Recipe, RemoveMlp
+from surgery.recipe.base import ModelReference
+from surgery.recipe.edits import PruneNeurons, RemoveMlp
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
 from tests import tiny_checkpoints
 from tests.shipped import source
 from tests.tiny_models import build
@@ -97,7 +101,7 @@ def test_one_changed_byte_ends_with_one_and_names_the_file(place: Path, tmp_path
 
 
 def test_a_ship_that_does_not_hold_ends_with_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery import verification
+    from surgery.shipping import verify as verification
 
     monkeypatch.setattr(verification, "LOSS_TOLERANCE", dict.fromkeys(verification.LOSS_TOLERANCE, -1.0))
     printed, said = run("ship", place / "mixed.json", "--out", tmp_path / "out", *TEXT, "--json", code=1)

@@ -18,16 +18,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from surgery import ship_files, ship_weights, shipping
-from surgery.checksums import SUMS, write_sums
 from surgery.errors import Cancelled, InputError, VerificationFailed
-from surgery.recipe import Eora, Quantize, Recipe, RemoveBlocks, TextReference
-from surgery.ship_record import RECORD, SAMPLE, Sample, ShipRecord
-from surgery.ship_weights import ShipOptions
-from surgery.shipping import ship
-from surgery.text_names import text_reference
-from surgery.verification import verify
-from surgery.workbench import OpenModel, TextChoice
+from surgery.recipe.base import TextReference
+from surgery.recipe.edits import Eora, RemoveBlocks
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
+from surgery.recipe.texts import TextChoice, text_reference
+from surgery.shipping import folder as ship_files
+from surgery.shipping import ship as shipping
+from surgery.shipping import weights as ship_weights
+from surgery.shipping.checksums import SUMS, write_sums
+from surgery.shipping.record import RECORD, SAMPLE, Sample, ShipRecord
+from surgery.shipping.ship import ship
+from surgery.shipping.verify import verify
+from surgery.shipping.weights import ShipOptions
+from surgery.workbench.open_model import OpenModel
 from tests.shipped import CALIBRATION, TEXT, compensated, mixed, source
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.architecture import Architecture
-from analysis.describe import describe
+from analysis.model.architecture import Architecture
+from analysis.model.describe import describe
 from surgery.errors import RecipeError
-from surgery.recipe import Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure, dense
+from surgery.recipe.recipe import Recipe
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure, dense
 from tests.tiny_models import build
 
 # Tiny Llama: 4 blocks, hidden 48, 6 query heads of 8 in 2 groups, MLP 80, vocabulary 128, not tied.

@@ -9,13 +9,13 @@ from threading import Event
 import pytest
 import torch
 
-from analysis import registry
-from surgery import catalogue
-from surgery.budget import Budget, Rules
+from analysis.importance import registry
 from surgery.errors import Cancelled, InputError
-from surgery.recipe import Recipe
-from surgery.structure import dense
-from surgery.suggestion import suggest
+from surgery.pruning import catalogue
+from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.suggest import suggest
+from surgery.recipe.recipe import Recipe
+from surgery.structure.structure import dense
 from tests.reference import heads_of, random_windows
 from tests.tiny_models import FAMILIES
 from tests.tiny_workbench import open_model

@@ -10,15 +10,17 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from surgery import workbench
 from surgery.errors import NoNetwork
-from surgery.view import Target
-from surgery.workbench import TextChoice, Workbench
+from surgery.recipe.texts import TextChoice
+from surgery.session.view import Target
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.tiny_workbench import loaded
-from ui import forms, quantise_panel
 from ui.handlers import BUSY_TICK, IDLE_TICK
-from ui.sessions import Sessions, Tab
-from ui.tool_handlers import ToolHandlers
+from ui.panels import quantise as quantise_panel
+from ui.panels.tool_handlers import ToolHandlers
+from ui.presenters import suggest_form as forms
+from ui.tabs import Sessions, Tab
 from ui.widgets.ratio import Ratio
 
 PICKS = ("cfsp_fine", "entropy")

@@ -272,7 +272,7 @@ def test_the_embedded_texts_share_no_sentence() -> None:
 def test_each_embedded_text_has_at_least_5000_tokens(purpose: Any) -> None:
     from transformers import AutoTokenizer
 
-    from surgery import embedded
+    from surgery.models import embedded
 
     tokenizer = AutoTokenizer.from_pretrained(embedded.directory())
     windows = make_windows(tokenizer, load_text("embedded", purpose), 500, 10)

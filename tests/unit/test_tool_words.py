@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from analysis import figures
-from analysis.predictions import Changes, Predictions, rank_correlation
-from surgery import catalogue
-from surgery.budget import AMOUNTS, Budget, Rules
-from surgery.compensation import Compensated, Entry
-from surgery.download import Packed
+from analysis.figures import analysis as figures
+from analysis.importance.predictions import Changes, Predictions, rank_correlation
+from surgery.compensation.compensator import Compensated, Entry
 from surgery.errors import InputError
-from surgery.recipe import (
+from surgery.evaluation.scan import Scan
+from surgery.pruning import catalogue
+from surgery.pruning.budget import AMOUNTS, Budget, Rules
+from surgery.pruning.recipe_summary import _runs
+from surgery.pruning.suggest import suggest
+from surgery.recipe.base import ChosenBy, TextReference
+from surgery.recipe.edits import (
     ArrangeBlocks,
-    ChosenBy,
     Compensate,
     MergeKvHeads,
     PruneHeads,
@@ -27,15 +29,17 @@ from surgery.recipe import (
     PruneKvGroups,
     PruneNeurons,
     RemoveBlocks,
-    TextReference,
 )
-from surgery.recipe_words import _runs
-from surgery.scan import Scan
-from surgery.suggestion import suggest
-from surgery.view import Scanned, View
-from surgery.workbench import TextChoice
+from surgery.recipe.texts import TextChoice
+from surgery.session.view import Scanned, View
+from surgery.shipping.download import Packed
 from tests.unit.test_presenters import ESTIMATE, job, tile, view
-from ui import charts, forms, inputs, presenters, recipe_words, tool_words
+from ui import inputs
+from ui.presenters import charts
+from ui.presenters import recipe as recipe_words
+from ui.presenters import status as presenters
+from ui.presenters import suggest as tool_words
+from ui.presenters import suggest_form as forms
 
 TEXT = TextReference(source="embedded", fingerprint="x", window=16, windows=4)
 NARROW = PruneNeurons(removed=dict.fromkeys(range(4), (1, 2)))

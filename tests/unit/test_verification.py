@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgery import verification
-from surgery.checksums import SUMS, check_sums, read_sums, write_sums
 from surgery.errors import Cancelled, CorruptFile, InputError, UnknownModel, VerificationFailed
-from surgery.ship_record import RECORD, SAMPLE, ShipRecord
-from surgery.ship_weights import ShipOptions
-from surgery.shipping import ship
-from surgery.verification import Difference, verify
-from surgery.workbench import TextChoice
+from surgery.recipe.texts import TextChoice
+from surgery.shipping import verify as verification
+from surgery.shipping.checksums import SUMS, check_sums, read_sums, write_sums
+from surgery.shipping.record import RECORD, SAMPLE, ShipRecord
+from surgery.shipping.ship import ship
+from surgery.shipping.verify import Difference, verify
+from surgery.shipping.weights import ShipOptions
 from tests.shipped import TEXT, mixed, source
 
 WORDS = "My own words, which are nobody's business but mine. " * 4

@@ -11,15 +11,16 @@ import gguf
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.describe import describe
-from surgery.build import build_model
+from analysis.model.describe import describe
+from surgery.checkpoints.build import build_model
 from surgery.errors import InputError, UnsupportedArchitecture
-from surgery.gguf_export import write_gguf
-from surgery.packed_checkpoint import save_packed
-from surgery.recipe import GgufType, Quantize, Recipe
-from surgery.resolving import resolve
-from surgery.structure import Structure, dense
-from surgery.weight_types import TYPES, stored, type_of_edit, weight_type, weights_by_class
+from surgery.fit.weight_types import TYPES, stored, type_of_edit, weight_type, weights_by_class
+from surgery.gguf.write import write_gguf
+from surgery.quantization.packed_checkpoint import save_packed
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import GgufType, Quantize
+from surgery.structure.resolve import resolve
+from surgery.structure.structure import Structure, dense
 from tests import tiny_checkpoints
 from tests.methods.test_calibrated import quantisation, quantised
 from tests.reference import runner_of

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from analysis.describe import describe
-from surgery import workbench
+from analysis.model.describe import describe
 from surgery.errors import DoesNotFit, InputError, RecipeError
-from surgery.loading import Loaded, fingerprint
-from surgery.recipe import Recipe
-from surgery.workbench import Workbench
+from surgery.models.loading import Loaded, fingerprint
+from surgery.recipe.recipe import Recipe
+from surgery.workbench import workbench
+from surgery.workbench.workbench import Workbench
 from tests.tiny_models import build
 
 

@@ -89,7 +89,7 @@ class BlockDetail(gr.HTML):
         render: bool = True,
         key: int | str | tuple[int | str, ...] | None = None,
     ) -> None:
-        """Make the widget: `value` holds the decision, `model` what is shown (`ui.detail_model.widget_model`)."""
+        """Make the widget: `value` holds the decision, `model` what is shown (see `ui.presenters.detail_widget`)."""
         super().__init__(
             value=no_block() if value is None else value,
             model={"block": None} if model is None else dict(model),

@@ -1,0 +1,1 @@
+"""Importance methods: scores of blocks, sublayers, heads, neurons and channels. Each method is one registry entry."""

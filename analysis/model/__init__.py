@@ -1,0 +1,1 @@
+"""How a model is described and run block by block."""

@@ -1,0 +1,1 @@
+"""Statistics of activations and attention, collected in one pass over token windows."""

@@ -1,0 +1,1 @@
+"""Walking a calibration text through edited blocks."""

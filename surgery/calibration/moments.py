@@ -1,0 +1,65 @@
+"""Mean squares of what every linear of an edited model reads: GGUF's importance matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Event
+
+import torch
+
+from analysis.model.modules import shallow_copy, submodule
+from analysis.statistics.accumulators import InputMoments
+from analysis.text import Windows
+from surgery.calibration.sweep import Group, linear_paths
+from surgery.common.progress import checker_of
+from surgery.evaluation.evaluator import Evaluator
+from surgery.structure.structure import Structure
+
+Report = Callable[[float, str], None]
+Moments = list[dict[str, torch.Tensor]]
+"""By kept block, then by module path inside it: (inputs,), float32."""
+
+
+@torch.inference_mode()
+def input_moments(
+    evaluator: Evaluator,
+    structure: Structure,
+    windows: Windows,
+    report: Report = lambda share, words: None,
+    stop: Event | None = None,
+) -> Moments:
+    """One pass over the text, block by block; of the dense model they are the analysis' own input moments.
+
+    Args:
+        evaluator: of the model.
+        structure: nothing may be pending in it.
+        windows: the calibration text.
+        report: progress; may raise to stop.
+        stop: ends the work between two blocks.
+
+    Raises:
+        Cancelled: `stop` was set.
+    """
+    runner = evaluator.runner_of(structure)
+    kept = [spec for spec in structure.blocks if not spec.empty]
+    seen: list[dict[str, InputMoments]] = [{} for _ in kept]
+    check, done = checker_of(stop), 0
+    for group in Group.cut(runner, windows.ids):
+        count = len(group.state)
+        for position, spec in enumerate(kept):
+            check()
+            report((done + count * position / len(kept)) / windows.count, f"Reading block {position + 1}")
+            module = shallow_copy(evaluator.module(runner, spec, structure.hidden_key))
+            for stage in linear_paths(structure.architecture.blocks[spec.source], spec):
+                for path in stage:
+                    submodule(module, path).register_forward_pre_hook(_hook(seen[position], path))
+            group.advance(runner, module, spec)
+        done += count
+    return [{path: moments.mean_square().float() for path, moments in parts.items()} for parts in seen]
+
+
+def _hook(seen: dict[str, InputMoments], path: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def see(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.setdefault(path, InputMoments.empty(args[0].shape[-1])).update(args[0])
+
+    return see

@@ -1,0 +1,1 @@
+"""transformers' checkpoint folders: build, save, read."""

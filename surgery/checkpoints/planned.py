@@ -1,0 +1,108 @@
+"""The checkpoint that a structure would be saved as, known without building it: configuration, names, shapes.
+
+With it the size of every file is arithmetic. Shapes come from a draft of the model on torch's meta device, where
+tensors have no values; the tokenizer's files are written once a model, since their contents go into GGUF files.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import weakref
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from analysis.model.architecture import Architecture
+from analysis.model.modules import shallow_copy
+from surgery.checkpoints.build import draft_model
+from surgery.checkpoints.files import CheckpointFiles
+from surgery.models.checks import quiet
+from surgery.models.loading import Loaded
+from surgery.structure.structure import Structure
+
+
+class Planner:
+    """Plans checkpoints of one loaded model.
+
+    Args:
+        loaded: the model; never changed.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.architecture: Architecture = loaded.architecture
+        self._base = on_meta(loaded.model)
+        self._tokenizer = loaded.tokenizer
+        self._folder: Path | None = None
+
+    def plan(self, structure: Structure) -> PlannedCheckpoint:
+        """The checkpoint of a structure; what is still to be computed in it changes no shape.
+
+        Raises:
+            RecipeError: no checkpoint can express it.
+        """
+        draft = draft_model(self._base, self.architecture, structure.floating_shape)
+        shapes = {name: tuple(tensor.shape) for name, tensor in draft.tensors.items()}
+        if self.architecture.tied:
+            shapes.pop(f"{self.architecture.head}.weight", None)
+        with quiet():
+            config = json.loads(draft.config.to_json_string(use_diff=False))
+        return PlannedCheckpoint(self._small_files(), config, shapes, draft.plain)
+
+    def _small_files(self) -> Path:
+        """A folder with the tokenizer and the generation settings, made on first use; gone with this object."""
+        if self._folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="model-surgery-tokenizer-"))
+            weakref.finalize(self, rmtree, folder, True)
+            with quiet():
+                self._tokenizer.save_pretrained(folder)
+                if self._base.generation_config is not None:
+                    self._base.generation_config.save_pretrained(folder)
+            (folder / "config.json").write_text("{}", "utf-8")
+            self._folder = folder
+        return self._folder
+
+
+class PlannedCheckpoint(CheckpointFiles):
+    """A checkpoint directory that is not there: everything but the values.
+
+    Args:
+        folder: holds the tokenizer's files.
+        config: what config.json would say.
+        shapes: of the tensors, by name.
+        plain: whether transformers would load it without further code.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], plain: bool) -> None:
+        self.directory = folder
+        self.config = config
+        self.plain = plain
+        self.__dict__["shapes"] = {name: shapes[name] for name in sorted(shapes)}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return list(self.shapes)
+
+    def read(self, name: str) -> np.ndarray:
+        """There are no values."""
+        raise ValueError(f"{name} of a planned checkpoint has no values")
+
+
+def on_meta(model: nn.Module) -> Any:
+    """A copy of a model whose tensors have shapes and types but no values; tied tensors stay one."""
+    new: Any = shallow_copy(model)
+    moved: dict[int, nn.Parameter] = {}
+    for module in new.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in moved:
+                    moved[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+                module._parameters[name] = moved[id(parameter)]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = buffer if buffer is None else torch.empty_like(buffer, device="meta")
+    return new

@@ -1,0 +1,125 @@
+"""Writing the built model as a checkpoint folder that stock transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from surgery.checkpoints.build import Built
+from surgery.common.files import check_free
+from surgery.errors import InputError
+from surgery.models import modeling as checkpoint_model
+from surgery.models.checks import quiet
+from surgery.recipe.recipe import Recipe
+
+MODELLING_FILE = "modeling_model_surgery"
+RECIPE_FILE = "recipe.json"
+SHARD = "5GB"
+Report = Callable[[float, str], None]
+Write = Callable[[Path], dict[str, Any]]
+"""Writes the weights and config.json into a folder, and returns what config.json is to say besides."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A written checkpoint."""
+
+    path: Path
+    parameters: int
+    bytes: int
+    """Of the weight files."""
+    plain: bool
+    """Whether transformers loads it without `trust_remote_code`."""
+    files: list[str]
+
+    def document(self) -> dict[str, Any]:
+        """The contract's JSON keys."""
+        return {
+            "path": str(self.path),
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "uniform": self.plain,
+            "files": self.files,
+        }
+
+
+def save_checkpoint(
+    built: Built,
+    tokenizer: Any,
+    recipe: Recipe,
+    out: Path,
+    report: Report = lambda fraction, message: None,
+    write: Write | None = None,
+) -> Saved:
+    """Write weights, configuration, tokenizer, chat template, generation settings and the recipe into a new folder.
+
+    The folder is written under a temporary name and renamed; one that has something in it is never touched.
+
+    Args:
+        built: the model.
+        tokenizer: travels along.
+        recipe: travels along.
+        out: the folder.
+        report: progress; may raise to stop.
+        write: writes the weights in another form than the model's own.
+
+    Raises:
+        InputError: the folder is in use, cannot be written, or the disk is full.
+    """
+    check_free(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            made = Path(scratch) / "checkpoint"
+            report(0.1, "Writing the weights")
+            _write(built, tokenizer, recipe, made, write)
+            report(0.9, "Putting the folder in place")
+            if out.is_dir():
+                out.rmdir()
+            os.replace(made, out)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The checkpoint cannot be written to {str(out)!r} ({reason}): free some space or choose another folder."
+        ) from None
+    report(1.0, "Built")
+    files = sorted(path.name for path in out.iterdir())
+    size = sum((out / name).stat().st_size for name in files if name.endswith(".safetensors"))
+    return Saved(out, sum(p.numel() for p in built.model.parameters()), size, built.plain, files)
+
+
+def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path, write: Write | None) -> None:
+    model = built.model
+    more: dict[str, Any] = {}
+    with quiet():
+        if write is None:
+            model.save_pretrained(made, max_shard_size=SHARD)
+        else:
+            more = write(made)
+        tokenizer.save_pretrained(made)
+    (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
+    _note_recipe(made / "config.json", recipe, built.plain, more)
+    if not built.plain:
+        shutil.copyfile(str(checkpoint_model.__file__), made / f"{MODELLING_FILE}.py")
+        with (made / f"{MODELLING_FILE}.py").open("a", encoding="utf-8") as file:
+            file.write(f"\n\nSurgeryConfig, SurgeryForCausalLM = classes({model.config.base_model_type!r})\n")
+
+
+def _note_recipe(path: Path, recipe: Recipe, plain: bool, more: dict[str, Any]) -> None:
+    """The recipe's hash, where the code of a checkpoint with differing blocks is, and what else there is to say."""
+    config = json.loads(path.read_text("utf-8")) | more
+    config["model_surgery_recipe"] = recipe.key
+    if not plain:
+        config["auto_map"] = {
+            "AutoConfig": f"{MODELLING_FILE}.SurgeryConfig",
+            "AutoModelForCausalLM": f"{MODELLING_FILE}.SurgeryForCausalLM",
+        }
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -1,0 +1,114 @@
+"""The verb `fit` of the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from surgery.cli.console import (
+    JsonOption,
+    ModelArgument,
+    RecipeOption,
+    RevisionOption,
+    SpreadOption,
+    TextOption,
+    TrustOption,
+    WindowOption,
+    WindowsOption,
+    emit,
+    open_model,
+    run_job,
+)
+from surgery.fit.fit import Fit
+from surgery.fit.fit import fit as fit_structure
+from surgery.fit.room import room_on
+from surgery.fit.weight_types import type_of_edit
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice
+from surgery.search.make_it_fit import FitOptions, Fitting, make_it_fit
+from surgery.workbench.workbench import Workbench
+
+
+def fit(
+    model: ModelArgument,
+    device: Annotated[str, typer.Option("--device", help="An id of presets/devices, this-computer, or a .json file.")],
+    recipe: RecipeOption = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of context.")] = 2048,
+    type_name: Annotated[
+        str | None,
+        typer.Option("--type", help="F32, F16, Q8_0, Q4_K_M ...; what the recipe says, or F16, if not given."),
+    ] = None,
+    kv_type: Annotated[str, typer.Option("--kv-type", help="Of the KV cache: F16, Q8_0, Q4_0 or F32.")] = "F16",
+    make: Annotated[
+        bool, typer.Option("--make-it-fit", help="Also look for types and smaller models that fit, and measure them.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Options that are measured.")] = 6,
+    text: TextOption = "embedded",
+    window: WindowOption = 256,
+    windows: WindowsOption = 4,
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="The text that smaller models are chosen and compensated on.")
+    ] = "embedded",
+    calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=2, help="Windows of it.")] = 16,
+    spread: SpreadOption = False,
+    revision: RevisionOption = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The memory and speed model: does it fit the device, how fast could it run, and what could be made to fit."""
+    wanted = Recipe.load(recipe) if recipe is not None else None
+    bench = Workbench()
+    chosen = bench.devices.get(device)
+    opened = open_model(bench, model, revision, trust)
+    base = wanted or opened.recipe()
+    structure = opened.resolve(base)
+    kind = type_of_edit(structure.quantize) if structure.quantize and type_name is None else type_name or "F16"
+    found = fit_structure(structure, chosen, context, kind, kv_type)
+    document = found.document()
+    if not found.fits:
+        asked = type_name if type_name is not None or structure.quantize is None else None
+        document["room"] = room_on(structure, chosen, context, asked or "F16", kv_type).document()
+    fitting = None
+    if make:
+        measured = opened.windows(TextChoice(text, window, windows))
+        cut = TextChoice(calibration, window, calibration_windows, "calibration", spread=spread)
+        fitting = run_job(
+            bench,
+            "Making it fit",
+            lambda job: make_it_fit(
+                opened, base, chosen, context, kv_type, FitOptions(limit=limit), measured, cut, job.report, job.stop
+            ),
+        )
+        document |= fitting.document()
+    if as_json:
+        emit(document, True)
+    else:
+        _show(document, found, fitting)
+
+
+def _show(document: dict[str, Any], found: Fit, fitting: Fitting | None) -> None:
+    """For people: the figures, in words how much must go, and the options."""
+    left_out = ("weights", "room", "options", "refused", "complete", "notes")
+    emit(document, False, {name: value for name, value in document.items() if name not in left_out})
+    room = document.get("room")
+    for sentence in (*found.notes, *([room["words"]] if room else [])):
+        Console().print(sentence)
+    if fitting is None:
+        return
+    table = Table("how", "type", "parameters", "weights, bytes", "to spare, bytes", "perplexity", box=None)
+    for option in fitting.options:
+        error = option.estimate.standard_error
+        table.add_row(
+            option.how,
+            option.type,
+            f"{option.parameters:,}",
+            f"{option.fit.weights_bytes:,}",
+            f"{option.fit.spare_bytes:,}",
+            f"{option.estimate.perplexity:,.2f}" + (f" ± {error:.2f}" if error is not None else ""),
+        )
+    Console().print(table if fitting.options else "Nothing that was tried fits.")
+    for sentence in fitting.refused:
+        Console().print(sentence)

@@ -1,0 +1,61 @@
+"""The command line: `python -m surgery VERB ...`. Thin: every verb calls the same functions as the page."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from surgery.cli.analyze import analyze
+from surgery.cli.build import build
+from surgery.cli.evaluate import evaluate
+from surgery.cli.export import export
+from surgery.cli.fit import fit
+from surgery.cli.heal import heal
+from surgery.cli.inspect import inspect
+from surgery.cli.iterate import iterate
+from surgery.cli.methods import methods
+from surgery.cli.quantize import quantize
+from surgery.cli.read import read
+from surgery.cli.scan import scan
+from surgery.cli.ship import ship
+from surgery.cli.suggest import suggest
+from surgery.cli.verify import verify
+from surgery.errors import InputError
+
+application = typer.Typer(
+    name="surgery", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+for _verb in (
+    suggest, scan, build, heal, iterate, export, fit, quantize, read, ship, verify, inspect, analyze, methods, evaluate
+):  # fmt: skip
+    application.command()(_verb)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 bad input (one sentence), 1 anything else."""
+    try:
+        code = application(standalone_mode=False)
+    except typer.Exit as exit_request:
+        code = exit_request.exit_code
+    except InputError as error:
+        _fail(str(error), 2)
+    except TyperException as error:
+        _fail(_usage(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Cancelled.", 1)
+    except Exception as error:
+        _fail(f"Something unforeseen went wrong ({type(error).__name__}: {error}).", 1)
+    sys.exit(code or 0)
+
+
+def _usage(error: Any) -> str:
+    """The sentence of a usage error such as an unknown option."""
+    return error.format_message() if hasattr(error, "format_message") else str(error)
+
+
+def _fail(message: str, code: int) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,30 @@
+"""Reporting progress, and stopping: functions that long work takes as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Event
+
+from surgery.errors import Cancelled
+
+Report = Callable[[float, str], None]
+"""Called with the share done, 0 to 1, and what is being done; may raise to stop the work."""
+
+
+def checker_of(stop: Event | None) -> Callable[[], None]:
+    """A function that raises `Cancelled` once `stop` is set."""
+
+    def check() -> None:
+        if stop is not None and stop.is_set():
+            raise Cancelled("A newer request has taken its place.")
+
+    return check
+
+
+def part_of(report: Report, start: float, end: float) -> Report:
+    """A report for one part of the work, from `start` to `end` of the whole."""
+    return lambda share, words: report(start + (end - start) * share, words)
+
+
+def silent(fraction: float, message: str) -> None:
+    """Progress callback that does nothing."""

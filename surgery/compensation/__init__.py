@@ -1,0 +1,1 @@
+"""Refits of weights without training."""

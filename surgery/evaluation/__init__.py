@@ -1,0 +1,1 @@
+"""Measuring an edited model without building it."""

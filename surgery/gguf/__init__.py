@@ -1,0 +1,1 @@
+"""llama.cpp's file format: plan, write, read."""

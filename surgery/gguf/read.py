@@ -1,0 +1,73 @@
+"""Reading a GGUF file back: its weights under the checkpoint's names, and the model that they make."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from analysis.model.architecture import Architecture
+from surgery.errors import CorruptFile
+from surgery.gguf.plan import GgufPlan
+from surgery.gguf.types import bytes_of, decode
+from surgery.models.checks import quiet
+
+
+def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
+    """The file's tensors as they read back, float32, by the names in the file and in the checkpoint's own layout.
+
+    Constants that no checkpoint holds are left out.
+
+    Raises:
+        CorruptFile: unreadable, cut short, or not with the tensors that the plan says.
+    """
+    try:
+        reader = gguf.GGUFReader(path)
+        stored = {tensor.name: tensor for tensor in reader.tensors}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CorruptFile(f"{path.name} cannot be read as GGUF ({reason}): write it again.") from None
+    expected = {tensor.name: tensor for tensor in plan.tensors}
+    if stored.keys() != expected.keys():
+        name = min(stored.keys() ^ expected.keys())
+        raise CorruptFile(f"{path.name} does not hold the tensors of this recipe ({name} first): write it again.")
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in expected.items():
+        entry = stored[name]
+        if tuple(reversed(entry.shape.tolist())) != tensor.shape or entry.n_bytes != bytes_of(
+            tensor.shape, entry.tensor_type
+        ):
+            raise CorruptFile(f"{name} of {path.name} has another shape than this recipe gives it: write it again.")
+        if tensor.source is not None:
+            values = decode(np.ascontiguousarray(entry.data), entry.tensor_type).reshape(tensor.shape)
+            found[name] = np.ascontiguousarray(tensor.restore(values))
+    return found
+
+
+def filled(
+    values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
+) -> Any:
+    """A model of the transformers library in float32 with a file's weights.
+
+    Args:
+        values: as `read_tensors` gives them.
+        plan: of the file.
+        architecture: of the model, for the places of embeddings and head.
+        config: of the checkpoint; never changed.
+        model_class: of the checkpoint.
+    """
+    sources = {tensor.name: tensor.source for tensor in plan.tensors}
+    state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}
+    config, head = copy.deepcopy(config), f"{architecture.head}.weight"
+    if "output.weight" in values:
+        state[head] = torch.from_numpy(values["output.weight"])
+        config.tie_word_embeddings = False
+    elif architecture.tied:
+        state[head] = state[f"{architecture.embeddings}.weight"]
+    with quiet():
+        made = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    return made.eval().requires_grad_(False)

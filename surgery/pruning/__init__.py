@@ -1,0 +1,1 @@
+"""Choosing which parts go."""

@@ -1,0 +1,168 @@
+"""What a person asks of a method: how much should go, and by which rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from pydantic import JsonValue
+
+from surgery.common.ranges import format_ranges, parse_ranges
+from surgery.errors import InputError
+
+Allocation = Literal["uniform", "cfsp", "global", "raw"]
+HeadUnit = Literal["kv_groups", "query_heads"]
+CFSP_SHARPNESS = 13.1
+"""The published scale of CFSP (2409.13199) at its 128 x 1024 calibration tokens, for a mean over tokens."""
+
+AMOUNTS = {
+    "blocks": "--blocks N",
+    "params": "--params -20%",
+    "percent": "--percent P",
+    "expansion_ratio": "--expansion-ratio R",
+    "width": "--width N",
+    "heads": "--heads N",
+    "kv_heads": "--kv-heads N",
+}
+"""How much should go or stay: the field of a budget, and how it is written on the command line."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much should go; exactly one of the amounts is set.
+
+    `blocks`: blocks or sublayers that go. `params`: "-20%", "80%" or a number of parameters that stay.
+    `expansion_ratio`: MLP width over hidden size. `width`: neurons or hidden channels that stay. `percent`: percent of
+    each layer's own units that go. `heads`: KV groups or query heads that go, counted over the model. `kv_heads`:
+    key/value heads that stay in each block. `divisor`: widths are multiples of it, never below one multiple.
+    """
+
+    blocks: int | None = None
+    params: str | None = None
+    expansion_ratio: float | None = None
+    width: int | None = None
+    divisor: int = 1
+    percent: float | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+
+    def given(self) -> str:
+        """Name of the amount that is set.
+
+        Raises:
+            InputError: none or several are, or it is negative or not a number.
+        """
+        names = [name for name in AMOUNTS if getattr(self, name) is not None]
+        if len(names) != 1:
+            *most, last = AMOUNTS.values()
+            raise InputError(f"Give exactly one budget: {', '.join(most)} or {last}.")
+        amount = getattr(self, names[0])
+        if not isinstance(amount, str) and not amount >= 0:
+            raise InputError(
+                f"A budget of {amount:g} makes no sense: give {AMOUNTS[names[0]]} with a number from 0 on."
+            )
+        return names[0]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """By which rules it should go.
+
+    `protect_first` and `protect_last` blocks stay whole (Shortened LLaMA's "+" is 4 and 2), and so do the
+    `protect_blocks` that are named one by one. `no_neighbours`: of two adjacent blocks only one goes. `allocation`
+    spreads a width or head budget over the blocks: the same share of each (`uniform`), by CFSP's coarse importance
+    with its `sharpness`, by one ranking of scores standardised per layer (`global`), or of the scores as they are
+    (`raw`, for scores in units of loss). `same_width` keeps the same share of every block even where a parameter
+    budget is then met less closely, so that a plain checkpoint can hold the result. `unit`: what a head method
+    removes. `seed`: of a random control. Greedy methods measure the `keep_candidates` best of the last ranking in each
+    step (all when None) and weigh the loss `per_parameter` removed.
+    """
+
+    protect_first: int = 0
+    protect_last: int = 0
+    no_neighbours: bool = False
+    allocation: Allocation = "uniform"
+    sharpness: float = CFSP_SHARPNESS
+    same_width: bool = False
+    unit: HeadUnit = "kv_groups"
+    seed: int = 0
+    keep_candidates: int | None = None
+    per_parameter: bool = False
+    protect_blocks: tuple[int, ...] = ()
+
+    def note(self, method: str, applicable: Sequence[str]) -> dict[str, JsonValue]:
+        """The rules that apply to a method, for `chosen_by`.
+
+        Raises:
+            InputError: one is set that does not apply, or a value makes no sense.
+        """
+        named: dict[str, JsonValue] = (
+            {"protect_blocks": format_ranges(self.protect_blocks)} if self.protect_blocks else {}
+        )
+        if named and "protect_first" not in applicable:
+            raise InputError(f"The method {method!r} changes every block: it cannot leave single blocks as they are.")
+        for rule in fields(self):
+            if rule.name not in named and getattr(self, rule.name) != rule.default and rule.name not in applicable:
+                raise InputError(f"The option --{rule.name.replace('_', '-')} does not go with the method {method!r}.")
+        if self.sharpness != CFSP_SHARPNESS and self.allocation != "cfsp":
+            raise InputError("The option --sharpness is of the allocation cfsp: add --allocation cfsp.")
+        if self.same_width and self.allocation != "uniform":
+            raise InputError("The option --same-width is of the allocation uniform: leave one of the two out.")
+        if self.protect_first < 0 or self.protect_last < 0:
+            raise InputError("The number of protected blocks cannot be negative.")
+        if self.keep_candidates is not None and self.keep_candidates < 1:
+            raise InputError("At least one candidate must be kept in each step.")
+        if not 0 <= self.sharpness < 1000:
+            raise InputError("The sharpness must be between 0 and 1000.")
+        return {name: getattr(self, name) for name in applicable} | named
+
+    def protects(self, block: int, blocks: int) -> bool:
+        """Whether a block out of `blocks` is named or at a protected end."""
+        end = block < self.protect_first or block >= blocks - self.protect_last
+        return end or block in self.protect_blocks
+
+
+def parse_expansion_ratio(text: str) -> float:
+    """An expansion ratio as a number (2.0) or in percent ("200%").
+
+    Raises:
+        InputError: not a positive number.
+    """
+    stripped = text.strip()
+    try:
+        value = float(stripped.removesuffix("%")) / (100 if stripped.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"{text!r} is not an expansion ratio: write 2.0 or 200%.")
+    return value
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """Blocks as a compact range (3,5-7); empty for none.
+
+    Raises:
+        InputError: not such a range.
+    """
+    try:
+        return parse_ranges(text) if text.strip() else ()
+    except ValueError as error:
+        raise InputError(f"These are no blocks: {error}.") from None
+
+
+def parameter_target(text: str, parameters: int) -> int:
+    """Parameters that should stay: "-20%" (that share less), "80%" (that share), or a plain count.
+
+    Raises:
+        InputError: not one of these, or not between 0 and what the model has.
+    """
+    match = re.fullmatch(r"\s*(-?)(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if not match or (match[1] and not match[3]):
+        raise InputError(f"{text!r} is not a parameter budget: write -20%, 80% or a number of parameters.")
+    value = float(match[2])
+    target = int(parameters * (1 - value / 100 if match[1] else value / 100)) if match[3] else int(value)
+    if not 0 < target <= parameters:
+        raise InputError(f"A budget of {text} leaves {target:,} parameters, and the model has {parameters:,}.")
+    return target

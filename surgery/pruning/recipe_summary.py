@@ -1,0 +1,124 @@
+"""What a recipe leaves of a model, in words: for the page and for model cards. Nothing here is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgery.pruning import catalogue
+from surgery.recipe.edits import ArrangeBlocks, Compensate, Eora, MergeKvHeads, PruneHidden
+from surgery.recipe.healing import Heal
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
+from surgery.structure.choices import Choices
+from surgery.structure.structure import Structure
+
+HOW = {"least_squares": "Least squares", "linear_patch": "Linear patch", "bias": "Bias"}
+"""Names of the compensations."""
+MOST_RUNS = 12
+"""Runs of arranged blocks that are spelt out."""
+STORED = (Quantize, Eora)
+"""Edits that change how weights are stored, not which there are."""
+
+
+def recipe_words(recipe: Recipe, structure: Structure, dense: Structure) -> str:
+    """One sentence without its full stop: what stays, what goes and by which method, what makes up for it.
+
+    Args:
+        recipe: the edits.
+        structure: what they make of the model.
+        dense: the untouched model.
+    """
+    choices = Choices.of_edits(edit for edit in recipe.edits if not isinstance(edit, STORED))
+    words = [f"{len(structure.blocks)} blocks kept, {len(choices.blocks)} removed{_by(choices, 'remove_blocks')}"]
+    words += [
+        f"{_count(len(gone), one)} removed{_by(choices, op)}"
+        for gone, one, op in (
+            (choices.attention, "attention part", "remove_attention"),
+            (choices.mlp, "MLP", "remove_mlp"),
+        )
+        if gone
+    ]
+    words += _unseen(choices, dense)
+    origin = choices.origins.get("prune_neurons")
+    by = f", neurons chosen by {_method_title(origin.method)}" if origin else ""
+    words.append(f"expansion ratio {_ratios(structure)}{by}")
+    hows = [HOW[edit.how].lower() for edit in choices.others if isinstance(edit, Compensate)]
+    words += [f"compensated by {' and '.join(hows)}"] if hows else []
+    words += [_healed_words(edit) for edit in choices.others if isinstance(edit, Heal)]
+    words += [_stored_words(edit) for edit in recipe.edits if isinstance(edit, STORED)]
+    return "; ".join(words)
+
+
+def _healed_words(edit: Heal) -> str:
+    """How it was trained."""
+    what = {"lora": f"LoRA of rank {edit.rank}", "dora": f"DoRA of rank {edit.rank}", "weights": "trained weights"}
+    loss = "distillation from the dense model, " if edit.distillation is not None else ""
+    return (
+        f"healed by {loss}{what[edit.train]}, {_count(edit.steps, 'step')} of {edit.batch * edit.text.window:,} tokens"
+    )
+
+
+def _stored_words(edit: Quantize | Eora) -> str:
+    """How weights are stored."""
+    if isinstance(edit, Eora):
+        return f"repaired by EoRA of rank {edit.rank}"
+    words = f"quantised to {edit.type} ({edit.format})"
+    if edit.method == "gptq":
+        return f"{words} by GPTQ"
+    return f"{words} with an importance matrix" if edit.text is not None else words
+
+
+def _ratios(structure: Structure) -> str:
+    """The MLPs' expansion ratios."""
+    found = {f"{100 * ratio:.1f}%": ratio for ratio in structure.expansion_ratios if ratio}
+    if len(found) < 2:
+        return next(iter(found), "none")
+    return f"{min(found, key=found.__getitem__)} to {max(found, key=found.__getitem__)}, {len(found)} different ones"
+
+
+def _count(number: int, one: str) -> str:
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
+def _by(choices: Choices, op: str) -> str:
+    origin = choices.origins.get(op)
+    return f" (by {_method_title(origin.method)})" if origin else ""
+
+
+def _method_title(name: str) -> str:
+    return {item.name: item.title for item in catalogue.everything()}.get(name, name)
+
+
+def _unseen(choices: Choices, dense: Structure) -> list[str]:
+    """What the map cannot show: heads, merged heads, channels, arranged blocks."""
+    gone = choices.blocks | choices.attention
+    words = [
+        f"{_count(sum(len(units) for block, units in removed.items() if block not in gone), one)} removed"
+        f"{_by(choices, op)}"
+        for removed, one, op in (
+            (choices.kv_groups, "KV group", "prune_kv_groups"),
+            (choices.heads, "query head", "prune_heads"),
+        )
+        if removed.keys() - gone
+    ]
+    for edit in choices.others:
+        if isinstance(edit, MergeKvHeads) and set(edit.blocks) - gone:
+            blocks = _count(len(set(edit.blocks) - gone), "block")
+            words.append(f"KV heads merged to {edit.kv_heads} in {blocks} ({edit.how})")
+        elif isinstance(edit, PruneHidden):
+            words.append(f"{len(edit.removed):,} of {dense.architecture.hidden_size:,} channels removed")
+        elif isinstance(edit, ArrangeBlocks):
+            words.append(f"blocks arranged as {_runs([block for block in edit.order if block not in choices.blocks])}")
+    return words
+
+
+def _runs(order: Sequence[int]) -> str:
+    """An order of blocks, ascending runs shortened: 0-2, 2, 3-5."""
+    runs: list[list[int]] = []
+    for block in order:
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return ", ".join(words if len(words) <= MOST_RUNS else [*words[:MOST_RUNS], "…"])

@@ -1,0 +1,114 @@
+"""EoRA: low-rank matrices beside quantised linears that make up for the error on a text, without training.
+
+Source: EoRA (2410.21271), section 3.2. The published code weights calibration samples by a running decay; here every
+token counts alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from threading import Event
+
+import torch
+
+from analysis.model.modules import submodule, weight_of
+from analysis.model.runner import Runner
+from analysis.text import Windows
+from surgery.calibration.sweep import Report, Sweep, linear_paths
+from surgery.common.progress import silent
+from surgery.structure.structure import BlockSpec, LowRank, Structure
+
+
+def low_rank(missing: torch.Tensor, covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices of a rank whose product makes up best for a weight's error, measured on its inputs.
+
+    The paper takes, with C = Q diag(l) Q^T, the truncated SVD U_r S_r V_r^T of dW Q sqrt(l) and projects it back by
+    1 / sqrt(l) Q^T. As U_r U_r^T projects dW Q sqrt(l) onto it, that is U_r (U_r^T dW), with U_r the first eigenvectors
+    of dW C dW^T: the minimum over rank-r B A of tr((dW - B A) C (dW - B A)^T), without dividing by anything. Where no
+    input ever was, the paper's pseudo-inverse gives nothing, and this the same projection of dW.
+
+    Args:
+        missing: dW, the wanted weight minus the stored one, (outputs, inputs).
+        covariance: C, the sum or mean of x x^T over tokens, (inputs, inputs).
+        rank: at least 1; less comes back where the matrix has fewer rows or columns.
+
+    Returns:
+        up (outputs, rank), of orthonormal columns, and down (rank, inputs), float64.
+    """
+    basis, core = torch.linalg.qr(missing.double())  # the eigenvectors lie in the span of dW: no larger than it need be
+    _, vectors = torch.linalg.eigh(core @ covariance.double() @ core.T)
+    first = vectors[:, -rank:].flip(1)
+    return basis @ first, first.T @ core
+
+
+class Repairer:
+    """Computes the low-rank repair of one model's quantised structures.
+
+    Args:
+        runner: the model; never changed.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    @torch.no_grad()
+    def compute(
+        self, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
+    ) -> Structure:
+        """Compute the repair of a structure: blocks with codecs get `repair`, and `eora` is done with.
+
+        Each linear's covariance is over what it reads in the quantised block, behind blocks that are repaired already.
+
+        Args:
+            structure: with `eora`, and its compensations and quantisation computed.
+            windows: the calibration windows.
+            report: progress; may raise to stop.
+            stop: ends the work between two linears.
+
+        Raises:
+            Cancelled: `stop` was set.
+        """
+        edit = structure.eora
+        if edit is None:
+            return structure
+        if structure.compensations or structure.quantize:
+            raise ValueError("the structure's compensations or quantisation have not been computed")
+        sweep = Sweep(self.runner, structure, windows.ids, report, stop, "Repairing")
+        done = []
+        for spec in sweep:
+            new = replace(spec, repair=self._repair(sweep, spec, edit.rank)) if spec.codecs else spec
+            done.append(new)
+            sweep.advance(new)
+        report(1.0, "Repaired")
+        kept = iter(done)
+        blocks = tuple(spec if spec.empty else next(kept) for spec in structure.blocks)
+        return replace(structure, blocks=blocks, eora=None)
+
+    def _repair(self, sweep: Sweep, spec: BlockSpec, rank: int) -> LowRank:
+        """The repair of all quantised linears of a block."""
+        codecs = dict(spec.codecs)
+        stages = [[path for path in stage if path in codecs] for stage in linear_paths(sweep.block(spec), spec)]
+        stages = [stage for stage in stages if stage]
+        covariances = sweep.covariances(replace(spec, repair=None), [stage[0] for stage in stages])
+        floating = sweep.module(replace(spec, codecs=(), repair=None))
+        up: dict[str, torch.Tensor] = {}
+        down: dict[str, torch.Tensor] = {}
+        for stage in stages:
+            seen = covariances[stage[0]]
+            for path in stage:
+                sweep.check()
+                weight = weight_of(submodule(floating, path))
+                missing = (weight.double() - codecs[path].apply(weight).double()).cpu()
+                made = low_rank(missing, seen.total / max(seen.tokens, 1), rank)
+                up[path], down[path] = (part.float().contiguous() for part in made)
+        return LowRank(_key(up, down), down, up)
+
+
+def _key(up: dict[str, torch.Tensor], down: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(up):
+        digest.update(path.encode())
+        for part in (up[path], down[path]):
+            digest.update(part.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""Quantising a structure: which stored form each of its weights has. The weights are encoded when they are needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from surgery.calibration.moments import Moments
+from surgery.gguf.plan import GgufPlan
+from surgery.gguf.types import GgufCodec, Kind
+from surgery.structure.structure import Codec, Codecs, Structure
+
+
+def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Moments | None = None) -> Structure:
+    """The structure as a GGUF file stores it: the types are those that the file will have, tensor by tensor.
+
+    Args:
+        structure: nothing but the quantisation may be pending in it.
+        plan: of its checkpoint.
+        type_name: the file's type.
+        moments: for the importance matrix; None for none.
+    """
+    importance = None if moments is None else importance_of(structure, moments)
+    chosen = plan.kinds(type_name, importance is not None)
+    inside = f"{structure.architecture.block_list}."
+    blocks: dict[int, dict[str, Codec]] = {}
+    outer: dict[str, Codec] = {}
+    for tensor in plan.tensors:
+        kind = chosen[tensor.name]
+        if tensor.source is None or kind == Kind.F32:
+            continue
+        codec = GgufCodec(kind.name, (importance or {}).get(tensor.source))
+        path = tensor.source.removesuffix(".weight")
+        if path.startswith(inside):
+            position, _, inner = path.removeprefix(inside).partition(".")
+            blocks.setdefault(int(position), {})[inner] = codec
+        elif tensor.name == "output.weight":
+            outer[structure.architecture.head] = codec
+        else:
+            outer[path] = codec
+    return with_codecs(structure, blocks, outer)
+
+
+def with_codecs(structure: Structure, blocks: dict[int, dict[str, Codec]], outer: dict[str, Codec]) -> Structure:
+    """The structure with codecs by position of the kept block and path, and of what stands around the blocks."""
+    kept = [spec for spec in structure.blocks if not spec.empty]
+    specs = [replace(spec, codecs=_sorted(blocks.get(position, {}))) for position, spec in enumerate(kept)]
+    return replace(structure, blocks=tuple(specs), outer=_sorted(outer), quantize=None)
+
+
+def _sorted(codecs: dict[str, Codec]) -> Codecs:
+    return tuple(sorted(codecs.items()))
+
+
+def importance_of(structure: Structure, moments: Moments) -> dict[str, np.ndarray]:
+    """The importance matrix by names of the checkpoint's weights."""
+    inside = structure.architecture.block_list
+    return {
+        f"{inside}.{position}.{path}.weight": values.numpy()
+        for position, parts in enumerate(moments)
+        for path, values in parts.items()
+    }

@@ -1,0 +1,77 @@
+"""Weights as torchao stores them: int8 with a scale a row, int4 with a scale a group, both weight-only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgery.errors import InputError
+from surgery.recipe.storage import Quantize
+
+
+@dataclass(frozen=True)
+class TorchaoCodec:
+    """A `surgery.structure.structure.Codec` whose numbers are torchao's own: it quantises the weight and reads it back.
+
+    int4 is torchao's intx type, the only one with a path on the CPU; it keeps one code in each byte of the file.
+    """
+
+    type: str
+    group_size: int | None = None
+    """Neighbours of a row that share a scale (int4); None: the whole row."""
+    symmetric: bool = True
+
+    @classmethod
+    def of(cls, edit: Quantize) -> TorchaoCodec:
+        """The codec that an edit asks for.
+
+        Raises:
+            InputError: torchao has no such weights.
+        """
+        if edit.type == "int8" and (edit.group_size is not None or not edit.symmetric):
+            raise InputError("torchao's int8 is symmetric with one scale a row: leave the group size and symmetry out.")
+        return cls(edit.type, edit.group_size, edit.symmetric)
+
+    @property
+    def key(self) -> str:
+        """Identity of the stored form."""
+        return f"torchao {self.type} {self.group_size} {self.symmetric}"
+
+    def check(self, inputs: int, name: str) -> None:
+        """Refuse rows that groups do not divide.
+
+        Raises:
+            InputError: they do not.
+        """
+        if self.group_size is not None and inputs % self.group_size:
+            raise InputError(
+                f"{name} has rows of {inputs} weights, which groups of {self.group_size} do not divide: choose another "
+                "group size, or none for whole rows."
+            )
+
+    def config(self) -> Any:
+        """torchao's own description."""
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, MappingType
+        from torchao.quantization.granularity import PerAxis, PerGroup
+
+        if self.type == "int8":
+            return Int8WeightOnlyConfig()
+        granularity = PerAxis(0) if self.group_size is None else PerGroup(self.group_size)
+        mapping = MappingType.SYMMETRIC if self.symmetric else MappingType.ASYMMETRIC
+        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity, mapping_type=mapping)  # type: ignore[attr-defined]
+
+    def quantised(self, weight: torch.Tensor) -> Any:
+        """torchao's tensor of a weight (outputs, inputs)."""
+        from torchao.quantization import quantize_
+
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        quantize_(linear, self.config())
+        return linear.weight
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight (outputs, inputs) as it reads back, of the same shape, type and device."""
+        return self.quantised(weight).dequantize().to(weight.dtype)

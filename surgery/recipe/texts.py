@@ -1,0 +1,38 @@
+"""How recipes and results name a text: never by the folders of this computer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.text import Purpose, Windows
+from surgery.recipe.base import TextReference
+
+
+def shown_source(source: str) -> str:
+    """A text's name without the folders of this computer."""
+    return source if source.startswith("hub:") else Path(source).name
+
+
+def text_reference(windows: Windows) -> TextReference:
+    """How a recipe names token windows."""
+    return TextReference(
+        source=shown_source(windows.source),
+        fingerprint=windows.text_fingerprint,
+        window=windows.length,
+        windows=windows.count,
+        spread=windows.spread,
+    )
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """Which text is measured or analysed, and how it is cut. `content` holds a pasted text; with `spread` the windows
+    are evenly spaced over the text, else they are its first ones."""
+
+    source: str = "embedded"
+    window: int = 256
+    windows: int = 4
+    purpose: Purpose = "evaluation"
+    content: str | None = None
+    spread: bool = False

@@ -1,0 +1,260 @@
+"""Healing from a person's session: what a preset would do on this machine, and the training itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.model.modules import device_of
+from analysis.text import Text, make_windows
+from surgery.common.files import zip_folder
+from surgery.common.jobs import Context, Job
+from surgery.errors import Cancelled, InputError
+from surgery.recipe.healing import Heal
+from surgery.recipe.recipe import Edit, Recipe
+from surgery.recipe.texts import TextChoice
+from surgery.session.edit import EditingSession
+from surgery.shipping.download import Download, file_name
+from surgery.structure.choices import AFTER_CUTS, Choices
+from surgery.structure.structure import Healing, Structure
+from surgery.workbench.open_model import OpenModel
+from surgery.workbench.workbench import Workbench
+
+if TYPE_CHECKING:  # the healing package takes seconds to import
+    from surgery.healing.healer import Healer
+    from surgery.healing.presets import Forecast
+    from surgery.training.trainer import Outcome, Progress
+
+HEALING_WINDOW = 512
+"""Tokens in a window of the healing text."""
+MOST_WINDOWS = 4096
+HEAL_METHODS = ("lora", "distill")
+HEALING = "Healing"
+"""Title of the job."""
+NOTHING_CUT = "Nothing is cut, so there is nothing to heal: remove or narrow something first."
+
+
+@dataclass(frozen=True)
+class Forecasted:
+    """Result of a job that asked what a preset would do."""
+
+    cuts: tuple[Edit, ...]
+    forecast: Forecast
+
+
+@dataclass(frozen=True)
+class HealedCuts:
+    """Result of a healing. It does not hold the student: finished jobs are remembered for long."""
+
+    fingerprint: str
+    cuts: tuple[Edit, ...]
+    """That were healed."""
+    edit: Heal
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A healing's result as one file to take away."""
+
+    path: Path
+    """A zip file with what peft loads, the recipe and the report of the training."""
+    bytes: int
+    healing: Healing
+    """What made it, its result included."""
+    download: Download
+    """Holds the file's folder."""
+
+
+class HealingSession(EditingSession):
+    """See the module.
+
+    Args:
+        bench: what all sessions share.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self._forecasted: Forecasted | None = None
+        self._healed: HealedCuts | None = None
+        self._adapter: AdapterFile | None = None
+
+    def close(self, stop_job: bool = True) -> None:
+        """Stop what still runs, see `JobHolder.close`, and let go of the adapter's file."""
+        super().close(stop_job)
+        with self._lock:
+            self._adapter = None
+
+    def pack_adapter(self, base: Path | None = None) -> None:
+        """Put the result of the recipe's healing into one file to take away. A session keeps one.
+
+        Args:
+            base: the folder in which to make it; the system's place for temporary files when None.
+
+        Raises:
+            InputError: the recipe is not healed, its result is not on this machine, or the disk is full.
+        """
+        from surgery.training import results
+
+        model, healing = self._need_model(), self._need_editor().structure.healing
+        if healing is None:
+            raise InputError("The recipe is not healed, so there is no adapter: heal first.")
+        folder, _ = results.locate(healing)
+        download = Download(base)
+        path = download.folder / f"{file_name(model.loaded.id)}-{healing.key}-adapter.zip"
+        try:
+            zip_folder(folder, path)
+        except OSError as error:
+            raise InputError(f"The adapter cannot be written ({error.strerror}): free some disk space.") from None
+        with self._lock:
+            self._adapter = AdapterFile(path, path.stat().st_size, healing, download)
+            self._changed()
+
+    def forecast(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
+        """Say what a preset would do on this machine (as a job), from a short measurement.
+
+        Args:
+            preset_name: of `surgery.healing.presets.PRESETS`.
+            method: lora (cross-entropy of the text) or distill (the dense model's predictions).
+            text: to learn from; the embedded calibration text when None.
+
+        Raises:
+            InputError: nothing is cut, there is no such preset or method, or another job is under way.
+        """
+        model, recipe = self._to_heal(preset_name, method)
+
+        def work(job: Context) -> Forecasted:
+            self._prepared(job, model, recipe, preset_name, method, text)
+            assert self._forecasted is not None
+            return self._forecasted
+
+        return self._start("Asking what healing would do", work)
+
+    def heal(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
+        """Heal the current cuts (as a job), and put the result into the recipe as one step that can be undone.
+
+        Cancelled during the training, the best state so far is kept; before it, nothing changes. The arguments and
+        errors are those of `forecast`; a text that shares a document with the measured one fails the job.
+        """
+        model, recipe = self._to_heal(preset_name, method)
+
+        def work(job: Context) -> HealedCuts:
+            from surgery.training import results
+
+            healer = self._prepared(job, model, recipe, preset_name, method, text)
+
+            def publish(progress: Progress) -> None:
+                job.partial(progress)
+                with self._lock:
+                    self._changed()
+                job.report(progress.step / progress.steps, f"Step {progress.step} of {progress.steps}")
+
+            healed = healer.run(publish, job.stop)
+            if not healed.outcome.steps:
+                raise Cancelled("Cancelled.")
+            results.remember(healed.recipe, healed.adapter, healed.student, healed.report())
+            edit = next(edit for edit in healed.recipe.edits if isinstance(edit, Heal))
+            result = HealedCuts(model.loaded.fingerprint, cuts_of(recipe), edit, healed.outcome)
+            self._finish_healing(result)
+            return result
+
+        job = self._start(HEALING, work)
+        with self._lock:
+            self._healed = None
+        return job
+
+    def _to_heal(self, preset_name: str, method: str) -> tuple[OpenModel, Recipe]:
+        from surgery.healing.presets import PRESETS
+
+        model, recipe = self._need_model(), self._need_editor().history.current
+        if preset_name not in PRESETS:
+            raise InputError(f"There is no preset {preset_name!r}: use one of {', '.join(PRESETS)}.")
+        self.bench.limits.check_minutes(PRESETS[preset_name].minutes)
+        if method not in HEAL_METHODS:
+            raise InputError(f"There is no way of healing {method!r}: use one of {', '.join(HEAL_METHODS)}.")
+        if not cuts_of(recipe):
+            raise InputError(NOTHING_CUT)
+        return model, recipe.with_edits(*Choices.of_edits(cuts_of(recipe)).edits())
+
+    def _prepared(
+        self, job: Context, model: OpenModel, recipe: Recipe, preset_name: str, method: str, text: TextChoice | None
+    ) -> Healer:
+        """A healer with the steps that the preset's time allows here; the forecast is shown."""
+        from surgery.healing.healer import Healer, heal_of, measure_speed, with_heal
+        from surgery.healing.presets import PRESETS, forecast, timed
+        from surgery.recipe.texts import text_reference
+        from surgery.training.data import check_apart, largest_count, load_healing_text
+        from surgery.training.precision import best_precision
+
+        preset, chosen = PRESETS[preset_name], text or TextChoice()
+        job.report(0.0, "Reading the healing text")
+        tokenizer = model.loaded.tokenizer
+        if chosen.content is None:
+            count = largest_count(tokenizer, chosen.source, HEALING_WINDOW, MOST_WINDOWS)
+        else:
+            given_text = Text(chosen.source, chosen.content)
+            count = min(make_windows(tokenizer, given_text, HEALING_WINDOW).count, MOST_WINDOWS)
+        healing = load_healing_text(tokenizer, chosen.source, HEALING_WINDOW, count, content=chosen.content)
+        check_apart(healing.documents, model.text(self.text).content)
+        precision = best_precision(device_of(model.loaded.model))
+        settings = {"steps": 1, "evaluate_every": 1, "precision": precision, **preset.settings}
+        if method == "distill":
+            settings["distillation"] = {}
+        reference = text_reference(healing.windows).model_dump()
+        given = {"op": "heal", "method": method, "text": reference, **settings}
+        edit = heal_of(recipe.with_edits(*recipe.edits, given))
+        texts = list(self._texts.values())
+
+        def healer_for(edit: Heal) -> Healer:
+            return Healer(model, with_heal(recipe, edit), healing, texts, report=job.report, stop=job.stop)
+
+        job.report(0.0, "Measuring the speed of a step")
+        first = healer_for(edit)
+        found = forecast(first, measure_speed(first), preset.minutes)
+        with self._lock:
+            self._forecasted = Forecasted(cuts_of(recipe), found)
+            self._changed()
+        job.report(0.0, found.words)
+        return healer_for(timed(edit, found))
+
+    def _shown_progress(self) -> Progress | None:
+        """Of the training that runs, also of one that was started before a reload."""
+        job = self._job
+        return job.partial if job is not None and job.title == HEALING and not job.over else None
+
+    def _shown_outcome(self) -> Outcome | None:
+        """Of the last training, while its result is in the recipe."""
+        if self._healed is None or self._editor is None:
+            return None
+        there = self._healed.edit in self._editor.history.current.edits
+        return self._healed.outcome if there else None
+
+    def _shown_adapter(self, structure: Structure | None) -> AdapterFile | None:
+        """The file of the healing in force."""
+        known = self._adapter
+        return known if known is not None and structure is not None and known.healing == structure.healing else None
+
+    def _finish_healing(self, result: HealedCuts) -> None:
+        """Put a healing into the recipe if its cuts are still those that were healed."""
+        with self._lock:
+            model, editor = self._need_model(), self._need_editor()
+            self._healed = result
+            current = Choices.of_edits(cuts_of(editor.history.current)).edits()
+            if model.loaded.fingerprint != result.fingerprint or current != result.cuts:
+                self.error = "The cuts changed during the healing, so it was left out of the recipe: heal again."
+                self._changed()
+                return
+            self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("heal",), (result.edit,))))
+
+    def _shown_forecast(self) -> Forecast | None:
+        """The last forecast, if it is of the cuts in force."""
+        if self._forecasted is None or self._editor is None:
+            return None
+        current = Choices.of_edits(cuts_of(self._editor.history.current)).edits()
+        return self._forecasted.forecast if current == self._forecasted.cuts else None
+
+
+def cuts_of(recipe: Recipe) -> tuple[Edit, ...]:
+    """A recipe's edits that a healing repairs: all but healings and what stores the weights."""
+    return tuple(edit for edit in recipe.edits if edit.op not in AFTER_CUTS)

@@ -1,0 +1,124 @@
+"""A built checkpoint as one file to take away, in a temporary folder that goes when nobody holds it any more."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from surgery.checkpoints.build import build_model
+from surgery.checkpoints.save import save_checkpoint
+from surgery.common.files import refuse_without_room, zip_folder
+from surgery.errors import InputError
+from surgery.recipe.recipe import Recipe
+from surgery.structure.structure import Structure
+from surgery.workbench.open_model import OpenModel
+
+PREFIX = "model-surgery-build-"
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a finished download holds."""
+
+    path: Path
+    """A zip file (stored, not compressed) with one folder in it."""
+    folder: str
+    """That folder's name."""
+    recipe: str
+    """Key of the recipe that was built."""
+    parameters: int
+    bytes: int
+    """Of the zip file."""
+    plain: bool
+    """Whether transformers loads the checkpoint without `trust_remote_code`."""
+
+
+class Download:
+    """A folder of its own for one build. It is deleted with the last reference to this object, or with the process.
+
+    What a process that was killed has left is deleted when the next one makes such a folder in the same place.
+
+    Args:
+        base: where to make the folder; the system's place for temporary files when None.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(self, base: Path | None = None) -> None:
+        try:
+            if base is not None:
+                base.mkdir(parents=True, exist_ok=True)
+            _sweep(base or Path(tempfile.gettempdir()))
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
+        except OSError as error:
+            raise InputError(f"No folder can be made for the build ({error.strerror}): free some disk space.") from None
+        self.packed: Packed | None = None
+        """Set when the file is complete."""
+        weakref.finalize(self, shutil.rmtree, self.folder, True)
+
+
+def _sweep(base: Path) -> None:
+    """Delete the folders of processes that are gone."""
+    for folder in base.glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isascii() and owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def checkpoint_bytes(model: OpenModel, structure: Structure) -> int:
+    """Bytes of the weights that a build would write, in the type the model is loaded in."""
+    source = model.architecture
+    return round(structure.parameters * sum(source.bytes_by_dtype.values()) / source.parameters)
+
+
+def pack(
+    model: OpenModel,
+    structure: Structure,
+    recipe: Recipe,
+    download: Download,
+    report: Report = lambda share, words: None,
+) -> Packed:
+    """Build the model, save it as a checkpoint and put that into one zip file.
+
+    Args:
+        model: the source.
+        structure: what to build; its compensations must have been computed.
+        recipe: travels along.
+        download: where the file goes.
+        report: progress; may raise to stop, which leaves nothing behind.
+
+    Raises:
+        InputError: the recipe cannot be built, or the disk is full.
+    """
+    refuse_without_room(download.folder, 2 * checkpoint_bytes(model, structure))
+    report(0.0, "Building the model")
+    built = build_model(model.loaded.model, model.architecture, structure)
+    name = f"{file_name(model.loaded.id)}-{recipe.key}"
+    try:
+        with tempfile.TemporaryDirectory(dir=download.folder) as scratch:
+            out = Path(scratch) / name
+            saved = save_checkpoint(
+                built, model.loaded.tokenizer, recipe, out, lambda share, words: report(0.2 + 0.5 * share, words)
+            )
+            path = download.folder / f"{name}.zip"
+            zip_folder(out, path, lambda share: report(0.7 + 0.3 * share, "Packing the files"))
+    except OSError as error:
+        raise InputError(f"The download cannot be written ({error.strerror or error}): free some disk space.") from None
+    download.packed = Packed(path, name, recipe.key, saved.parameters, path.stat().st_size, saved.plain)
+    return download.packed
+
+
+def file_name(identity: str) -> str:
+    """The last part of a model's name, as a file may be called everywhere."""
+    last = re.split(r"[/\\]", identity.rstrip("/\\"))[-1].removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip(".-") or "model"

@@ -1,0 +1,124 @@
+"""The files of a shipped folder: weights, recipe, card, record, sample, sums."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from surgery.checkpoints.save import RECIPE_FILE
+from surgery.pruning.recipe_summary import recipe_words
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import shown_source
+from surgery.shipping.checksums import write_sums
+from surgery.shipping.model_card import MODELFILE, model_card
+from surgery.shipping.modelfile import modelfile
+from surgery.shipping.origin import CARD, origin_of
+from surgery.shipping.record import RECORD, Origin, Part, Protocol, Sample, ShipRecord
+from surgery.shipping.weights import Shipping, plain, write_weights
+from surgery.structure.structure import Structure, dense
+from surgery.workbench.open_model import OpenModel
+
+NO_TEMPLATE = "The Modelfile has no TEMPLATE: the chat template is not ChatML, so Ollama completes plain text."
+Report = Callable[[float, str], None]
+
+
+def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) -> tuple[ShipRecord, tuple[str, ...]]:
+    """Every file of the folder, the sums last."""
+    documented = job.recipe.model_copy(update={"results": _results(job)})
+    parts = write_weights(job, documented, made, report, stop)
+    record = _record(job, parts)
+    notes = tuple(note for part in parts for note in part.notes)
+    Sample(
+        ids=job.sample.ids,
+        positions=job.positions,
+        logits={form.kind: form.logits for form in job.forms},
+        windows=job.windows.ids.to(torch.int32) if job.options.keep_windows else None,
+    ).save(made)
+    (made / RECIPE_FILE).write_text(documented.to_json(), "utf-8")
+    (made / RECORD).write_text(record.to_json(), "utf-8")
+    gguf = record.part("gguf")
+    if gguf is not None:
+        loaded: Any = job.model.loaded
+        generation, context = loaded.model.generation_config, job.model.architecture.context_length
+        text = modelfile(gguf.files[0], loaded.tokenizer, generation, context, gguf.adapter)
+        (made / MODELFILE).write_text(text.text, "utf-8")
+        notes += () if text.chat else (NO_TEMPLATE,)
+    (made / CARD).write_text(model_card(record, documented, gguf is not None), "utf-8")
+    for path in made.rglob("*.safetensors"):  # safetensors lets nobody but the owner read them
+        shutil.copymode(made / CARD, path)
+    report(0.95, "Writing the sums")
+    write_sums(made, stop)
+    return record, notes
+
+
+def _results(job: Shipping) -> dict[str, Any]:
+    """What the recipe says of itself from now on: of its last form, as a page shows it."""
+    windows = job.windows
+    return job.forms[-1].estimate.document() | {
+        "text": shown_source(windows.source),
+        "window": windows.length,
+        "bos": "every window" if windows.bos else "none",
+        "dtype": job.dtype,
+    }
+
+
+def _record(job: Shipping, parts: list[Part]) -> ShipRecord:
+    windows, estimate = job.windows, job.forms[0].estimate
+    protocol = Protocol(
+        text=shown_source(windows.source),
+        text_fingerprint=windows.text_fingerprint,
+        windows_fingerprint=windows.fingerprint,
+        window=windows.length,
+        windows=windows.count,
+        spread=windows.spread,
+        bos=windows.bos,
+        tokens=estimate.tokens,
+        dtype=job.dtype,
+        dense_nll=estimate.nll - estimate.difference,
+        dense_perplexity=plain(estimate.dense_perplexity),
+        kept=job.options.keep_windows,
+    )
+    return record_of(
+        job.model, job.recipe, job.forms[0].structure, parts, protocol, job.sample.text_fingerprint, job.origin
+    )
+
+
+def record_of(
+    model: OpenModel,
+    recipe: Recipe,
+    structure: Structure,
+    parts: Sequence[Part],
+    protocol: Protocol | None = None,
+    sample_text: str = "",
+    origin: Origin | None = None,
+) -> ShipRecord:
+    """What is known of some forms of a model.
+
+    Args:
+        model: the source.
+        recipe: what made them.
+        structure: what the recipe makes of the model.
+        parts: the forms.
+        protocol: how they were measured, if they were.
+        sample_text: see `ShipRecord`.
+        origin: of the source, if it is known already.
+    """
+    source = model.architecture
+    return ShipRecord(
+        recipe=recipe.key,
+        words=recipe_words(recipe, structure, dense(source)),
+        origin=origin or origin_of(model.loaded),
+        parameters=structure.parameters,
+        dense_parameters=source.parameters,
+        blocks=sum(not spec.empty for spec in structure.blocks),
+        dense_blocks=len(source.blocks),
+        dense_bytes=sum(source.bytes_by_dtype.values()),
+        protocol=protocol,
+        sample_text=sample_text,
+        parts=tuple(parts),
+    )

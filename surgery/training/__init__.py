@@ -1,0 +1,1 @@
+"""The training machine that healing uses."""

@@ -1,0 +1,65 @@
+"""Which figure a chart shows, from a session's view. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.figures import analysis as figures
+from analysis.importance import registry, similarity
+from surgery.session.view import View
+from ui.presenters import status as presenters
+from ui.presenters import suggest as tool_words
+
+NAMES = {
+    "blocks": "Block influence",
+    "sublayers": "Attention and MLP",
+    "runs": "Runs of blocks",
+    "neurons": "Neurons",
+    "heads": "Heads",
+    "predicted": "Predicted and measured",
+}
+
+
+def needs_analysis(name: str, neuron_method: str) -> bool:
+    """Whether a chart can only be drawn from an analysis: a scan, or neuron scores of the weights alone, need none."""
+    return name != "predicted" and (name != "neurons" or registry.method(neuron_method, "neurons").needs_text)
+
+
+def key(name: str, view: View, neuron_method: str, head_statistic: str) -> tuple[object, ...]:
+    """What a drawn chart depends on; the first entry is its name."""
+    if name == "predicted":
+        return name, view.scanned
+    choice = {"neurons": neuron_method, "heads": head_statistic}.get(name)
+    removed = tuple(presenters.decisions(view)["blocks"]) if name == "blocks" else ()
+    analysed = view.analysed.fingerprint if view.analysed is not None and view.statistics is not None else None
+    return name, view.model.loaded.fingerprint if view.model else None, analysed, choice, removed
+
+
+def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> Any:
+    """The figure of a chart; None before the analysis that it needs."""
+    statistics, model = view.statistics, view.model
+    if model is None or (statistics is None and needs_analysis(name, neuron_method)):
+        return None
+    if name == "predicted":
+        return None if view.scanned is None else figures.predicted_and_measured(tool_words.series(view.scanned))
+    if name == "neurons":
+        method = registry.method(neuron_method, "neurons")
+        if not model.knows(method, view.analysed):
+            return None
+        scores = model.neuron_scores(method, view.analysed)
+        return figures.neuron_importance(scores, method.title) if scores else None
+    assert statistics is not None  # checked above
+    similarities = statistics.similarities
+    if name == "blocks":
+        return figures.block_influence(similarity.block_influence(similarities), presenters.decisions(view)["blocks"])
+    if name == "sublayers":
+        return figures.sublayer_influence(
+            similarity.attention_influence(similarities), similarity.mlp_influence(similarities)
+        )
+    if name == "runs":
+        return figures.angular_triangle(similarity.angular_triangle(similarities))
+    rows = [
+        block.heads.means()[head_statistic] if block.heads else similarities.tokens[None][:0]
+        for block in statistics.blocks
+    ]
+    return figures.head_statistic(rows, head_statistic)

@@ -1,0 +1,164 @@
+"""What Compare shows: the steps, everything tried as a drawing, and two recipes beside each other. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from surgery.session.view import Attempt, Tried, View
+from ui.presenters.status import bytes_text, count_text, escape, loss_text, number_text
+from ui.presenters.suggest import note
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
+"""Of the drawing, and of its margins, in its own units."""
+SPREAD = 3.0
+"""Ratio of perplexities above which their axis is logarithmic."""
+COUNTS: dict[str, Callable[[Attempt], int]] = {
+    "Blocks": lambda one: len(one.structure.blocks),
+    "Query heads": lambda one: sum(len(spec.query_heads) for spec in one.structure.blocks),
+    "KV heads": lambda one: sum(one.structure.kv_heads),
+    "MLP neurons": lambda one: sum(len(spec.neurons) for spec in one.structure.blocks),
+}
+"""Parts that stay, by their names."""
+
+
+def steps(view: View) -> str:
+    """The history as a list of buttons, with perplexity and file size where they are known."""
+    if view.history is None:
+        return ""
+    rows = []
+    for place, recipe in enumerate(view.history.recipes):
+        attempt = view.compared.of(recipe.key)
+        current = place == view.history.position
+        words = "Dense model" if not recipe.edits else attempt.words if attempt else "not measured on this text"
+        numbers = f"{_perplexity(attempt)}, {bytes_text(attempt.fit.weights_bytes)}" if attempt else ""
+        mark = ' aria-current="step"' if current else ""
+        rows.append(
+            f'<li><button type="button" data-key="{escape(recipe.key)}"{mark}><span>{place}. {escape(words)}</span>'
+            f"<b>{escape(numbers)}</b></button></li>"
+        )
+    return f'<ol class="ms-steps" aria-label="Steps of this session">{"".join(rows)}</ol>'
+
+
+def _perplexity(attempt: Attempt) -> str:
+    return f"perplexity {number_text(attempt.estimate.perplexity)}"
+
+
+def drawing(view: View) -> str:
+    """Size against perplexity of everything tried; points are chosen like buttons."""
+    tried = view.compared
+    shown = [one for one in tried.attempts if math.isfinite(one.estimate.perplexity)]
+    if len(shown) < 2:
+        return note("Everything that is measured appears here, size against perplexity: change something.")
+    current = view.history.current.key if view.history is not None else ""
+    across = _axis([one.fit.weights_bytes for one in shown], LEFT, WIDTH - RIGHT)
+    values = [one.estimate.perplexity for one in shown]
+    logarithmic = max(values) > SPREAD * min(values)
+    bend: Callable[[float], float] = math.log if logarithmic else float
+    up = _axis([bend(value) for value in values], HEIGHT - BOTTOM, TOP)
+
+    def place(one: Attempt) -> tuple[float, float]:
+        return across(one.fit.weights_bytes), up(bend(one.estimate.perplexity))
+
+    front = {one.key for one in tried.front}
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, (one for one in tried.front if one in shown)))
+    points = "".join(_point(one, *place(one), one.key in front, one.key == current, tried) for one in shown)
+    ticks = _ticks(shown, across, up, bend)
+    scale = " (logarithmic)" if logarithmic else ""
+    return (
+        f'<svg class="ms-tried" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" '
+        f'aria-label="Everything tried: file size against perplexity">{ticks}'
+        f'<polyline points="{line}" />{points}'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">Weights, arithmetic</text>'
+        f'<text transform="translate(10 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">'
+        f"Perplexity, measured{scale}</text></svg>"
+        + note(
+            "Everything measured on the text in force. Filled points on the line: no smaller file has a lower "
+            "perplexity. A point leads back to its recipe."
+        )
+    )
+
+
+def _axis(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    """From values to places, with some room at both ends."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    low, high = low - room, high + room
+    return lambda value: start + (end - start) * (value - low) / (high - low)
+
+
+def _ticks(
+    shown: Sequence[Attempt], across: Callable[[float], float], up: Callable[[float], float],
+    bend: Callable[[float], float],
+) -> str:  # fmt: skip
+    """The smallest, the middle and the largest value of both axes."""
+    sizes = [one.fit.weights_bytes for one in shown]
+    values = [one.estimate.perplexity for one in shown]
+    marks = []
+    for size in dict.fromkeys((min(sizes), max(sizes))):
+        marks.append(f'<text x="{across(size):.1f}" y="{HEIGHT - 20}" text-anchor="middle">{bytes_text(size)}</text>')
+    middle = math.exp((math.log(min(values)) + math.log(max(values))) / 2)
+    for value in dict.fromkeys((min(values), middle, max(values))):
+        y = up(bend(value))
+        marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" />')
+        marks.append(f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{value:,.1f}</text>')
+    return "".join(marks)
+
+
+def _point(one: Attempt, x: float, y: float, front: bool, current: bool, tried: Tried) -> str:
+    pinned = "".join(pin.upper() for pin, key in tried.pins.items() if key == one.key)
+    words = f"{one.words}: {bytes_text(one.fit.weights_bytes)}, {_perplexity(one)}"
+    if current:
+        words += ", in force"
+    ring = f'<circle class="ms-now" cx="{x:.1f}" cy="{y:.1f}" r="9" />' if current else ""
+    letter = f'<text x="{x + 8:.1f}" y="{y - 7:.1f}">{pinned}</text>' if pinned else ""
+    return (
+        f'<g role="button" tabindex="0" data-key="{escape(one.key)}" aria-label="{escape(words)}">'
+        f"<title>{escape(words)}</title>{ring}"
+        f'<circle class="{"ms-front" if front else "ms-behind"}" cx="{x:.1f}" cy="{y:.1f}" r="5" />'
+        f"{letter}</g>"
+    )
+
+
+def pinned_text(view: View) -> str:
+    """A and B, or one of them and the recipe in force, with their difference."""
+    tried, history = view.compared, view.history
+    if history is None or not tried.pins:
+        return note("Pin a recipe as A and another one as B to see their differences.")
+    now = history.current.key
+    names = {place: "" if place in tried.pins else " (in force)" for place in ("a", "b")}
+    first, second = (tried.of(tried.pins.get(place, now)) for place in ("a", "b"))
+    if first is None or second is None:
+        return note("What is pinned was not measured on this text: go to it, and it is measured.")
+    rows = "".join(
+        f"<tr><td>{title}</td><td>{escape(a)}</td><td>{escape(b)}</td><td>{escape(change)}</td>"
+        f'<td class="ms-kind">{kind}</td></tr>'
+        for title, a, b, change, kind in _rows(first, second)
+    )
+    head = "".join(f"<th>{words}</th>" for words in ("", f"A{names['a']}", f"B{names['b']}", "B against A", ""))
+    words = "".join(note(f"{letter}: {one.words}.") for letter, one in (("A", first), ("B", second)))
+    table = f'<table class="ms-types"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'{words}<div class="ms-scroll ms-wide">{table}</div>'
+
+
+def _rows(first: Attempt, second: Attempt) -> list[tuple[str, str, str, str, str]]:
+    def row(title: str, read: Callable[[Attempt], float], text: Callable[[float], str], kind: str) -> tuple[str, ...]:
+        a, b = read(first), read(second)
+        return title, text(a), text(b), _share(a, b), kind
+
+    a, b = first.estimate, second.estimate
+    rows = [
+        *(row(title, count, lambda n: f"{n:,}", "arithmetic") for title, count in COUNTS.items()),
+        row("Parameters", lambda one: one.structure.parameters, lambda n: count_text(int(n)), "arithmetic"),
+        row("Weights", lambda one: one.fit.weights_bytes, bytes_text, "arithmetic"),
+        row("Memory", lambda one: one.fit.needed_bytes, bytes_text, "estimated"),
+        row("Decode, tokens/s", lambda one: one.fit.speed.decode, lambda n: f"{n:,.1f}", "estimated"),
+        ("Perplexity", number_text(a.perplexity), number_text(b.perplexity), loss_text(*b.against(a)), "measured"),
+        ("Loss against dense", *(loss_text(one.difference, one.difference_standard_error) for one in (a, b)), "",
+         "measured"),
+    ]  # fmt: skip
+    return [(str(t), str(x), str(y), str(z), str(k)) for t, x, y, z, k in rows]
+
+
+def _share(a: float, b: float) -> str:
+    return "the same" if a == b else f"{100 * (b - a) / a:+.1f}%" if a else ""

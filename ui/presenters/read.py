@@ -1,0 +1,62 @@
+"""What the Read panel says: two answers beside each other, and where they part. Pure, like `presenters`."""
+
+from __future__ import annotations
+
+from surgery.evaluation.generation import Answer
+from surgery.session.read import READING
+from surgery.session.view import View
+from ui.presenters.status import escape
+from ui.presenters.suggest import note
+
+MOST_SHOWN = 120
+"""Characters of the prompt that are repeated above the answers."""
+EXAMPLE = "The capital of France is"
+
+
+def answers_text(view: View) -> str:
+    """The answers, the words from the first difference on marked."""
+    reading = view.reading
+    if reading is None:
+        return note("The same prompt, answered by the dense and by the cut model, with the same draws.")
+    dense, cut = reading.dense, reading.cut
+    current = view.history is not None and view.history.current.key == reading.recipe
+    old = "" if current else note("The recipe has changed since: read again for the answer of the model in force.")
+    columns = _column("Dense", dense, len(dense.text))
+    if cut is None:
+        words = "Nothing is cut, so there is one answer only."
+    else:
+        same = common(dense.text, cut.text)
+        columns += _column("Cut", cut, same, current)
+        words = "Underlined: from where the cut model says something else." if same < len(cut.text) else ""
+    drawn = "the likeliest token each time" if reading.sampling.temperature == 0 else f"seed {reading.sampling.seed}"
+    writing = "true" if view.working and view.job is not None and view.job.title == READING else "false"
+    asked = f"Asked: “{_shortened(reading.prompt)}”." + (f" Cut: {reading.words}." if cut is not None else "")
+    return f'{old}{note(asked)}<div class="ms-answers" aria-live="polite" aria-busy="{writing}">{columns}</div>' + note(
+        f"{words} Drawn: {drawn}.".strip()
+    )
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= MOST_SHOWN else prompt[: MOST_SHOWN - 1] + "…"
+
+
+def common(first: str, second: str) -> int:
+    """Characters at the start of the second text that the first one has too, whole words only."""
+    same = 0
+    while same < min(len(first), len(second)) and first[same] == second[same]:
+        same += 1
+    if same == len(second):
+        return same
+    return second.rfind(" ", 0, same + 1) + 1
+
+
+def _column(title: str, answer: Answer, same: int, current: bool = True) -> str:
+    kept, other = escape(answer.text[:same]), escape(answer.text[same:])
+    marked = f"<ins>{other}</ins>" if other else ""
+    state = "ended by itself" if answer.ended else f"{answer.tokens} tokens"
+    measured = f"{state}, {answer.speed:.1f} tokens/s, measured" if answer.seconds else "nothing written yet"
+    return (
+        f'<section class="ms-answer" data-answer="{title.lower()}" data-state="{"current" if current else "stale"}">'
+        f"<h4>{title}</h4><p>{kept}{marked}</p>"
+        f'<p class="ms-tile-kind">{measured}</p></section>'
+    )

@@ -1,0 +1,14 @@
+"""The line under the map: what a recipe leaves of the model, in words. Pure, like `presenters`."""
+
+from __future__ import annotations
+
+from surgery.pruning.recipe_summary import recipe_words
+from surgery.session.view import View
+from ui.presenters.status import escape
+
+
+def removed_text(view: View) -> str:
+    """What the recipe leaves, in words."""
+    if view.structure is None or view.dense is None or view.history is None:
+        return ""
+    return f'<p class="ms-removed">{escape(recipe_words(view.history.current, view.structure, view.dense))}.</p>'

@@ -1,0 +1,70 @@
+"""From a session's view to the words about what was shipped. Pure, like `presenters`."""
+
+from __future__ import annotations
+
+from surgery.evaluation.estimate import perplexity_of
+from surgery.session.view import View
+from surgery.shipping.record import Part
+from surgery.shipping.shipment import Shipment
+from surgery.shipping.verify import Difference
+from ui.presenters.status import bytes_text, count_text, download_text, escape, number_text
+from ui.presenters.suggest import note
+
+WHAT = (
+    "Makes a folder with the model, its recipe, a model card with these numbers, checksums and a Modelfile for Ollama; "
+    "reads every file back, and compares logits and perplexity with what was measured here."
+)
+
+
+def ship_text(view: View) -> str:
+    """What shipping does, or what the last shipment holds and how it was verified."""
+    if view.model is None or view.history is None:
+        return ""
+    shipment = view.shipment
+    if shipment is None:
+        return note(WHAT)
+    record = shipment.shipped.record
+    old = "" if shipment.recipe == view.history.current.key else " It was made from an earlier recipe."
+    lines = [f"Shipped and verified: {count_text(record.parameters)} parameters.{old}"]
+    lines += list(shipment.shipped.notes)
+    if shipment.repository:
+        lines.append(f"Uploaded to {shipment.repository}.")
+    return "".join(note(line) for line in lines) + _table(shipment) + _sums(shipment)
+
+
+def _table(shipment: Shipment) -> str:
+    """A row for each form: its size, and what it gives when it is read back."""
+    shipped = shipment.shipped
+    pairs = zip(shipped.record.parts, shipped.verification.differences, strict=True)
+    rows = "".join(_row(part, difference) for part, difference in pairs)
+    head = "".join(f"<th>{words}</th>" for words in ("form", "size", "perplexity", "read back", "logits differ by"))
+    return f'<table class="ms-refits ms-shipped"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _row(part: Part, difference: Difference) -> str:
+    form = f"{'Checkpoint' if part.kind == 'checkpoint' else 'GGUF'}, {part.type}"
+    cells = (
+        form,
+        bytes_text(part.bytes),
+        number_text(perplexity_of(difference.recorded_nll)),
+        number_text(perplexity_of(difference.nll)),
+        f"{100 * difference.logits_max_relative:.2g}%",
+    )
+    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _sums(shipment: Shipment) -> str:
+    """SHA-256 of every file, folded away."""
+    sums = shipment.shipped.verification.sums.sha256
+    lines = "".join(f"{escape(digest)}  {escape(name)}\n" for name, digest in sums.items())
+    return (
+        '<details class="ms-details"><summary>Checksums (SHA-256)</summary>'
+        f'<div class="ms-sums" tabindex="0"><pre>{lines}</pre></div></details>'
+    )
+
+
+def download(shipment: Shipment | None) -> tuple[str | None, str]:
+    """The zip file and what its button says."""
+    if shipment is None:
+        return None, ""
+    return str(shipment.zip), download_text(shipment.zip, shipment.bytes)

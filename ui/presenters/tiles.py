@@ -1,0 +1,163 @@
+"""The row of numbers and the bar of the device's memory. Pure: from a view to HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from surgery.evaluation.estimate import Estimate
+from surgery.fit.fit import Fit
+from surgery.session.view import Attempt, View
+from ui.presenters.status import bytes_text, count_text, escape, loss_text, number_text
+
+DAMAGE = (
+    (0.02, "no difference that one reads"),
+    (0.1, "hardly noticeable"),
+    (0.3, "noticeable"),
+    (0.7, "text suffers"),
+    (math.inf, "text usually breaks"),
+)
+"""Largest loss in nats a token, against the dense model, and what that usually means: rules of thumb."""
+SMALLEST_SEGMENT = 0.4
+"""Percent of the bar below which a part could not be seen."""
+
+
+def tiles(view: View) -> str:
+    """Parameters, file, memory, decode speed and perplexity; below them the bar of the device."""
+    fit, dense = view.fit, view.dense_fit
+    if view.structure is None or view.dense is None or fit is None or dense is None:
+        return _empty(view)
+    parameters, whole = view.structure.parameters, view.dense.parameters
+    speed = fit.speed
+    row = (
+        _tile("parameters", "Parameters", count_text(parameters),
+              f"{_change(parameters, whole)} of {count_text(whole)}" + _parameters_since(view, parameters),
+              "arithmetic"),
+        _tile("file", f"Weights in {fit.type}", bytes_text(fit.weights_bytes),
+              f"{_change(fit.weights_bytes, dense.weights_bytes)} of {bytes_text(dense.weights_bytes)}", "arithmetic"),
+        _tile("memory", f"Memory, {fit.context:,} tokens", bytes_text(fit.needed_bytes),
+              f"{_change(fit.needed_bytes, dense.needed_bytes)} of {bytes_text(dense.needed_bytes)}", "estimated"),
+        _tile("speed", "Decode speed", f"{_speed_word(fit)} {speed.decode:,.1f} tokens/s",
+              f"dense {dense.speed.decode:,.1f}; at most {speed.decode_bound:,.1f}", "estimated"),
+        _perplexity_tile(view),
+    )  # fmt: skip
+    return _row(row) + fit_bar(fit, view.device.name)
+
+
+def _empty(view: View) -> str:
+    names = (("parameters", "Parameters"), ("file", f"Weights in {view.target.type}"),
+             ("memory", f"Memory, {view.target.context:,} tokens"), ("speed", "Decode speed"),
+             ("perplexity", "Perplexity"))  # fmt: skip
+    return _row(_tile(name, title, "–", "no model is open yet", "", "stale") for name, title in names)
+
+
+def _row(items: Iterable[str]) -> str:
+    return f'<div class="ms-tiles">{"".join(items)}</div>'
+
+
+def _tile(name: str, title: str, value: str, detail: str, kind: str, state: str = "") -> str:
+    return (
+        f'<div class="ms-tile {state}" data-tile="{name}" data-state="{state or "current"}">'
+        f'<div class="ms-tile-title">{escape(title)}</div><div class="ms-tile-value">{escape(value)}</div>'
+        f'<div class="ms-tile-detail">{escape(detail)}</div><div class="ms-tile-kind">{escape(kind)}</div></div>'
+    )
+
+
+def _change(now: float, before: float) -> str:
+    return "all" if now == before else f"{100 * now / before:.1f}%"
+
+
+def _last_step(view: View) -> Attempt | None:
+    """What the step before the one in force gave, if it was measured on this text."""
+    history = view.history
+    return view.compared.of(history.recipes[history.position - 1].key) if history and history.can_undo else None
+
+
+def _parameters_since(view: View, now: int) -> str:
+    before = _last_step(view)
+    change = now - before.structure.parameters if before else 0
+    return f"; last step {'+' if change > 0 else '-'}{count_text(abs(change))}" if change else ""
+
+
+def _loss_since(view: View, estimate: Estimate) -> str:
+    before = _last_step(view)
+    if before is None or not estimate.complete or not view.measured:
+        return ""
+    return f"; last step {estimate.nll - before.estimate.nll:+.3f}"
+
+
+def damage(difference: float) -> str:
+    """What a loss in nats a token against the dense model usually means, in plain words."""
+    return next(words for most, words in DAMAGE if difference <= most)
+
+
+def _perplexity_tile(view: View) -> str:
+    estimate = view.estimate
+    if view.measure_error:
+        return _tile("perplexity", "Perplexity", "–", view.measure_error, "not measured", "failed")
+    if estimate is None:
+        first = (
+            f"what its {view.unfinished} makes of it"
+            if view.compensating or view.uncompensated
+            else "the dense model first"
+        )
+        return _tile("perplexity", "Perplexity", "…", first, _state_of_measuring(view) or "measuring", "stale")
+    value = number_text(estimate.perplexity)
+    if estimate.standard_error is not None and math.isfinite(estimate.standard_error):
+        value += f" ± {estimate.standard_error:,.2f}"
+    against = "the dense model"
+    if estimate.difference != 0:
+        loss = loss_text(estimate.difference, estimate.difference_standard_error)
+        words = f"loss {loss}: {damage(estimate.difference)}{_loss_since(view, estimate)}"
+        against = f"dense {number_text(estimate.dense_perplexity)}; {words}"
+    kind, state = f"measured on {estimate.tokens:,} tokens", ""
+    if not view.measured:
+        doing = _state_of_measuring(view)
+        kind, state = f"out of date{', ' if doing else ''}{doing}", "stale"
+    elif view.measuring and not estimate.complete:
+        kind, state = f"measuring: window {estimate.windows} of {estimate.of_windows}", "stale"
+    elif not estimate.complete:
+        kind = f"stopped: measured on {estimate.windows} of {estimate.of_windows} windows, {estimate.tokens:,} tokens"
+    return _tile("perplexity", "Perplexity", value, against, kind, state)
+
+
+def _state_of_measuring(view: View) -> str:
+    """What is done about a number that is out of date."""
+    if view.uncompensated:
+        return f"its {view.unfinished} is not computed"
+    if view.compensating:
+        return "compensating" if view.unfinished == "compensation" else "quantising"
+    return "measuring" if view.measuring else ""
+
+
+def _speed_word(fit: Fit) -> str:
+    return "about" if fit.speed.basis == "expected" else "at most"
+
+
+def fit_bar(fit: Fit, device: str) -> str:
+    """What the device's memory is needed for, as a bar to scale, and what is missing or to spare in words."""
+    state, spare = ("good", bytes_text(fit.spare_bytes)) if fit.fits else ("bad", bytes_text(-fit.spare_bytes))
+    words = f"Fits: {spare} to spare" if fit.fits else f"Does not fit: {spare} missing"
+    parts = (
+        ("weights", "Weights", fit.weights_bytes),
+        ("cache", "KV cache", fit.kv_cache_bytes),
+        ("activations", "Activations", fit.activation_bytes),
+        ("runtime", "Runtime", fit.overhead_bytes),
+    )
+    scale = 100 / max(fit.needed_bytes, fit.capacity_bytes, 1)
+    segments = "".join(
+        f'<i class="ms-fit-{name}" style="width:{max(size * scale, SMALLEST_SEGMENT):.2f}%"></i>'
+        for name, _, size in parts
+        if size
+    )
+    legend = "".join(
+        f'<li><i class="ms-fit-{name}"></i>{title} {bytes_text(size)}</li>' for name, title, size in parts if size
+    )
+    end = "" if fit.fits else f'<b class="ms-fit-end" style="left:{min(fit.capacity_bytes * scale, 100):.2f}%"></b>'
+    return (
+        f'<section class="ms-fit {state}" data-tile="fit" data-state="{state}" aria-label="Memory on the device">'
+        f"<p><strong>{words}</strong> on {escape(device)}, which has {bytes_text(fit.capacity_bytes)} for it. "
+        '<span class="ms-tile-kind">estimated</span></p>'
+        f'<div class="ms-fit-bar" aria-hidden="true">{segments}{end}</div>'
+        f'<ul class="ms-fit-legend">{legend}</ul></section>'
+    )
