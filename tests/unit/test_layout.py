@@ -1,4 +1,7 @@
-"""Imports go one way, app.py -> ui -> surgery -> analysis; the headless packages know nothing of gradio."""
+"""Imports go one way: app.py -> ui -> surgery -> analysis, and inside these from package to package as `ORDER` says.
+
+No two files import each other in a circle, no folder is crowded, and the headless packages know nothing of gradio.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,31 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RANK = {"analysis": 0, "surgery": 1, "ui": 2, "app": 3}
-"""A layer may import itself and lower ones. Benchmarks and tests may import anything, and nothing imports them."""
+ORDER = (
+    "analysis", "analysis.errors", "analysis.seeds", "analysis.model", "analysis.text", "analysis.statistics",
+    "analysis.gradients", "analysis.importance", "analysis.figures",
+    "surgery.old_names", "surgery", "surgery.errors", "surgery.common", "surgery.recipe", "surgery.models",
+    "surgery.structure", "surgery.evaluation", "surgery.checkpoints", "surgery.gguf", "surgery.calibration",
+    "surgery.fit", "surgery.compensation", "surgery.quantization", "surgery.training", "surgery.workbench",
+    "surgery.pruning", "surgery.healing", "surgery.shipping", "surgery.search", "surgery.session", "surgery.cli",
+    "surgery.__main__",
+    "ui", "ui.errors", "ui.theme", "ui.presenters", "ui.widgets", "ui.tabs", "ui.inputs", "ui.handlers", "ui.api",
+    "ui.panels", "ui.page",
+    "app",
+)  # fmt: skip
+"""Packages, and the files that stand beside them, from the lowest to the highest: each may import itself and lower
+ones. Benchmarks and tests may import anything, and nothing imports them."""
+RANK = {package: place for place, package in enumerate(ORDER)}
+LAYERS = ("analysis", "surgery", "ui", "app")
+MOST_MODULES = 24
+"""Modules that a folder may hold."""
 OUTSIDE = ("benchmarks", "tests")
 HEADLESS = ("analysis", "surgery")
 IO_CALLS = {
@@ -50,17 +70,58 @@ def called(node: ast.Call) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
+def package_of(name: str) -> str | None:
+    """The entry of `ORDER` that a module or an imported name belongs to; None outside the project, or if unknown."""
+    parts = name.removesuffix(".__init__").split(".")
+    return next((known for known in (".".join(parts[:2]), parts[0]) if known in RANK), None)
+
+
 def import_violations(source: str, module: str) -> list[str]:
     """What a module may not import. `module` is its dotted name, like `surgery.recipe.recipe`."""
-    layer = module.split(".")[0]
-    package = module.rpartition(".")[0] or module
+    layer, package = module.split(".")[0], module.rpartition(".")[0] or module
+    own = package_of(module)
     found = []
     for line, name in imported(ast.parse(source), package):
-        top = name.split(".")[0]
-        upwards = top in RANK and RANK[top] > RANK[layer]
+        top, other = name.split(".")[0], package_of(name)
+        upwards = other is not None and own is not None and RANK[other] > RANK[own]
         if upwards or top in OUTSIDE or (layer in HEADLESS and (top == "gradio" or top.startswith("gradio_"))):
             found.append(f"{module}:{line} imports {name}")
     return sorted(set(found))
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """The modules that each module imports, by dotted name; `sources` are the texts of them all."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        package = module.rpartition(".")[0] or module
+        names = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                start = ".".join([*base, *([node.module] if node.module else [])])
+                names |= {f"{start}.{alias.name}" for alias in node.names} | {start}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        known = {name if name in sources else f"{name}.__init__" for name in names}
+        graph[module] = {name for name in known if name in sources and name != module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Pairs of modules that reach each other by imports, one sentence for each direct import inside a circle."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        pending = list(graph[start])
+        while pending:
+            name = pending.pop()
+            if name not in seen:
+                seen.add(name)
+                pending += graph[name]
+        reach[start] = seen
+    return sorted(
+        f"{one} imports {other}, which leads back" for one in graph for other in graph[one] if one in reach[other]
+    )
 
 
 def module_level(statements: list[ast.stmt]) -> Iterator[ast.AST]:
@@ -87,8 +148,8 @@ def io_violations(source: str, module: str) -> list[str]:
 
 def modules() -> Iterator[tuple[Path, str]]:
     """Every Python file of the four layers with its dotted name."""
-    files = [ROOT / "app.py"] if (ROOT / "app.py").exists() else []
-    for layer in RANK:
+    files = [ROOT / "app.py"]
+    for layer in LAYERS:
         files += sorted((ROOT / layer).rglob("*.py"))
     for path in files:
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -99,8 +160,37 @@ FILES = dict((name, path) for path, name in modules())
 
 
 def test_the_layers_are_there() -> None:
-    assert {name.split(".")[0] for name in FILES} >= {"analysis", "surgery"}
+    assert {name.split(".")[0] for name in FILES} == set(LAYERS)
     assert len(FILES) > 20
+
+
+def test_every_package_has_a_place_in_the_order() -> None:
+    found = {".".join(name.split(".")[:2]) for name in FILES} - {f"{layer}.__init__" for layer in LAYERS}
+    assert found | {"analysis", "surgery", "ui"} == set(ORDER)
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_no_circle_of_imports() -> None:
+    assert circles(import_graph({name: path.read_text("utf-8") for name, path in FILES.items()})) == []
+
+
+def test_a_circle_is_seen_with_both_files() -> None:
+    sources = {
+        "surgery.a": "from surgery import b",
+        "surgery.b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from surgery.c import thing",
+        "surgery.c": "def f():\n    import surgery.a",
+        "surgery.d": "from surgery.a import name",
+    }
+    assert circles(import_graph(sources)) == [
+        "surgery.a imports surgery.b, which leads back",
+        "surgery.b imports surgery.c, which leads back",
+        "surgery.c imports surgery.a, which leads back",
+    ]
+
+
+def test_no_folder_is_crowded() -> None:
+    folders = Counter(name.rpartition(".")[0] for name in FILES)
+    assert {folder: count for folder, count in folders.items() if count > MOST_MODULES} == {}
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -146,7 +236,7 @@ def test_the_checker_sees_an_import_against_the_arrow(module: str, source: str) 
     ("module", "source"),
     [
         ("app", "import gradio\nfrom ui.page import build\nfrom surgery.recipe import recipe\nimport analysis.text"),
-        ("ui.widgets.block_map", "import gradio as gr\nfrom . import other\nfrom ..page import build\nimport surgery"),
+        ("ui.widgets.block_map", "import gradio as gr\nfrom . import other\nfrom ..theme import PLAIN\nimport surgery"),
         ("surgery.recipe.recipe", "from analysis.text import Text\nfrom .ranges import Indices\nimport torch"),
         ("analysis.text", "import application, uinput, surgery_tools\nfrom .errors import TextError  # not gradio"),
     ],
