@@ -11,7 +11,7 @@ from torch import nn
 
 from analysis.model.architecture import Architecture, Block
 from analysis.model.middle import Middle
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.model.runner import BlockCall, Runner
 from analysis.statistics import attention_probe
 from analysis.statistics.accumulators import (
@@ -197,7 +197,7 @@ Squares = dict[int, tuple[torch.Tensor, torch.Tensor]]
 def _observe_linears(module: nn.Module, seen: BlockStatistics, shape: torch.Size) -> None:
     squares: Squares = {}
     for path, moments in seen.inputs.items():
-        submodule(module, path).register_forward_pre_hook(_input_hook(moments, squares, shape))
+        module.get_submodule(path).register_forward_pre_hook(_input_hook(moments, squares, shape))
 
 
 def _observe_norms(module: nn.Module, seen: BlockStatistics, shape: torch.Size) -> None:
@@ -205,7 +205,7 @@ def _observe_norms(module: nn.Module, seen: BlockStatistics, shape: torch.Size) 
         return lambda module, args, output: moments.update(output.view(shape))  # OPT flattens windows and tokens
 
     for path, moments in seen.norms.items():
-        submodule(module, path).register_forward_hook(hook(moments))
+        module.get_submodule(path).register_forward_hook(hook(moments))
 
 
 def _input_hook(

@@ -7,7 +7,7 @@ from threading import Event
 
 import torch
 
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.statistics.accumulators import InputMoments
 from analysis.text import Windows
 from surgery.calibration.sweep import Group, linear_paths
@@ -52,7 +52,7 @@ def input_moments(
             module = shallow_copy(evaluator.module(runner, spec, structure.hidden_key))
             for stage in linear_paths(structure.architecture.blocks[spec.source], spec):
                 for path in stage:
-                    submodule(module, path).register_forward_pre_hook(_hook(seen[position], path))
+                    module.get_submodule(path).register_forward_pre_hook(_hook(seen[position], path))
             group.advance(runner, module, spec)
         done += count
     return [{path: moments.mean_square().float() for path, moments in parts.items()} for parts in seen]

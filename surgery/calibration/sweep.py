@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Block
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.model.runner import BlockCall, Prepared, Runner
 from surgery.errors import Cancelled, InputError
 from surgery.structure.channels import model_around
@@ -71,7 +71,7 @@ def inputs_of(
         return see
 
     for path in paths:
-        submodule(observed, path).register_forward_pre_hook(watch(path))
+        observed.get_submodule(path).register_forward_pre_hook(watch(path))
     try:
         runner.run(observed, state, call)
     except _Enough:

@@ -13,7 +13,7 @@ from threading import Event
 import torch
 from torch import nn
 
-from analysis.model.modules import is_transposed, submodule, weight_of
+from analysis.model.modules import is_transposed, weight_of
 from analysis.model.runner import Runner
 from analysis.text import Windows
 from surgery.calibration.sweep import Report, Sweep, linear_paths
@@ -160,7 +160,7 @@ def weight_for(module: nn.Module, path: str, format_name: str) -> torch.Tensor:
     Raises:
         InputError: it is stored input-first, which neither compressed-tensors nor torchao can hold.
     """
-    linear = submodule(module, path)
+    linear = module.get_submodule(path)
     if is_transposed(linear):
         raise InputError(
             f"{path} is a {type(linear).__name__}, whose weights {format_name} cannot hold: quantise the model as GGUF."
