@@ -19,10 +19,11 @@ from analysis.model.architecture import Block
 from analysis.model.modules import weight_of
 from analysis.model.runner import BlockCall, Runner
 from analysis.text import Windows
-from surgery.calibration.sweep import Group, Report, inputs_of
+from surgery.calibration.sweep import Group, inputs_of
 from surgery.common.cache import ByteCache
+from surgery.common.progress import Report, raise_if_set
 from surgery.compensation.least_squares import Fitted, PairMoments, best_refit
-from surgery.errors import Cancelled, InputError
+from surgery.errors import InputError
 from surgery.recipe.edits import Compensate
 from surgery.structure.narrow import build_block
 from surgery.structure.structure import BlockSpec, Part, Refit, Structure, narrowed, output_of, whole
@@ -111,8 +112,7 @@ class Compensator:
         done: list[BlockSpec] = []
         entries: list[Entry] = []
         for position, spec in enumerate(kept):
-            if stop is not None and stop.is_set():
-                raise Cancelled("Cancelled.")
+            raise_if_set(stop)
             report(position / len(kept), f"Compensating block {position + 1} of {len(kept)}")
             runs = self._runs_behind(structure, kept, position)
             link = hashlib.sha256(f"{link}>{spec.key}>{runs}".encode()).hexdigest()[:32]

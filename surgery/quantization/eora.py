@@ -15,8 +15,8 @@ import torch
 from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
 from analysis.text import Windows
-from surgery.calibration.sweep import Report, Sweep, linear_paths
-from surgery.common.progress import silent
+from surgery.calibration.sweep import Sweep, linear_paths
+from surgery.common.progress import Report, silent
 from surgery.structure.structure import BlockSpec, LowRank, Structure
 
 

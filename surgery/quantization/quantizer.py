@@ -16,8 +16,8 @@ from torch import nn
 from analysis.model.modules import is_transposed, weight_of
 from analysis.model.runner import Runner
 from analysis.text import Windows
-from surgery.calibration.sweep import Report, Sweep, linear_paths
-from surgery.common.progress import silent
+from surgery.calibration.sweep import Sweep, linear_paths
+from surgery.common.progress import Report, silent
 from surgery.errors import InputError
 from surgery.quantization.gguf_codecs import with_codecs
 from surgery.quantization.gptq import gptq, hessian

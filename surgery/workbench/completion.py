@@ -15,7 +15,7 @@ from analysis.text import Windows
 from surgery.calibration.moments import Moments, input_moments
 from surgery.checkpoints.planned import Planner
 from surgery.common.cache import ByteCache
-from surgery.common.progress import part_of
+from surgery.common.progress import Report, part_of
 from surgery.compensation.compensator import Compensated, Compensator
 from surgery.evaluation.evaluator import Evaluator
 from surgery.gguf.plan import GgufPlan
@@ -28,7 +28,6 @@ from surgery.recipe.storage import Quantize
 from surgery.structure.structure import Structure
 from surgery.training import adapters, results
 
-Report = Callable[[float, str], None]
 TextOf = Callable[[TextReference], Windows]
 """Gives the windows that an edit names; raises `RecipeError` where they are not at hand."""
 COMPENSATED_CACHE = 512 * 2**20

@@ -18,9 +18,9 @@ from analysis.statistics.collect import Statistics, collect
 from analysis.text import Text, Windows, load_text, make_windows
 from surgery.calibration.moments import Moments
 from surgery.common.cache import ByteCache
-from surgery.common.progress import Report
+from surgery.common.progress import Report, raise_if_set
 from surgery.compensation.compensator import Compensated
-from surgery.errors import Cancelled, RecipeError
+from surgery.errors import RecipeError
 from surgery.evaluation.evaluator import Evaluator
 from surgery.gguf.plan import GgufPlan
 from surgery.models.loading import Loaded
@@ -248,8 +248,7 @@ class OpenModel:
         """
         found = {}
         for block in self.architecture.blocks:
-            if stop is not None and stop.is_set():
-                raise Cancelled("Cancelled.")
+            raise_if_set(stop)
             if block.mlp is not None:
                 found[block.index] = self.block_scores(method, windows, block.index, seed)
         return found
