@@ -23,7 +23,6 @@ DOWN = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h")
 ACTIVATION = ("act_fn", "activation_fn", "act", "activation")
 QUERY_NORM, KEY_NORM = ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-TOKEN_EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "tok_embeddings")
 
 
 def describe(model: nn.Module) -> Architecture:

@@ -193,7 +193,7 @@ class OpenModel:
         """The analysis of some windows; done once, then remembered."""
         known = self.known_statistics(windows)
         if known is None:
-            known = collect(self.runner, windows, report=report)
+            known = collect(self.runner, windows, report)
             size = sum(tensor.numel() * tensor.element_size() for tensor in known.state().values())
             self._statistics.put(windows.fingerprint, known, size)
         return known
