@@ -331,7 +331,6 @@ def _mlp(config: Any, path: str, block: nn.Module, attention_name: str) -> Mlp:
         up=up,
         down=Projection(f"{prefix}{down_name}", width, transposed=is_transposed(down), bias=_has_bias(down)),
         activation=activation,
-        activation_module=f"{prefix}{activation_name}" if activation_name else None,
         width=width,
         parameters=sum(_count(linear.parameters()) for linear in linears.values()),
         fixed_parameters=hidden if _has_bias(down) else 0,

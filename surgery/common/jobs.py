@@ -44,7 +44,6 @@ class Job:
     """Whether the error is one that the person can put right."""
     details: str = ""
     """The traceback of an unforeseen error, for the log."""
-    created: float = field(default_factory=time.monotonic)
     started: float | None = None
     since: float | None = None
     """When the share done last began at nothing: preparations do not count for the time left."""
