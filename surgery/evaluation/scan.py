@@ -12,7 +12,7 @@ import torch
 
 from analysis.model.architecture import Architecture
 from analysis.text import Windows
-from surgery.common.progress import Report, checker_of
+from surgery.common.progress import Report, checker_of, silent
 from surgery.errors import InputError
 from surgery.evaluation.estimate import Estimate, estimate_of
 from surgery.evaluation.evaluator import Evaluator, chunks
@@ -61,7 +61,7 @@ def scan(
     windows: Windows,
     kinds: Sequence[RemovalKind] = KINDS,
     stop: Event | None = None,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
 ) -> Scan:
     """Measure each single removal.
 
@@ -108,7 +108,7 @@ def measured(
     parts: Sequence[Removal],
     windows: Windows,
     stop: Event | None = None,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
 ) -> list[torch.Tensor]:
     """Token losses without each part, (windows, tokens - 1) each; the same numbers as of separate evaluations.
 
