@@ -65,11 +65,6 @@ def _ratios(
     }
 
 
-def _rate(one: Comparison) -> float:
-    """FLOP/s over the whole of an edit, resolving and bookkeeping included."""
-    return one.edit.work.flops / one.edit.full
-
-
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "p90": percentile(values, 0.9), "least": min(values), "most": max(values)}
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from analysis.model.describe import describe
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
 from benchmarks import measuring
 from benchmarks.quality import DATA, WINDOW
@@ -99,7 +99,7 @@ def plain_repair(model: OpenModel, structure: Structure, rank: int) -> Structure
         floating = sweep.module(replace(spec, codecs=()))
         up, down = {}, {}
         for path, codec in spec.codecs:
-            weight = weight_of(submodule(floating, path))
+            weight = weight_of(floating.get_submodule(path))
             missing = weight - codec.apply(weight)
             made = low_rank(missing, torch.eye(missing.shape[1]), rank)
             up[path], down[path] = (part.float() for part in made)

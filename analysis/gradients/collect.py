@@ -19,7 +19,6 @@ from analysis.gradients.states import States
 from analysis.gradients.taylor import Taylor, WeightGradients, head_taylor, neuron_taylor, per_unit
 from analysis.model.architecture import Block
 from analysis.model.middle import Middle
-from analysis.model.modules import submodule
 from analysis.model.runner import BlockCall, Runner
 from analysis.statistics.accumulators import Accumulator, total, zeros
 from analysis.statistics.collect import Report
@@ -228,9 +227,9 @@ class _Inputs:
     def __init__(self, module: nn.Module, block: Block) -> None:
         self.caught: dict[str, torch.Tensor] = {}
         if block.attention is not None:
-            submodule(module, block.attention.output.module).register_forward_pre_hook(self._hook("attention"))
+            module.get_submodule(block.attention.output.module).register_forward_pre_hook(self._hook("attention"))
         if block.mlp is not None:
-            submodule(module, block.mlp.down.module).register_forward_pre_hook(self._hook("mlp"))
+            module.get_submodule(block.mlp.down.module).register_forward_pre_hook(self._hook("mlp"))
 
     def _hook(self, name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Block
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.model.runner import BlockCall
 
 
@@ -25,7 +25,7 @@ def differentiable_copy(original: nn.Module, block: Block) -> tuple[nn.Module, d
         projections += [*([mlp.gate] if mlp.gate else []), mlp.up, mlp.down]
     weights: dict[str, nn.Parameter] = {}
     for path in dict.fromkeys(projection.module for projection in projections):
-        linear = submodule(module, path)
+        linear = module.get_submodule(path)
         weights[path] = nn.Parameter(linear.weight.detach())  # type: ignore[operator]
         linear._parameters["weight"] = weights[path]
     return module, weights

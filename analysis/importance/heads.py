@@ -13,7 +13,7 @@ from torch import nn
 
 from analysis.gradients.collect import BlockGradients
 from analysis.model.architecture import Attention, Projection
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.statistics.accumulators import HeadMoments
 
 
@@ -31,7 +31,7 @@ def weights_of(block: nn.Module, attention: Attention) -> AttentionWeights:
     """The attention's weights, fused or transposed ones put in order."""
 
     def units(projection: Projection, columns: bool = False) -> torch.Tensor:
-        weight = weight_of(submodule(block, projection.module))
+        weight = weight_of(block.get_submodule(projection.module))
         positions = projection.positions(list(range(projection.count)))
         return (weight.T if columns else weight)[positions].float().reshape(projection.count, -1)
 

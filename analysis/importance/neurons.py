@@ -14,7 +14,7 @@ from torch import nn
 from analysis.gradients.collect import BlockGradients
 from analysis.gradients.taylor import Taylor
 from analysis.model.architecture import Mlp, Projection
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.statistics.accumulators import NeuronMoments
 
 
@@ -36,10 +36,10 @@ def weights_of(block: nn.Module, mlp: Mlp) -> MlpWeights:
     """The MLP's weights as float32 views where possible, fused or transposed ones put in order."""
 
     def rows(projection: Projection) -> torch.Tensor:
-        weight = weight_of(submodule(block, projection.module))
+        weight = weight_of(block.get_submodule(projection.module))
         return weight[projection.offset : projection.offset + projection.count].float()
 
-    down = weight_of(submodule(block, mlp.down.module)).float()
+    down = weight_of(block.get_submodule(mlp.down.module)).float()
     return MlpWeights(rows(mlp.gate) if mlp.gate else None, rows(mlp.up), down)
 
 

@@ -116,7 +116,6 @@ class Mlp:
     down: Projection
     activation: str
     """`silu`, `gelu`, `gelu_tanh`, `sigmoid`, `relu`, `none`, or the class name of another function."""
-    activation_module: str | None
     width: int
     parameters: int
     fixed_parameters: int

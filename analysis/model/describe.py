@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,6 @@ DOWN = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h")
 ACTIVATION = ("act_fn", "activation_fn", "act", "activation")
 QUERY_NORM, KEY_NORM = ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-TOKEN_EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "tok_embeddings")
 
 
 def describe(model: nn.Module) -> Architecture:
@@ -122,11 +121,12 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> tuple[str, nn.Module] |
 
 
 def _block_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The module list of blocks, each with an attention (or a stand-in); the longest one if there are several."""
+    """The module list of blocks, each with an attention (unless it was removed); the longest if there are several."""
+    config = getattr(model, "config", None)
     best: tuple[str, list[nn.Module]] | None = None
     for name, module in model.named_modules():
         holds_blocks = isinstance(module, nn.ModuleList) and all(
-            _find_attention(child) or _is_gone(child, "NoAttention") for child in module
+            _find_attention(child) or "attention" in _removed(config, index) for index, child in enumerate(module)
         )
         if holds_blocks and len(module) > (len(best[1]) if best else 0):
             best = name, list(module)
@@ -151,7 +151,7 @@ def _block(model: nn.Module, config: Any, path: str, block: nn.Module, index: in
             raise UnsupportedArchitecture(f"{path}.{name} is a mixture of experts, which cannot be edited yet.")
     found = _find_attention(block)
     attention = _attention(config, path, *found, index=index) if found else None
-    mlp = None if _is_gone(block, "Zeros") else _mlp(config, path, block, found[0] if found else "")
+    mlp = None if "mlp" in _removed(config, index) else _mlp(config, path, block, found[0] if found else "")
     parallel = _is_parallel(block)
     return Block(
         index=index,
@@ -164,9 +164,10 @@ def _block(model: nn.Module, config: Any, path: str, block: nn.Module, index: in
     )
 
 
-def _is_gone(block: nn.Module, stand_in: str) -> bool:
-    """Whether a checkpoint of this tool has removed a sublayer: `surgery.models.modeling` leaves a stand-in."""
-    return any(type(child).__name__ == stand_in for child in block.children())
+def _removed(config: Any, index: int) -> Sequence[str]:
+    """Sublayers of a block that a built checkpoint lacks, as its configuration says."""
+    mixed = getattr(config, "is_heterogeneous", False) and index < config.num_hidden_layers
+    return getattr(config.per_layer_config[index], "skip", ()) if mixed else ()
 
 
 def _linear(path: str, parent: nn.Module, names: tuple[str, ...]) -> tuple[str, nn.Module]:
@@ -330,7 +331,6 @@ def _mlp(config: Any, path: str, block: nn.Module, attention_name: str) -> Mlp:
         up=up,
         down=Projection(f"{prefix}{down_name}", width, transposed=is_transposed(down), bias=_has_bias(down)),
         activation=activation,
-        activation_module=f"{prefix}{activation_name}" if activation_name else None,
         width=width,
         parameters=sum(_count(linear.parameters()) for linear in linears.values()),
         fixed_parameters=hidden if _has_bias(down) else 0,

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Block
-from analysis.model.modules import submodule
 
 
 class Middle:
@@ -27,11 +26,11 @@ class Middle:
         if block.mlp is None:
             return
         if block.parallel:
-            submodule(module, block.mlp.module or block.mlp.down.module).register_forward_hook(self._note_output)
+            module.get_submodule(block.mlp.module or block.mlp.down.module).register_forward_hook(self._note_output)
         else:
             norm = block.norm("pre_mlp")
             entry = norm.module if norm else block.mlp.module or block.mlp.up.module
-            submodule(module, entry).register_forward_pre_hook(self._note_input)
+            module.get_submodule(entry).register_forward_pre_hook(self._note_input)
 
     def _note_input(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self.before_mlp = args[0]

@@ -49,11 +49,6 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def submodule(root: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path ("" is the root itself)."""
-    return root.get_submodule(path)
-
-
 def replace(root: nn.Module, path: str, new: nn.Module) -> None:
     """Put a module at a dotted path; the parent must already be the caller's own copy."""
     parent, _, name = path.rpartition(".")

@@ -1,4 +1,4 @@
-"""Running statistics that can be merged, stored and resumed. Every field is a sum, so merging is adding."""
+"""Running statistics that can be merged. Every field is a sum, so merging is adding."""
 
 from __future__ import annotations
 
@@ -19,13 +19,8 @@ class Accumulator:
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The fields by name, to store."""
+        """The fields by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
-
-    @classmethod
-    def from_state(cls, state: dict[str, torch.Tensor]) -> Self:
-        """The accumulator that `state` described."""
-        return cls(**{item.name: state[item.name].clone() for item in fields(cls)})
 
 
 def zeros(*shape: int) -> torch.Tensor:

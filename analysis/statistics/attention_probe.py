@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.model.modules import replace, submodule
+from analysis.model.modules import replace
 from analysis.statistics.accumulators import HeadMoments, total
 
 NAME = "model_surgery_probe"
@@ -31,7 +31,7 @@ def install(block: nn.Module, attention_path: str, moments: HeadMoments) -> None
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)  # the same function each time: registering again changes nothing
-    attention = submodule(block, attention_path)
+    attention = block.get_submodule(attention_path)
     config = copy.copy(attention.config)
     config._attn_implementation_internal = NAME  # type: ignore[union-attr]
     attention.config = config

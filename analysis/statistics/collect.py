@@ -11,7 +11,7 @@ from torch import nn
 
 from analysis.model.architecture import Architecture, Block
 from analysis.model.middle import Middle
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.model.runner import BlockCall, Runner
 from analysis.statistics import attention_probe
 from analysis.statistics.accumulators import (
@@ -53,7 +53,7 @@ class BlockStatistics:
 
 @dataclass
 class Statistics:
-    """Everything one pass gathers; can be merged with another pass of the same model, stored and resumed."""
+    """Everything one pass gathers; can be merged with another pass of the same model."""
 
     similarities: Similarities
     blocks: list[BlockStatistics]
@@ -90,20 +90,12 @@ class Statistics:
             part.merge(others[name])
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Flat tensors by name, ready for safetensors."""
+        """Flat tensors by name."""
         return {
             f"{name}/{key}": value.contiguous()
             for name, part in self.parts().items()
             for key, value in part.state().items()
         }
-
-    @classmethod
-    def from_state(cls, architecture: Architecture, state: dict[str, torch.Tensor]) -> Statistics:
-        """The statistics that `state` described, for the same architecture."""
-        new = cls.empty(architecture)
-        for name, part in new.parts().items():
-            part.merge(part.from_state({key: state[f"{name}/{key}"] for key in part.state()}))
-        return new
 
 
 def _empty_block(block: Block, hidden_size: int) -> BlockStatistics:
@@ -129,7 +121,6 @@ def _empty_block(block: Block, hidden_size: int) -> BlockStatistics:
 def collect(
     runner: Runner,
     windows: Windows,
-    statistics: Statistics | None = None,
     report: Report = lambda fraction, message: None,
     group: int | None = None,
 ) -> Statistics:
@@ -138,15 +129,13 @@ def collect(
     Args:
         runner: the model.
         windows: token windows.
-        statistics: a pass over the first windows of the same text to be continued; it is updated in place.
         report: progress.
         group: windows that go through a block together; by memory when None. It does not change a result.
     """
-    found = statistics or Statistics.empty(runner.architecture)
+    found = Statistics.empty(runner.architecture)
     size = group or _group_size(runner.architecture, windows.length)
-    for start in range(found.windows, windows.count, size):
+    for start in range(0, windows.count, size):
         ids = windows.ids[start : start + size]
-        # A pass that a report stops half-way leaves no trace: what it saw is added only when it is complete.
         found.merge(_pass(runner, ids, report, start / windows.count, ids.shape[0] / windows.count))
     report(1.0, f"Analysed {found.tokens:,} tokens")
     return found
@@ -197,7 +186,7 @@ Squares = dict[int, tuple[torch.Tensor, torch.Tensor]]
 def _observe_linears(module: nn.Module, seen: BlockStatistics, shape: torch.Size) -> None:
     squares: Squares = {}
     for path, moments in seen.inputs.items():
-        submodule(module, path).register_forward_pre_hook(_input_hook(moments, squares, shape))
+        module.get_submodule(path).register_forward_pre_hook(_input_hook(moments, squares, shape))
 
 
 def _observe_norms(module: nn.Module, seen: BlockStatistics, shape: torch.Size) -> None:
@@ -205,7 +194,7 @@ def _observe_norms(module: nn.Module, seen: BlockStatistics, shape: torch.Size) 
         return lambda module, args, output: moments.update(output.view(shape))  # OPT flattens windows and tokens
 
     for path, moments in seen.norms.items():
-        submodule(module, path).register_forward_hook(hook(moments))
+        module.get_submodule(path).register_forward_hook(hook(moments))
 
 
 def _input_hook(

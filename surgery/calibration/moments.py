@@ -7,15 +7,14 @@ from threading import Event
 
 import torch
 
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.statistics.accumulators import InputMoments
 from analysis.text import Windows
 from surgery.calibration.sweep import Group, linear_paths
-from surgery.common.progress import checker_of
+from surgery.common.progress import Report, raise_if_set
 from surgery.evaluation.evaluator import Evaluator
 from surgery.structure.structure import Structure
 
-Report = Callable[[float, str], None]
 Moments = list[dict[str, torch.Tensor]]
 """By kept block, then by module path inside it: (inputs,), float32."""
 
@@ -43,16 +42,16 @@ def input_moments(
     runner = evaluator.runner_of(structure)
     kept = [spec for spec in structure.blocks if not spec.empty]
     seen: list[dict[str, InputMoments]] = [{} for _ in kept]
-    check, done = checker_of(stop), 0
+    done = 0
     for group in Group.cut(runner, windows.ids):
         count = len(group.state)
         for position, spec in enumerate(kept):
-            check()
+            raise_if_set(stop)
             report((done + count * position / len(kept)) / windows.count, f"Reading block {position + 1}")
             module = shallow_copy(evaluator.module(runner, spec, structure.hidden_key))
             for stage in linear_paths(structure.architecture.blocks[spec.source], spec):
                 for path in stage:
-                    submodule(module, path).register_forward_pre_hook(_hook(seen[position], path))
+                    module.get_submodule(path).register_forward_pre_hook(_hook(seen[position], path))
             group.advance(runner, module, spec)
         done += count
     return [{path: moments.mean_square().float() for path, moments in parts.items()} for parts in seen]

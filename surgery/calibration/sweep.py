@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Block
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from analysis.model.runner import BlockCall, Prepared, Runner
-from surgery.errors import Cancelled, InputError
+from surgery.common.progress import Report, raise_if_set
+from surgery.errors import InputError
 from surgery.structure.channels import model_around
 from surgery.structure.narrow import build_block
 from surgery.structure.structure import BlockSpec, Structure
 
-Report = Callable[[float, str], None]
 GROUP_TOKENS = 2048
 """Tokens that go through a block together."""
 
@@ -71,7 +71,7 @@ def inputs_of(
         return see
 
     for path in paths:
-        submodule(observed, path).register_forward_pre_hook(watch(path))
+        observed.get_submodule(path).register_forward_pre_hook(watch(path))
     try:
         runner.run(observed, state, call)
     except _Enough:
@@ -156,8 +156,7 @@ class Sweep:
         Raises:
             Cancelled: it is.
         """
-        if self._stop is not None and self._stop.is_set():
-            raise Cancelled("Cancelled.")
+        raise_if_set(self._stop)
 
     def block(self, spec: BlockSpec) -> Block:
         """The map of a spec's source block."""

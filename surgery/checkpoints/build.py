@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Architecture, Block
-from analysis.model.modules import submodule
 from surgery.errors import RecipeError
 from surgery.models.checks import quiet
 from surgery.models.modeling import MODEL_TYPE, classes
@@ -129,7 +128,7 @@ def _tensors(base: nn.Module, source: Architecture, structure: Structure, kept: 
         tensors[head] = tensors[embeddings]
     for position, spec in enumerate(kept):
         block = structure.architecture.blocks[spec.source]
-        new = build_block(submodule(model, block.module), block, spec)
+        new = build_block(model.get_submodule(block.module), block, spec)
         for name, tensor in new.state_dict().items():
             if not name.startswith(_gone(block, spec)):
                 tensors[f"{inside}{position}.{name}"] = tensor

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from surgery.checkpoints.build import Built
 from surgery.common.files import check_free
+from surgery.common.progress import Report
 from surgery.errors import InputError
 from surgery.models import modeling as checkpoint_model
 from surgery.models.checks import quiet
@@ -23,7 +24,6 @@ from surgery.recipe.recipe import Recipe
 MODELLING_FILE = "modeling_model_surgery"
 RECIPE_FILE = "recipe.json"
 SHARD = "5GB"
-Report = Callable[[float, str], None]
 Write = Callable[[Path], dict[str, Any]]
 """Writes the weights and config.json into a folder, and returns what config.json is to say besides."""
 

@@ -19,8 +19,6 @@ class ByteCache(Generic[V]):
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
-        self.hits = 0
-        self.misses = 0
         self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()
         self._lock = Lock()
 
@@ -29,9 +27,7 @@ class ByteCache(Generic[V]):
         with self._lock:
             found = self._values.get(key)
             if found is None:
-                self.misses += 1
                 return None
-            self.hits += 1
             self._values.move_to_end(key)
             return found[0]
 

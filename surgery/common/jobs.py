@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import psutil
 
+from surgery.common.progress import raise_if_set
 from surgery.errors import Cancelled, InputError, VerificationFailed
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -43,7 +44,6 @@ class Job:
     """Whether the error is one that the person can put right."""
     details: str = ""
     """The traceback of an unforeseen error, for the log."""
-    created: float = field(default_factory=time.monotonic)
     started: float | None = None
     since: float | None = None
     """When the share done last began at nothing: preparations do not count for the time left."""
@@ -95,8 +95,7 @@ class Context:
         Raises:
             Cancelled: the job is to stop.
         """
-        if self.job.stop.is_set():
-            raise Cancelled("Cancelled.")
+        raise_if_set(self.job.stop)
         self.job.progress = min(max(progress, 0.0), 1.0)
         if progress <= 0:
             self.job.since = time.monotonic()
@@ -175,8 +174,7 @@ def _run(job: Job, work: Work) -> None:
     job.state = "running"
     state: State = "done"
     try:
-        if job.stop.is_set():
-            raise Cancelled("Cancelled.")
+        raise_if_set(job.stop)
         job.result = work(Context(job))
         job.progress = 1.0
     except Cancelled:

@@ -11,14 +11,19 @@ Report = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and what is being done; may raise to stop the work."""
 
 
+def raise_if_set(stop: Event | None) -> None:
+    """Stop the work where that is asked for.
+
+    Raises:
+        Cancelled: `stop` is set.
+    """
+    if stop is not None and stop.is_set():
+        raise Cancelled("Cancelled.")
+
+
 def checker_of(stop: Event | None) -> Callable[[], None]:
     """A function that raises `Cancelled` once `stop` is set."""
-
-    def check() -> None:
-        if stop is not None and stop.is_set():
-            raise Cancelled("A newer request has taken its place.")
-
-    return check
+    return lambda: raise_if_set(stop)
 
 
 def part_of(report: Report, start: float, end: float) -> Report:

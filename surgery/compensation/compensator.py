@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Block
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.model.runner import BlockCall, Runner
 from analysis.text import Windows
-from surgery.calibration.sweep import Group, Report, inputs_of
+from surgery.calibration.sweep import Group, inputs_of
 from surgery.common.cache import ByteCache
+from surgery.common.progress import Report, raise_if_set
 from surgery.compensation.least_squares import Fitted, PairMoments, best_refit
-from surgery.errors import Cancelled, InputError
+from surgery.errors import InputError
 from surgery.recipe.edits import Compensate
 from surgery.structure.narrow import build_block
 from surgery.structure.structure import BlockSpec, Part, Refit, Structure, narrowed, output_of, whole
@@ -111,8 +112,7 @@ class Compensator:
         done: list[BlockSpec] = []
         entries: list[Entry] = []
         for position, spec in enumerate(kept):
-            if stop is not None and stop.is_set():
-                raise Cancelled("Cancelled.")
+            raise_if_set(stop)
             report(position / len(kept), f"Compensating block {position + 1} of {len(kept)}")
             runs = self._runs_behind(structure, kept, position)
             link = hashlib.sha256(f"{link}>{spec.key}>{runs}".encode()).hexdigest()[:32]
@@ -206,7 +206,7 @@ class Compensator:
 
     def _weight(self, spec: BlockSpec, path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A linear's weight (outputs, inputs) and bias in float64."""
-        linear: Any = submodule(self._module(spec), path)
+        linear: Any = self._module(spec).get_submodule(path)
         return weight_of(linear).double().cpu(), None if linear.bias is None else linear.bias.double().cpu()
 
     def _moments(
@@ -221,7 +221,7 @@ class Compensator:
         else:
             full = replace(spec, neurons=original.neurons, biases=tuple(p for p in spec.biases if p == "attention"))
         whole_module, narrow_module = self._module(full), self._module(spec)
-        linear: Any = submodule(whole_module, path)
+        linear: Any = whole_module.get_submodule(path)
         pair: dict[bool, PairMoments] = {}
         for group in groups:
             call = group.prepared.calls[spec.source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from analysis.model.architecture import Architecture
 from analysis.text import Windows
-from surgery.common.progress import checker_of
+from surgery.common.progress import Report, checker_of, silent
 from surgery.errors import InputError
 from surgery.evaluation.estimate import Estimate, estimate_of
 from surgery.evaluation.evaluator import Evaluator, chunks
@@ -20,7 +20,6 @@ from surgery.structure.removal import Removal, RemovalKind, sizes, without
 from surgery.structure.structure import Structure
 
 KINDS: tuple[RemovalKind, ...] = ("blocks", "attention", "mlp")
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def scan(
     windows: Windows,
     kinds: Sequence[RemovalKind] = KINDS,
     stop: Event | None = None,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
 ) -> Scan:
     """Measure each single removal.
 
@@ -109,7 +108,7 @@ def measured(
     parts: Sequence[Removal],
     windows: Windows,
     stop: Event | None = None,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
 ) -> list[torch.Tensor]:
     """Token losses without each part, (windows, tokens - 1) each; the same numbers as of separate evaluations.
 

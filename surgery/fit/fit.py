@@ -74,11 +74,6 @@ class Fit:
         """See `surgery.fit.speed`."""
         return self.speed.decode
 
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """See `surgery.fit.speed`."""
-        return self.speed.prefill
-
     def document(self) -> dict[str, Any]:
         """The contract's JSON keys, and more."""
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -14,14 +14,14 @@ import gguf
 import numpy as np
 
 from surgery.checkpoints.files import CheckpointFiles
-from surgery.errors import Cancelled, InputError
+from surgery.common.progress import Report, raise_if_set
+from surgery.errors import InputError
 from surgery.gguf.metadata import add_metadata
 from surgery.gguf.mixes import check_type
 from surgery.gguf.plan import GgufPlan, begin
 from surgery.gguf.tensors import PlannedTensor
 from surgery.gguf.types import Kind, encode
 
-Report = Callable[[float, str], None]
 Importance = Mapping[str, np.ndarray]
 """Mean square of each input, (inputs,), by the name of the linear's weight in the checkpoint."""
 
@@ -117,8 +117,7 @@ def _write_data(
     """
     total, done = plan.parameters, 0
     for tensor in plan.tensors:
-        if stop is not None and stop.is_set():
-            raise Cancelled("Cancelled.")
+        raise_if_set(stop)
         if report is not None:
             report(done / total, f"Writing {tensor.name}")
         writer.write_tensor_data(encoded(tensor, plan.files, chosen[tensor.name], importance))

@@ -14,7 +14,8 @@ from analysis.importance.similarity import coarse_importance
 from analysis.statistics.collect import collect
 from analysis.text import Windows
 from surgery.checkpoints.build import build_model
-from surgery.errors import Cancelled, RecipeError
+from surgery.common.progress import Report, checker_of
+from surgery.errors import RecipeError
 from surgery.recipe import recipe as recipes
 from surgery.recipe.healing import Heal, HealResult
 from surgery.recipe.recipe import Recipe
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from surgery.recipe.texts import TextChoice
     from surgery.workbench.open_model import OpenModel
 
-Report = Callable[[float, str], None]
 IMPORTANCE_WINDOWS = 4
 """Healing windows from which the blocks' coarse importance is taken."""
 
@@ -195,11 +195,7 @@ class Healer:
         needed = min(windows.count, edit.steps * edit.batch)
         prompt = windows.length // 2
         prompts = windows.ids[:needed, :prompt]
-
-        def check() -> None:
-            if stop is not None and stop.is_set():
-                raise Cancelled("Cancelled.")
-
+        check = checker_of(stop)
         report(0.0, "Writing the teacher's continuations")
         teachers = continuations(self.model.loaded.model, prompts, windows.length - prompt, edit.seed, check)
         report(0.5, "Writing the student's continuations")

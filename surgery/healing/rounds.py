@@ -19,8 +19,9 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import check_free
+from surgery.common.progress import Report
 from surgery.errors import Cancelled, InputError, RecipeError
-from surgery.healing.healer import Healer, Report, with_heal
+from surgery.healing.healer import Healer, with_heal
 from surgery.pruning.budget import Budget, Rules, parameter_target
 from surgery.pruning.suggest import suggest
 from surgery.recipe.recipe import Iterate, Recipe

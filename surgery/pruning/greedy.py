@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Event
@@ -10,6 +10,7 @@ from threading import Event
 import torch
 
 from analysis.text import Windows
+from surgery.common.progress import Report
 from surgery.errors import InputError
 from surgery.evaluation.scan import measured, single_removals
 from surgery.pruning.blocks import NAMES, Goal, lowest_parts
@@ -17,8 +18,6 @@ from surgery.pruning.budget import Rules
 from surgery.structure.removal import Removal, RemovalKind, sizes, without
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
-
-Report = Callable[[float, str], None]
 
 
 def one_shot(

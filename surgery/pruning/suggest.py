@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from analysis.importance import registry, similarity
 from analysis.importance.registry import Method
 from analysis.text import Windows
+from surgery.common.progress import Report
 from surgery.errors import InputError
 from surgery.pruning import catalogue, greedy
 from surgery.pruning import heads as head_selection
@@ -26,8 +27,6 @@ from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import text_reference
 from surgery.structure.removal import Removal, RemovalKind, sizes
 from surgery.workbench.open_model import OpenModel
-
-Report = Callable[[float, str], None]
 
 
 def suggest(

@@ -12,11 +12,11 @@ from threading import Event
 
 import torch
 
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
 from analysis.text import Windows
-from surgery.calibration.sweep import Report, Sweep, linear_paths
-from surgery.common.progress import silent
+from surgery.calibration.sweep import Sweep, linear_paths
+from surgery.common.progress import Report, silent
 from surgery.structure.structure import BlockSpec, LowRank, Structure
 
 
@@ -98,7 +98,7 @@ class Repairer:
             seen = covariances[stage[0]]
             for path in stage:
                 sweep.check()
-                weight = weight_of(submodule(floating, path))
+                weight = weight_of(floating.get_submodule(path))
                 missing = (weight.double() - codecs[path].apply(weight).double()).cpu()
                 made = low_rank(missing, seen.total / max(seen.tokens, 1), rank)
                 up[path], down[path] = (part.float().contiguous() for part in made)

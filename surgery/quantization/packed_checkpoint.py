@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from analysis.model.modules import shallow_copy
-from surgery.calibration.sweep import Report
 from surgery.checkpoints.build import Built
 from surgery.checkpoints.save import SHARD, Saved, save_checkpoint
-from surgery.common.progress import silent
+from surgery.common.progress import Report, silent
 from surgery.quantization.grid import Packed
 from surgery.quantization.torchao import TorchaoCodec
 from surgery.recipe.recipe import Recipe

@@ -13,11 +13,11 @@ from threading import Event
 import torch
 from torch import nn
 
-from analysis.model.modules import is_transposed, submodule, weight_of
+from analysis.model.modules import is_transposed, weight_of
 from analysis.model.runner import Runner
 from analysis.text import Windows
-from surgery.calibration.sweep import Report, Sweep, linear_paths
-from surgery.common.progress import silent
+from surgery.calibration.sweep import Sweep, linear_paths
+from surgery.common.progress import Report, silent
 from surgery.errors import InputError
 from surgery.quantization.gguf_codecs import with_codecs
 from surgery.quantization.gptq import gptq, hessian
@@ -160,7 +160,7 @@ def weight_for(module: nn.Module, path: str, format_name: str) -> torch.Tensor:
     Raises:
         InputError: it is stored input-first, which neither compressed-tensors nor torchao can hold.
     """
-    linear = submodule(module, path)
+    linear = module.get_submodule(path)
     if is_transposed(linear):
         raise InputError(
             f"{path} is a {type(linear).__name__}, whose weights {format_name} cannot hold: quantise the model as GGUF."

@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any
 
 from analysis.text import Windows
-from surgery.common.progress import part_of
+from surgery.common.progress import Report, part_of, raise_if_set
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.estimate import Estimate
 from surgery.fit.devices import Device
@@ -32,7 +32,6 @@ from surgery.structure.resolve import resolve
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
 
-Report = Callable[[float, str], None]
 LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 """GGUF types from the least to the most compressed."""
 DIVISOR = 32
@@ -157,8 +156,7 @@ class _Search:
         """The smallest cut that fits, by bisection: a larger cut needs less."""
         low, high, best, obstacle = 1, largest, None, ""
         while low <= high:
-            if self.stop is not None and self.stop.is_set():
-                raise Cancelled("Cancelled.")
+            raise_if_set(self.stop)
             middle = (low + high) // 2
             try:
                 found = self._compensated(how, compensation, made(middle), kind)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from surgery.errors import Cancelled, CorruptFile, UnknownModel
+from surgery.common.progress import Report, raise_if_set
+from surgery.errors import CorruptFile, UnknownModel
 
 SUMS = "SHA256SUMS"
 CHUNK = 8 * 2**20
 """Bytes read between two looks at the stop flag."""
 LARGEST_SUMS = 4 * 2**20
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def sha256_of(path: Path, stop: Event | None = None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            if stop is not None and stop.is_set():
-                raise Cancelled("Cancelled.")
+            raise_if_set(stop)
             digest.update(chunk)
     return digest.hexdigest()
 

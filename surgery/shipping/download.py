@@ -7,7 +7,6 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import psutil
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import refuse_without_room, zip_folder
+from surgery.common.progress import Report
 from surgery.errors import InputError
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
 
 PREFIX = "model-surgery-build-"
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.save import RECIPE_FILE
+from surgery.common.progress import Report
 from surgery.pruning.recipe_summary import recipe_words
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import shown_source
@@ -24,7 +25,6 @@ from surgery.structure.structure import Structure, dense
 from surgery.workbench.open_model import OpenModel
 
 NO_TEMPLATE = "The Modelfile has no TEMPLATE: the chat template is not ChatML, so Ollama completes plain text."
-Report = Callable[[float, str], None]
 
 
 def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) -> tuple[ShipRecord, tuple[str, ...]]:

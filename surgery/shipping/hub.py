@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from surgery.common.progress import part_of
-from surgery.errors import Cancelled, CorruptFile, GatedModel, InputError, NoNetwork
+from surgery.common.progress import Report, part_of, raise_if_set
+from surgery.errors import CorruptFile, GatedModel, InputError, NoNetwork
 from surgery.models.checks import quiet
 from surgery.shipping.checksums import SUMS, check_sums
 
 MESSAGE = "Model Surgery"
 TOKEN = "HF_TOKEN"
 """Where a token is looked for that the caller does not give."""
-Report = Callable[[float, str], None]
 
 
 def push(
@@ -68,8 +66,7 @@ def push(
             address = str(hub.create_repo(repo_id, token=token, private=private, exist_ok=True))
             files = [CommitOperationAdd(name, folder / name) for name in names]
             for number, file in enumerate(files):
-                if stop is not None and stop.is_set():
-                    raise Cancelled("Cancelled.")
+                raise_if_set(stop)
                 report(0.1 + 0.8 * number / len(files), f"Uploading {file.path_in_repo}")
                 hub.preupload_lfs_files(repo_id, [file], token=token)
             report(0.9, "Committing")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from analysis.model.describe import describe
 from surgery.checkpoints.files import LARGEST_JSON
 from surgery.checkpoints.planned import PlannedCheckpoint
+from surgery.common.progress import Report
 from surgery.errors import CorruptFile
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.read import filled, read_tensors
@@ -23,8 +23,6 @@ from surgery.models.checks import quiet
 from surgery.models.loading import load, load_empty
 from surgery.models.modeling import MODEL_TYPE, classes
 from surgery.shipping.record import SAMPLE, Part
-
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

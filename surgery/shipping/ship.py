@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from analysis.text import Windows
 from surgery.common.files import check_free, refuse_without_room
-from surgery.common.progress import part_of
+from surgery.common.progress import Report, part_of
 from surgery.errors import InputError, VerificationFailed
 from surgery.gguf.mixes import check_type
 from surgery.quantization.gguf_codecs import importance_of
@@ -38,7 +38,6 @@ SAMPLE_WINDOWS = 2
 SAMPLE_TOKENS = 64
 SAMPLE_EVERY = 8
 """Logits of every eighth token of the sample's windows are kept."""
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

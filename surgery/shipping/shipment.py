@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from surgery.common.files import zip_folder
+from surgery.common.progress import Report
 from surgery.errors import InputError
 from surgery.shipping.download import Download
 from surgery.shipping.ship import Shipped
-
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

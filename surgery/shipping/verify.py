@@ -3,7 +3,6 @@ written. Nothing from the folder is run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 
 from analysis.text import Text, fingerprint_of, load_text, make_windows
-from surgery.common.progress import part_of
-from surgery.errors import Cancelled, CorruptFile, InputError, VerificationFailed
+from surgery.common.progress import Report, part_of, raise_if_set
+from surgery.errors import CorruptFile, InputError, VerificationFailed
 from surgery.evaluation.estimate import perplexity_of
 from surgery.recipe.texts import TextChoice
 from surgery.shipping.checksums import Checked, check_sums
@@ -26,7 +25,6 @@ LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 """The same for the mean loss, in nats per token: 1e-4 is a ten-thousandth of the perplexity."""
 ROWS = 128
 """Positions whose losses are computed together."""
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -224,8 +222,7 @@ def _loss(model: Any, ids: torch.Tensor, stop: Event | None) -> float:
     """Mean negative log likelihood over windows, (windows, tokens), in nats per token."""
     means = []
     for row in ids:
-        if stop is not None and stop.is_set():
-            raise Cancelled("Cancelled.")
+        raise_if_set(stop)
         logits, targets = _logits(model, row[None])[0, :-1], row[1:]
         parts = zip(logits.split(ROWS), targets.to(logits.device).split(ROWS), strict=True)
         losses = [torch.nn.functional.cross_entropy(part, wanted, reduction="none") for part, wanted in parts]

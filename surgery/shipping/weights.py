@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -18,7 +17,7 @@ from surgery.checkpoints.adapter import save_adapter
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.files import INDEX
 from surgery.checkpoints.save import RECIPE_FILE, save_checkpoint
-from surgery.common.progress import part_of
+from surgery.common.progress import Report, part_of
 from surgery.evaluation.estimate import Estimate
 from surgery.gguf.adapter import write_gguf_adapter
 from surgery.gguf.write import write_gguf
@@ -32,7 +31,6 @@ from surgery.workbench.open_model import OpenModel
 
 AS_RECIPE, NONE = "recipe", "none"
 """What may stand in place of a GGUF type: that of the recipe, and no file."""
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Architecture, Block
-from analysis.model.modules import shallow_copy, submodule
+from analysis.model.modules import shallow_copy
 from surgery.structure.narrow import narrow_linear, set_parameter, store
 from surgery.structure.structure import Structure
 
@@ -30,22 +30,22 @@ def with_channels(model: nn.Module, source: Architecture, kept: tuple[int, ...])
     channels = list(kept)
     new.config = copy.deepcopy(new.config)
     new.config.hidden_size = len(channels)
-    embeddings = submodule(new, source.embeddings)
+    embeddings = new.get_submodule(source.embeddings)
     _select(embeddings, "weight", channels, axis=1)
     _rescale(embeddings, source.hidden_size, len(channels))
-    head: Any = submodule(new, source.head)
+    head: Any = new.get_submodule(source.head)
     if source.tied:
         head._parameters["weight"] = embeddings._parameters["weight"]
         head.in_features = len(channels)
     else:
         narrow_linear(new, source.head, columns=channels)
-    backbone = submodule(new, source.backbone)
-    blocks = {submodule(new, block.module) for block in source.blocks}
+    backbone = new.get_submodule(source.backbone)
+    blocks = {new.get_submodule(block.module) for block in source.blocks}
     for module in _outside(backbone, blocks):
         if module is not embeddings and getattr(module, "weight", None) is not None:
             _select_all(module, channels, source.hidden_size)
     for block in source.blocks:
-        _narrow_block(submodule(new, block.module), block, channels, source.hidden_size)
+        _narrow_block(new.get_submodule(block.module), block, channels, source.hidden_size)
     return new
 
 
@@ -68,7 +68,7 @@ def _narrow_block(new: nn.Module, block: Block, channels: list[int], hidden: int
     for projection in writes:
         narrow_linear(new, projection.module, rows=channels)
     for norm in block.norms:
-        _select_all(submodule(new, norm.module), channels, hidden)
+        _select_all(new.get_submodule(norm.module), channels, hidden)
 
 
 def _select_all(module: nn.Module, channels: list[int], hidden: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from analysis.model.architecture import Attention, Block, HeadNorm, Mlp, Projection
-from analysis.model.modules import is_transposed, replace, shallow_copy, submodule, weight_of
+from analysis.model.modules import is_transposed, replace, shallow_copy, weight_of
 from surgery.models.modeling import NoAttention, Zeros
 from surgery.structure.structure import BlockSpec, Codec, Refit, narrowed, output_of
 
@@ -42,19 +42,19 @@ def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module
         store(new, path, codec)
     if spec.repair is not None:
         for path, down in spec.repair.down.items():
-            weight = weight_of(submodule(new, path))
+            weight = weight_of(new.get_submodule(path))
             _set_weight(new, path, weight + (spec.repair.up[path] @ down).to(weight.device, weight.dtype))
     return new
 
 
 def store(root: nn.Module, path: str, codec: Codec) -> None:
     """Give a linear or an embedding of one's own the weight that its stored form reads back as."""
-    _set_weight(root, path, codec.apply(weight_of(submodule(root, path))))
+    _set_weight(root, path, codec.apply(weight_of(root.get_submodule(path))))
 
 
 def _set_weight(root: nn.Module, path: str, weight: torch.Tensor) -> None:
     """Set a weight given as (outputs, inputs)."""
-    linear: Any = submodule(root, path)
+    linear: Any = root.get_submodule(path)
     weight = weight.to(linear.weight.device, linear.weight.dtype)
     set_parameter(linear, "weight", weight.T.contiguous() if is_transposed(linear) else weight)
 
@@ -84,7 +84,7 @@ def _narrow_mlp(new: nn.Module, mlp: Mlp, neurons: list[int]) -> None:
 def _add_biases(new: nn.Module, block: Block, spec: BlockSpec) -> None:
     """A bias of zeros where a compensation will put one: the structure has it before its values are known."""
     for part in spec.biases:
-        linear: Any = submodule(new, output_of(block, part).module)
+        linear: Any = new.get_submodule(output_of(block, part).module)
         if linear.bias is None:
             outputs = weight_of(linear).shape[0]
             set_parameter(linear, "bias", torch.zeros(outputs, dtype=linear.weight.dtype, device=linear.weight.device))
@@ -92,7 +92,7 @@ def _add_biases(new: nn.Module, block: Block, spec: BlockSpec) -> None:
 
 def _refit(new: nn.Module, refit: Refit) -> None:
     for path in {**refit.weights, **refit.biases}:
-        linear: Any = submodule(new, path)
+        linear: Any = new.get_submodule(path)
         weight, bias = refit.weights.get(path), refit.biases.get(path)
         if weight is not None:
             _set_weight(new, path, weight)
@@ -118,14 +118,14 @@ def _narrow_attention(new: nn.Module, attention: Attention, spec: BlockSpec) -> 
     narrow_linear(new, attention.output.module, columns=attention.output.positions(list(spec.query_heads)))
     for norm, units in ((attention.query_norm, spec.query_heads), (attention.key_norm, spec.kv_heads)):
         _narrow_head_norm(new, norm, list(units), attention.head_size)
-    _set_counts(submodule(new, attention.module), attention, spec)
+    _set_counts(new.get_submodule(attention.module), attention, spec)
 
 
 def _average_heads(new: nn.Module, attention: Attention, kept: tuple[int, ...]) -> None:
     """Give the first key/value head of each merged run the mean of the run. Source: GQA (2305.13245), section 2.1."""
     size, run = attention.head_size, attention.kv_heads // len(kept)
     for projection in (attention.key, attention.value):
-        linear: Any = submodule(new, projection.module)
+        linear: Any = new.get_submodule(projection.module)
         # An output of a Conv1D is a column: its transpose is a view, so averaging writes into the copy below it.
         weight = linear.weight.detach().clone()
         bias = None if linear.bias is None else linear.bias.detach().clone()
@@ -137,7 +137,7 @@ def _average_heads(new: nn.Module, attention: Attention, kept: tuple[int, ...]) 
         set_parameter(linear, "weight", weight)
         set_parameter(linear, "bias", bias)
     if attention.key_norm is not None and attention.key_norm.over_all_heads:
-        norm: Any = submodule(new, attention.key_norm.module)
+        norm: Any = new.get_submodule(attention.key_norm.module)
         gains = norm.weight.detach().clone().view(attention.kv_heads, size)
         for head in kept:
             gains[head] = gains[head : head + run].mean(dim=0)
@@ -153,7 +153,7 @@ def _narrow_head_norm(new: nn.Module, norm: HeadNorm | None, units: list[int], h
     """A norm over all heads together loses the gains of the removed ones (and averages over what is left)."""
     if norm is None or not norm.over_all_heads:
         return
-    module: Any = submodule(new, norm.module)
+    module: Any = new.get_submodule(norm.module)
     positions = [unit * head_size + row for unit in units for row in range(head_size)]
     set_parameter(module, "weight", module.weight.detach()[positions])
 
@@ -178,7 +178,7 @@ def _set_counts(module: Any, attention: Attention, spec: BlockSpec) -> None:
 
 def narrow_linear(root: nn.Module, path: str, rows: list[int] | None = None, columns: list[int] | None = None) -> None:
     """Keep some outputs (`rows`) or inputs (`columns`) of a linear or Conv1D, in the given order."""
-    linear: Any = submodule(root, path)
+    linear: Any = root.get_submodule(path)
     by_output = (0, rows) if not is_transposed(linear) else (1, rows)
     by_input = (1, columns) if not is_transposed(linear) else (0, columns)
     weight = linear.weight.detach()

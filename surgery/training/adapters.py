@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
 from surgery.errors import CorruptFile
 from surgery.structure.narrow import build_block
@@ -101,10 +101,10 @@ def merge(runner: Runner, structure: Structure, adapter: Adapter) -> Structure:
         weights = dict(spec.refit.weights) if spec.refit else {}
         biases = dict(spec.refit.biases) if spec.refit else {}
         for path, _ in spec.codecs:
-            weights[path] = weight_of(submodule(module, path)).float().clone()
+            weights[path] = weight_of(module.get_submodule(path)).float().clone()
         for path, parts in linears.items():
             try:
-                weights[path] = merged(weight_of(submodule(module, path)), parts, adapter.scale)
+                weights[path] = merged(weight_of(module.get_submodule(path)), parts, adapter.scale)
             except (AttributeError, RuntimeError):
                 raise CorruptFile(
                     "The adapter does not fit the recipe's blocks: give the one of this recipe."

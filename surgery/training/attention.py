@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.model.modules import submodule
 from surgery.recipe.healing import Precision
 from surgery.training.precision import product_type
 
@@ -138,7 +137,7 @@ def use_causal_attention(block: nn.Module, path: str, precision: Precision) -> N
         path: of its attention.
         precision: of the products in training.
     """
-    attention: Any = submodule(block, path)
+    attention: Any = block.get_submodule(path)
     config = attention.__dict__.get("config")
     weight = next(block.parameters(), None)
     if config is None or getattr(config, "_attn_implementation", None) != "sdpa":

@@ -119,24 +119,6 @@ def divergence_on_top(
     return temperature**2 * DIVERGENCES[name](p, q, skew)
 
 
-def contrastive(
-    student_on_teacher: torch.Tensor,
-    teacher_on_teacher: torch.Tensor,
-    student_on_student: torch.Tensor,
-    teacher_on_student: torch.Tensor,
-    skew: float = 0.1,
-    balance: float = 1.0,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """DistiLLM-2's pair: (2 - b) SKL on the teacher's text + b SRKL on the student's, each a mean over tokens.
-
-    Source: DistiLLM-2 (2503.07067). All four are logits, (n, vocabulary) of a text's tokens.
-    """
-    towards = divergence("skew_kl", student_on_teacher, teacher_on_teacher, temperature, skew).mean()
-    away = divergence("skew_reverse_kl", student_on_student, teacher_on_student, temperature, skew).mean()
-    return (2 - balance) * towards + balance * away
-
-
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """1 - cos between states (..., hidden), a mean over all of them: 0 where they point the same way."""
     return 1 - torch.nn.functional.cosine_similarity(student, teacher, dim=-1).mean()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from analysis.gradients.differentiable import ordinary_calls
-from analysis.model.modules import replace, shallow_copy, submodule
+from analysis.model.modules import replace, shallow_copy
 from analysis.model.runner import BlockCall
 from analysis.seeds import generator_for
 from surgery.common.cache import ByteCache
@@ -85,7 +85,7 @@ class Student:
         """Put trained linears into a block."""
         spec, edit, module = self.kept[position], self.edit, self.modules[position]
         for path, narrow in self._linears(spec, edit.linears):
-            linear = submodule(module, path)
+            linear = module.get_submodule(path)
             if edit.train == "weights":
                 new: Trained = TrainedLinear(linear, edit.precision, narrow)
             else:
@@ -101,7 +101,7 @@ class Student:
         spec, module = self.kept[position], self.modules[position]
         for path, narrow in self._linears(spec, None):
             if Place(position, path) not in self.linears:
-                replace(module, path, FrozenLinear(submodule(module, path), self.edit.precision, narrow))
+                replace(module, path, FrozenLinear(module.get_submodule(path), self.edit.precision, narrow))
 
     def _linears(self, spec: BlockSpec, roles: Sequence[Role] | None) -> list[tuple[str, bool]]:
         """Paths of a block's linears that hold one of the roles, and whether their outputs stay narrow."""

@@ -94,8 +94,6 @@ class TopK:
     ) -> None:
         self.teacher, self.temperature = teacher, temperature
         self.k = min(k, teacher.runner.architecture.vocabulary_size)
-        self.computed = 0
-        """Windows that the teacher was run on."""
         root = folder or cache_directory() / "teacher"
         text = f"{identity}|{windows.fingerprint}|{self.k}|{temperature}|{process}"
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -160,7 +158,6 @@ class TopK:
             self._words.flush()
             self._done[index] = True
             self._done.flush()
-            self.computed += 1
         values, words = (torch.from_numpy(np.array(array[index])) for array in (self._values, self._words))
         return values, words.long()
 

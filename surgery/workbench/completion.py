@@ -7,15 +7,16 @@ Each stage works on what the one before it gave. What is costly is done once and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from analysis.text import Windows
 from surgery.calibration.moments import Moments, input_moments
 from surgery.checkpoints.planned import Planner
 from surgery.common.cache import ByteCache
-from surgery.common.progress import part_of
+from surgery.common.progress import Report, part_of, silent
 from surgery.compensation.compensator import Compensated, Compensator
 from surgery.evaluation.evaluator import Evaluator
 from surgery.gguf.plan import GgufPlan
@@ -24,11 +25,9 @@ from surgery.quantization.eora import Repairer
 from surgery.quantization.gguf_codecs import as_gguf
 from surgery.quantization.quantizer import Quantiser, stored_bytes
 from surgery.recipe.base import TextReference
-from surgery.recipe.storage import Quantize
 from surgery.structure.structure import Structure
 from surgery.training import adapters, results
 
-Report = Callable[[float, str], None]
 TextOf = Callable[[TextReference], Windows]
 """Gives the windows that an edit names; raises `RecipeError` where they are not at hand."""
 COMPENSATED_CACHE = 512 * 2**20
@@ -36,6 +35,55 @@ CALIBRATED_CACHE = 512 * 2**20
 SMALL_CACHE = 64 * 2**20
 PLAN_BYTES = 4 * 2**20
 """Roughly what a plan of a GGUF file holds, most of it the tokenizer."""
+PENDING: dict[str, Any] = {"compensations": (), "healing": None, "quantize": None, "eora": None}
+"""What a structure leaves to be computed, in the order of the stages: fields of it, with their empty values."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the work may use: texts, folders with results of healings, progress, and a flag that ends it."""
+
+    text_of: TextOf
+    report: Report
+    stop: Event | None
+    folders: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of pending work. `asked` is the structure that is completed, `before` the result of earlier stages."""
+
+    field: str
+    """The field of a structure that names the work."""
+    cache: ByteCache[Compensated]
+    compute: Callable[[Structure, Compensated, Means], Compensated]
+    """The result for `asked`, where nothing but this work is pending in the second argument."""
+    without_pass: Callable[[Structure, Compensated], Compensated | None] = lambda asked, before: None
+    """The result where it is cheap, and None elsewhere. It is not remembered."""
+
+    def key(self, asked: Structure) -> str:
+        """Identity of the result: `asked` without the work of later stages."""
+        later = list(PENDING)[list(PENDING).index(self.field) + 1 :]
+        return replace(asked, **{name: PENDING[name] for name in later}).key
+
+    def ready(self, asked: Structure, before: Compensated) -> Compensated | None:
+        """The result, if it needs no pass over a text that has not been made.
+
+        Raises:
+            RecipeError: no file can express the structure.
+        """
+        return self.cache.get(self.key(asked)) or self.without_pass(asked, self._next(asked, before))
+
+    def run(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
+        """Compute the result, and remember it unless it is cheap from now on. Errors: see `Completer.complete`."""
+        before = self._next(asked, before)
+        done = self.compute(asked, before, means)
+        if self.without_pass(asked, before) is None:
+            self.cache.put(self.key(asked), done, done.bytes + stored_bytes(done.structure))
+        return done
+
+    def _next(self, asked: Structure, before: Compensated) -> Compensated:
+        return replace(before, structure=replace(before.structure, **{self.field: getattr(asked, self.field)}))
 
 
 class Completer:
@@ -50,12 +98,15 @@ class Completer:
         self.evaluator = evaluator
         self.compensator = Compensator(evaluator.runner)
         self.planner = Planner(loaded)
-        self._compensated: ByteCache[Compensated] = ByteCache(COMPENSATED_CACHE)
-        self._healed: ByteCache[Structure] = ByteCache(COMPENSATED_CACHE)
         self._plans: ByteCache[GgufPlan] = ByteCache(SMALL_CACHE)
         self._moments: ByteCache[Moments] = ByteCache(SMALL_CACHE)
-        self._calibrated: ByteCache[Compensated] = ByteCache(CALIBRATED_CACHE)
-        """Complete structures whose blocks hold their own codes or a repair, by the key of what was asked for."""
+        calibrated: ByteCache[Compensated] = ByteCache(CALIBRATED_CACHE)
+        self._stages = (
+            Stage("compensations", ByteCache(COMPENSATED_CACHE), self._compensate),
+            Stage("healing", ByteCache(COMPENSATED_CACHE), self._heal),
+            Stage("quantize", calibrated, self._quantise, self._gguf_of_known_moments),
+            Stage("eora", calibrated, self._repair),
+        )
 
     def complete(
         self,
@@ -71,14 +122,10 @@ class Completer:
             RecipeError: a text or the result of a healing is not at hand, or no file can express the structure.
             Cancelled: `stop` was set.
         """
-        known = self._calibrated.get(structure.key)
-        if known is not None:
-            return known
-        done = self._compensate(structure, text_of, report, stop)
-        healed = self._heal(structure, done.structure, text_of, report, stop, folders)
-        done = replace(done, structure=self._quantise(healed, text_of, report, stop))
-        if _is_calibrated(structure):
-            self._calibrated.put(structure.key, done, done.bytes + stored_bytes(done.structure))
+        means = Means(text_of, report, stop, folders)
+        done, left = self._reached(structure)
+        for stage in left:
+            done = stage.ready(structure, done) or stage.run(structure, done, means)
         return done
 
     def known(self, structure: Structure) -> Compensated | None:
@@ -87,19 +134,32 @@ class Completer:
         Raises:
             RecipeError: no file can express the structure.
         """
-        if _is_calibrated(structure):
-            return self._calibrated.get(structure.key)
-        edit = structure.quantize
-        before = replace(structure, healing=None, quantize=None, eora=None)
-        known = self._compensated.get(before.key) if before.compensations else Compensated(before, ())
-        if known is not None and structure.healing is not None:
-            healed = self._healed.get(replace(structure, quantize=None, eora=None).key)
-            known = None if healed is None else replace(known, structure=healed)
-        if known is None or edit is None:
-            return known
-        if edit.text is not None and self._moments.get(_moments_key(known.structure, edit.text)) is None:
-            return None
-        return replace(known, structure=self._as_gguf(known.structure, edit, _no_text, _silent, None))
+        done, left = self._reached(structure)
+        return None if left else done
+
+    def _reached(self, structure: Structure) -> tuple[Compensated, list[Stage]]:
+        """The furthest result that needs no pass over a text, and the stages that are left."""
+        left = [stage for stage in self._stages if getattr(structure, stage.field)]
+        done = Compensated(replace(structure, **PENDING) if left else structure, ())
+        for position in reversed(range(len(left))):
+            known = left[position].cache.get(left[position].key(structure))
+            if known is not None:
+                done, left = known, left[position + 1 :]
+                break
+        while left and (known := left[0].ready(structure, done)) is not None:
+            done, left = known, left[1:]
+        return done, left
+
+    def trained_over(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
+        """What a healing trains: the structure as it is before it, with the linears of its blocks quantised if the
+        healing says so (QLoRA quantises nothing else).
+
+        Raises:
+            RecipeError: as `complete`.
+        """
+        assert structure.healing is not None  # asked only of structures with one
+        before = replace(structure, healing=None, quantize=structure.healing.edit.base, eora=None)
+        return replace(self.complete(before, text_of, report, stop).structure, outer=())
 
     def plan(self, structure: Structure) -> GgufPlan:
         """The GGUF file of a structure, before it is written.
@@ -120,7 +180,7 @@ class Completer:
         structure: Structure,
         text: TextReference,
         text_of: TextOf,
-        report: Report = lambda share, words: None,
+        report: Report = silent,
         stop: Event | None = None,
     ) -> Moments:
         """Input moments of an edited, unquantised model on a text.
@@ -129,95 +189,51 @@ class Completer:
             RecipeError: the text is not at hand.
             Cancelled: `stop` was set.
         """
-        floating = structure.floating
-        key = _moments_key(floating, text)
+        key = _moments_key(structure, text)
         known = self._moments.get(key)
         if known is None:
-            known = input_moments(self.evaluator, floating, text_of(text), report, stop)
+            known = input_moments(self.evaluator, structure.floating, text_of(text), report, stop)
             self._moments.put(key, known, sum(4 * values.numel() for parts in known for values in parts.values()))
         return known
 
-    def _compensate(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Compensated:
-        """Only the compensations; the rest stays pending."""
-        before = replace(structure, healing=None, quantize=None, eora=None)
-        if not before.compensations:
-            return Compensated(structure, ())
-        known = self._compensated.get(before.key)
-        if known is None:
-            known = self.compensator.compute(before, text_of(before.compensations[0].text), report, stop)
-            self._compensated.put(before.key, known, known.bytes)
-        done = replace(known.structure, healing=structure.healing, quantize=structure.quantize, eora=structure.eora)
-        return replace(known, structure=done)
+    def _compensate(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
+        windows = means.text_of(asked.compensations[0].text)
+        return self.compensator.compute(before.structure, windows, means.report, means.stop)
 
-    def trained_over(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
-        """What a healing trains: the structure as it is before it, with the linears of its blocks quantised if the
-        healing says so (QLoRA quantises nothing else).
+    def _heal(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
+        assert asked.healing is not None  # it is pending
+        adapter = results.find(asked.healing, means.folders)
+        trained = self.trained_over(before.structure, means.text_of, means.report, means.stop)
+        return replace(before, structure=adapters.merge(self.evaluator.runner_of(trained), trained, adapter))
 
-        Raises:
-            RecipeError: as `complete`.
-        """
-        assert structure.healing is not None  # asked only of structures with one
-        compensated = self._compensate(structure, text_of, report, stop).structure
-        before = replace(compensated, healing=None, quantize=structure.healing.edit.base, eora=None)
-        return replace(self._quantise(before, text_of, report, stop), outer=())
+    def _quantise(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
+        edit, structure = asked.quantize, before.structure
+        assert edit is not None  # it is pending
+        if edit.format == "gguf":
+            assert edit.text is not None  # else it would not have needed a pass
+            moments = self.moments(structure, edit.text, means.text_of, means.report, means.stop)
+            return replace(before, structure=as_gguf(structure, self.plan(structure), edit.type, moments))
+        windows = None if edit.text is None else means.text_of(edit.text)
+        report = part_of(means.report, 0.0, 0.6 if asked.eora else 1.0)
+        return replace(
+            before, structure=Quantiser(self.evaluator.runner).compute(structure, windows, report, means.stop)
+        )
 
-    def _heal(
-        self,
-        asked: Structure,
-        structure: Structure,
-        text_of: TextOf,
-        report: Report,
-        stop: Event | None,
-        folders: Sequence[Path],
-    ) -> Structure:
-        """A structure whose compensations are computed, with what its healing has learnt merged into it.
+    def _gguf_of_known_moments(self, asked: Structure, before: Compensated) -> Compensated | None:
+        edit, structure = asked.quantize, before.structure
+        assert edit is not None  # it is pending
+        moments = None if edit.text is None else self._moments.get(_moments_key(structure, edit.text))
+        if edit.format != "gguf" or (edit.text is not None and moments is None):
+            return None
+        return replace(before, structure=as_gguf(structure, self.plan(structure), edit.type, moments))
 
-        Args:
-            asked: the structure with its compensations pending, by whose key the result is remembered.
-            structure: the same with them computed.
-        """
-        if structure.healing is None:
-            return structure
-        key = replace(asked, quantize=None, eora=None).key
-        known = self._healed.get(key)
-        if known is None:
-            adapter = results.find(structure.healing, folders)
-            before = self.trained_over(structure, text_of, report, stop)
-            known = adapters.merge(self.evaluator.runner_of(before), before, adapter)
-            self._healed.put(key, known, Compensated(known, ()).bytes)
-        return replace(known, quantize=structure.quantize, eora=structure.eora)
-
-    def _quantise(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
-        """A structure whose compensations are computed, quantised."""
-        edit, eora, runner = structure.quantize, structure.eora, self.evaluator.runner
-        if edit is not None and edit.format == "gguf":
-            structure = self._as_gguf(structure, edit, text_of, report, stop)
-        elif edit is not None:
-            windows = text_of(edit.text) if edit.text is not None else None
-            structure = Quantiser(runner).compute(structure, windows, part_of(report, 0.0, 0.6 if eora else 1.0), stop)
-        if eora is not None:
-            structure = Repairer(runner).compute(structure, text_of(eora.text), part_of(report, 0.6, 1.0), stop)
-        return structure
-
-    def _as_gguf(
-        self, structure: Structure, edit: Quantize, text_of: TextOf, report: Report, stop: Event | None
-    ) -> Structure:
-        moments = None if edit.text is None else self.moments(structure, edit.text, text_of, report, stop)
-        return as_gguf(structure, self.plan(structure), edit.type, moments)
-
-
-def _is_calibrated(structure: Structure) -> bool:
-    """Whether completing it gives blocks that hold codes of their own, or a repair."""
-    return structure.eora is not None or (structure.quantize is not None and structure.quantize.format != "gguf")
+    def _repair(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
+        assert asked.eora is not None  # it is pending
+        windows, report = means.text_of(asked.eora.text), part_of(means.report, 0.6, 1.0)
+        return replace(
+            before, structure=Repairer(self.evaluator.runner).compute(before.structure, windows, report, means.stop)
+        )
 
 
 def _moments_key(structure: Structure, text: TextReference) -> str:
     return f"{structure.floating.key}|{text.model_dump_json()}"
-
-
-def _no_text(wanted: TextReference) -> Windows:
-    raise ValueError(f"the moments on {wanted.source} should be known")
-
-
-def _silent(share: float, words: str) -> None:
-    """Progress that nobody sees."""

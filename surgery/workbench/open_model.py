@@ -18,9 +18,9 @@ from analysis.statistics.collect import Statistics, collect
 from analysis.text import Text, Windows, load_text, make_windows
 from surgery.calibration.moments import Moments
 from surgery.common.cache import ByteCache
-from surgery.common.progress import Report
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.compensation.compensator import Compensated
-from surgery.errors import Cancelled, RecipeError
+from surgery.errors import RecipeError
 from surgery.evaluation.evaluator import Evaluator
 from surgery.gguf.plan import GgufPlan
 from surgery.models.loading import Loaded
@@ -89,7 +89,7 @@ class OpenModel:
         self,
         structure: Structure,
         texts: Sequence[TextChoice] = (),
-        report: Report = lambda fraction, message: None,
+        report: Report = silent,
         stop: Event | None = None,
         results: Sequence[Path] = (),
     ) -> Compensated:
@@ -113,7 +113,7 @@ class OpenModel:
         self,
         structure: Structure,
         texts: Sequence[TextChoice] = (),
-        report: Report = lambda fraction, message: None,
+        report: Report = silent,
         stop: Event | None = None,
     ) -> Structure:
         """What the healing of a structure trains, see `Completer.trained_over`."""
@@ -189,11 +189,11 @@ class OpenModel:
             self._windows.put(key, known, known.ids.numel() * 8)
         return known
 
-    def statistics(self, windows: Windows, report: Report = lambda fraction, message: None) -> Statistics:
+    def statistics(self, windows: Windows, report: Report = silent) -> Statistics:
         """The analysis of some windows; done once, then remembered."""
         known = self.known_statistics(windows)
         if known is None:
-            known = collect(self.runner, windows, report=report)
+            known = collect(self.runner, windows, report)
             size = sum(tensor.numel() * tensor.element_size() for tensor in known.state().values())
             self._statistics.put(windows.fingerprint, known, size)
         return known
@@ -202,7 +202,7 @@ class OpenModel:
         """The analysis of some windows if it has been done."""
         return self._statistics.get(windows.fingerprint)
 
-    def gradients(self, windows: Windows, report: Report = lambda fraction, message: None) -> Gradients:
+    def gradients(self, windows: Windows, report: Report = silent) -> Gradients:
         """The gradients on some windows; gathered once, then remembered."""
         known = self.known_gradients(windows)
         if known is None:
@@ -248,8 +248,7 @@ class OpenModel:
         """
         found = {}
         for block in self.architecture.blocks:
-            if stop is not None and stop.is_set():
-                raise Cancelled("Cancelled.")
+            raise_if_set(stop)
             if block.mlp is not None:
                 found[block.index] = self.block_scores(method, windows, block.index, seed)
         return found

@@ -12,7 +12,7 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from analysis.model.modules import submodule, weight_of
+from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.evaluator import Evaluator
@@ -90,7 +90,7 @@ def test_gptq_runs_on_edited_models_of_every_family_and_repeats(family: str) -> 
     assert count[0] < count[1] == count[3]
     for spec in made.blocks:
         for path, codec in spec.codecs:
-            stored = weight_of(submodule(module_of(family, made.floating, spec.source), path))
+            stored = weight_of(module_of(family, made.floating, spec.source).get_submodule(path))
             assert isinstance(codec, Packed) and codec.codes.shape == stored.shape
     assert torch.isfinite(Evaluator(runner_of(family)).token_losses(made, WINDOWS.ids)).all()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from analysis.model.modules import submodule
 from surgery.training import attention
 from surgery.training.attention import causal_attention
 from surgery.training.norms import RootMeanSquareNorm
@@ -51,7 +50,7 @@ def test_the_students_norms_are_the_models(family: str) -> None:
     student = student_of(family, ())
     for original, own in zip(student.runner.blocks, student.modules, strict=True):
         for path, norm in original.named_modules():
-            new = submodule(own, path)
+            new = own.get_submodule(path)
             assert isinstance(new, RootMeanSquareNorm) == ("RMSNorm" in type(norm).__name__), path
             if not isinstance(new, RootMeanSquareNorm):
                 continue

@@ -10,7 +10,6 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from analysis.model.modules import submodule
 from analysis.model.runner import Runner
 from surgery.training import precision
 from surgery.training.attention import causal_attention
@@ -153,7 +152,7 @@ def test_what_passes_inside_an_mlp_stays_narrow(family: str) -> None:
     block = student.structure.architecture.blocks[student.kept[0].source]
     types: dict[str, set[torch.dtype]] = {}
     for path in linears_of(block, student.kept[0], ["gate", "up", "query"]):
-        submodule(student.modules[0], path).register_forward_hook(
+        student.modules[0].get_submodule(path).register_forward_hook(
             lambda module, args, out, path=path: types.setdefault(path, set()).add(out.dtype)
         )
     inner = linears_of(block, student.kept[0], ["gate", "up"])

@@ -18,6 +18,7 @@ from surgery.session.session import Session
 from surgery.session.view import Target, View
 from surgery.structure.structure import dense
 from surgery.workbench import workbench
+from surgery.workbench.completion import Completer
 from surgery.workbench.workbench import Workbench
 from tests.sessions import SMALL, idle, measured, until
 from tests.wide_models import open_wide
@@ -85,8 +86,9 @@ def test_options_fit_and_are_taken_and_undone(session: Session) -> None:
 def test_a_compensated_option_can_be_computed_again_from_its_recipe(session: Session) -> None:
     options = fitted(session).fitted.fitting.options  # type: ignore[union-attr]
     number = next(n for n, option in enumerate(options, 1) if option.how != "as it is")
-    assert session.view().model is not None
-    session.view().model.completer._compensated.clear()  # type: ignore[union-attr]
+    model = session.view().model
+    assert model is not None
+    model.completer = Completer(model.loaded, model.evaluator)
     session.take_option(number)
     view = measured(session)
     assert view.estimate is not None and view.estimate.nll == pytest.approx(options[number - 1].estimate.nll)
