@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -15,16 +16,16 @@ from analysis.text import Windows
 from surgery.calibration.moments import Moments, input_moments
 from surgery.checkpoints.planned import Planner
 from surgery.common.cache import ByteCache
-from surgery.common.progress import Report, part_of
+from surgery.common.progress import Report, part_of, silent
 from surgery.compensation.compensator import Compensated, Compensator
 from surgery.evaluation.evaluator import Evaluator
+from surgery.formats.format import Sources
+from surgery.formats.table import format_of
 from surgery.gguf.plan import GgufPlan
 from surgery.models.loading import Loaded
-from surgery.quantization.eora import Repairer
-from surgery.quantization.gguf_codecs import as_gguf
-from surgery.quantization.quantizer import Quantiser, stored_bytes
+from surgery.quantization.eora import repair
+from surgery.quantization.quantizer import stored_bytes
 from surgery.recipe.base import TextReference
-from surgery.recipe.storage import Quantize
 from surgery.structure.structure import Structure
 from surgery.training import adapters, results
 
@@ -98,7 +99,8 @@ class Completer:
             return known
         if edit.text is not None and self._moments.get(_moments_key(known.structure, edit.text)) is None:
             return None
-        return replace(known, structure=self._as_gguf(known.structure, edit, _no_text, _silent, None))
+        wanted = replace(known.structure, quantize=edit)
+        return replace(known, structure=format_of(edit).quantise(wanted, self._sources(_no_text, silent, None)))
 
     def plan(self, structure: Structure) -> GgufPlan:
         """The GGUF file of a structure, before it is written.
@@ -188,26 +190,23 @@ class Completer:
 
     def _quantise(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
         """A structure whose compensations are computed, quantised."""
-        edit, eora, runner = structure.quantize, structure.eora, self.evaluator.runner
-        if edit is not None and edit.format == "gguf":
-            structure = self._as_gguf(structure, edit, text_of, report, stop)
-        elif edit is not None:
-            windows = text_of(edit.text) if edit.text is not None else None
-            structure = Quantiser(runner).compute(structure, windows, part_of(report, 0.0, 0.6 if eora else 1.0), stop)
+        eora, sources = structure.eora, self._sources(text_of, report, stop)
+        inside = part_of(report, 0.0, 0.6 if eora else 1.0)
+        structure = format_of(structure.quantize).quantise(structure, sources, inside, stop)
         if eora is not None:
-            structure = Repairer(runner).compute(structure, text_of(eora.text), part_of(report, 0.6, 1.0), stop)
+            structure = repair(sources.runner, structure, text_of(eora.text), part_of(report, 0.6, 1.0), stop)
         return structure
 
-    def _as_gguf(
-        self, structure: Structure, edit: Quantize, text_of: TextOf, report: Report, stop: Event | None
-    ) -> Structure:
-        moments = None if edit.text is None else self.moments(structure, edit.text, text_of, report, stop)
-        return as_gguf(structure, self.plan(structure), edit.type, moments)
+    def _sources(self, text_of: TextOf, report: Report, stop: Event | None) -> Sources:
+        """What formats quantise a structure by."""
+        moments = partial(self.moments, text_of=text_of, report=report, stop=stop)
+        return Sources(self.evaluator.runner, self.plan, moments, text_of)
 
 
 def _is_calibrated(structure: Structure) -> bool:
     """Whether completing it gives blocks that hold codes of their own, or a repair."""
-    return structure.eora is not None or (structure.quantize is not None and structure.quantize.format != "gguf")
+    edit = structure.quantize
+    return structure.eora is not None or (edit is not None and not format_of(edit).one_file)
 
 
 def _moments_key(structure: Structure, text: TextReference) -> str:
@@ -216,7 +215,3 @@ def _moments_key(structure: Structure, text: TextReference) -> str:
 
 def _no_text(wanted: TextReference) -> Windows:
     raise ValueError(f"the moments on {wanted.source} should be known")
-
-
-def _silent(share: float, words: str) -> None:
-    """Progress that nobody sees."""
