@@ -35,7 +35,7 @@ import torch
 from analysis.model.modules import device_of
 from benchmarks import measuring
 from surgery.checkpoints.build import build_model
-from surgery.healing.healer import Healer, Speed, heal_of, measure_speed, with_heal
+from surgery.healing.healer import Healer, TrainingSpeed, heal_of, measure_speed, with_heal
 from surgery.healing.presets import forecast
 from surgery.pruning.budget import Budget, Rules
 from surgery.pruning.suggest import suggest
@@ -248,7 +248,7 @@ def plans(options: argparse.Namespace, document: dict[str, Any]) -> None:
         for method, settings in METHODS.items():
             healer = bench.healer(bench.cut(cut), settings | {"precision": bench.precision})
             tries = [measure_speed(healer) for _ in range(PLAN_TRIES)]
-            measured = Speed(min(found.step for found in tries), min(found.evaluation for found in tries))
+            measured = TrainingSpeed(min(found.step for found in tries), min(found.evaluation for found in tries))
             for minutes in map(float, options.minutes.split(",")):
                 found = forecast(healer, measured, minutes)
                 document["plans"][f"{cut} {method} {minutes:g}"] = [found.steps, found.evaluate_every]

@@ -31,12 +31,13 @@ from surgery.checkpoints.adapter import save_adapter
 from surgery.checkpoints.build import build_model
 from surgery.common.progress import silent
 from surgery.evaluation.evaluator import Evaluator
-from surgery.quantization.eora import Repairer, low_rank
-from surgery.quantization.packed_checkpoint import codecs_by_name, save_packed
+from surgery.formats.table import FORMATS
+from surgery.quantization.eora import low_rank, repair
+from surgery.quantization.quantizer import codecs_by_name
 from surgery.recipe.edits import Eora
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice, text_reference
-from surgery.structure.structure import LowRank, Structure
+from surgery.structure.structure import BlockSpec, LowRank, Structure
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
 
@@ -94,8 +95,8 @@ def packed_rows() -> list[PackedRow]:
 def plain_repair(model: OpenModel, structure: Structure, rank: int) -> Structure:
     """The repair that knows no inputs: a truncated SVD of each linear's error."""
     sweep = Sweep(model.runner, structure, None, silent, None, "")
-    blocks = []
-    for spec in sweep:
+
+    def repaired(spec: BlockSpec) -> BlockSpec:
         floating = sweep.module(replace(spec, codecs=()))
         up, down = {}, {}
         for path, codec in spec.codecs:
@@ -103,8 +104,9 @@ def plain_repair(model: OpenModel, structure: Structure, rank: int) -> Structure
             missing = weight - codec.apply(weight)
             made = low_rank(missing, torch.eye(missing.shape[1]), rank)
             up[path], down[path] = (part.float() for part in made)
-        blocks.append(replace(spec, repair=LowRank(f"svd {rank} {spec.key}", down, up)))
-    return replace(structure, blocks=tuple(blocks))
+        return replace(spec, repair=LowRank(f"svd {rank} {spec.key}", down, up))
+
+    return replace(structure, blocks=sweep.rework(repaired))
 
 
 class Quantisation:
@@ -178,7 +180,7 @@ class Quantisation:
 
     def _repaired(self, made: Structure, rank: int) -> Structure:
         wanted = replace(made, eora=Eora(rank=rank, text=text_reference(self.calibration)))
-        return Repairer(self.model.runner).compute(wanted, self.calibration)
+        return repair(self.model.runner, wanted, self.calibration)
 
     def _recipe(self, row: PackedRow) -> Recipe:
         fields = {name: value for name, value in asdict(row).items() if name not in ("name", "ranks", "reload")}
@@ -191,7 +193,8 @@ class Quantisation:
         found = {"name": name, **found, "seconds": seconds, "perplexity": self.perplexity(made)}
         with tempfile.TemporaryDirectory() as scratch:
             built = build_model(self.model.loaded.model, self.model.architecture, made)
-            saved = save_packed(built, made, self.model.loaded.tokenizer, recipe, Path(scratch) / "checkpoint")
+            out, tokenizer = Path(scratch) / "checkpoint", self.model.loaded.tokenizer
+            saved = FORMATS[row.format].save(built, made, tokenizer, recipe, out)
             adapter = None
             found |= {"bytes": saved.bytes, "bits_per_weight": 8 * saved.bytes / saved.parameters}
             found["linear_bits"] = _linear_bits(saved.bytes, built.model, codecs_by_name(made))

@@ -9,8 +9,8 @@ import gradio as gr
 
 from analysis.figures.analysis import HEAD_TITLES
 from analysis.importance import registry
-from surgery.fit.fit import TYPES
 from surgery.fit.kv_cache import KV_TYPES
+from surgery.fit.weight_types import TYPES
 from surgery.session.view import Target
 from surgery.workbench.workbench import Workbench
 from ui.api.endpoints import Elsewhere, add_api

@@ -115,7 +115,7 @@ def linear_paths(block: Block, spec: BlockSpec) -> tuple[tuple[str, ...], ...]:
 
 
 class Sweep:
-    """The blocks of a structure that are not empty, one after the other.
+    """The blocks of a structure that are not empty, one after the other: the skeleton of every calibrated pass.
 
     Args:
         runner: the source model; never changed.
@@ -141,14 +141,29 @@ class Sweep:
         self.runner = runner
         self.kept = [spec for spec in structure.blocks if not spec.empty]
         self.groups = [] if ids is None else list(Group.cut(runner, ids))
+        self._blocks = structure.blocks
         self._report, self._stop, self._words = report, stop, words
 
-    def __iter__(self) -> Iterator[BlockSpec]:
-        """The specs, each after the caller has dealt with the one before."""
+    def rework(self, change: Callable[[BlockSpec], BlockSpec]) -> tuple[BlockSpec, ...]:
+        """Change one block after the other, each with the states that the changed blocks before it give.
+
+        Args:
+            change: gives the new spec of a block; may call everything below.
+
+        Returns:
+            The structure's specs, the changed ones in place of theirs.
+
+        Raises:
+            Cancelled: the walk is to end.
+        """
+        done: list[BlockSpec] = []
         for position, spec in enumerate(self.kept):
             self.check()
             self._report(position / len(self.kept), f"{self._words} block {position + 1} of {len(self.kept)}")
-            yield spec
+            done.append(change(spec))
+            self.advance(done[-1])
+        changed = iter(done)
+        return tuple(spec if spec.empty else next(changed) for spec in self._blocks)
 
     def check(self) -> None:
         """Stop where that is asked for.
@@ -167,11 +182,13 @@ class Sweep:
         return shallow_copy(build_block(self.runner.blocks[spec.source], self.block(spec), spec))
 
     def covariances(self, spec: BlockSpec, paths: Sequence[str]) -> dict[str, Covariance]:
-        """Input covariances of linears in the block of a spec, on the states that enter it.
+        """Input covariances of linears in the block of a spec, on the states that enter it; none without windows.
 
         Raises:
             InputError: an input is not finite.
         """
+        if not self.groups:
+            return {}
         module = self.module(spec)
         found: dict[str, Covariance] = {}
         for group in self.groups:
@@ -186,6 +203,8 @@ class Sweep:
 
     def advance(self, spec: BlockSpec) -> None:
         """Send all states through the block of a spec."""
+        if not self.groups:
+            return
         module = self.module(spec)
         for group in self.groups:
             self.check()

@@ -25,13 +25,14 @@ from surgery.cli.quantize_packed import PackedChoice, quantize_checkpoint
 from surgery.common.jobs import Context
 from surgery.common.progress import part_of
 from surgery.errors import InputError
+from surgery.formats.table import FORMATS
 from surgery.gguf.mixes import check_type
 from surgery.gguf.write import Exported, write_gguf
 from surgery.models import embedded
 from surgery.models.loading import DEFAULT
 from surgery.quantization.gguf_codecs import importance_of
 from surgery.recipe.base import TextReference
-from surgery.recipe.storage import TYPES_OF, Quantize
+from surgery.recipe.storage import Quantize
 from surgery.recipe.texts import TextChoice, text_reference
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
@@ -72,15 +73,16 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Store a checkpoint's weights in fewer bits, and measure what that costs on a text."""
-    if format_name not in TYPES_OF:
-        raise InputError(f"There is no format {format_name!r}: choose {', '.join(TYPES_OF)}.")
-    if format_name == "gguf":
+    if format_name not in FORMATS:
+        raise InputError(f"There is no format {format_name!r}: choose {', '.join(FORMATS)}.")
+    one_file = FORMATS[format_name].one_file
+    if one_file:
         check_type(type_name)
     bench = Workbench()
     opened = open_model(bench, source, revision, trust)
     chosen = TextChoice(calibration, calibration_window, calibration_windows, "calibration", spread=spread)
     measured = TextChoice(text, window, windows)
-    if format_name == "gguf":
+    if one_file:
         if eora is not None:
             raise InputError("A repair beside a GGUF file is made by `ship`, from a recipe with an eora edit.")
         work = _Gguf(opened, _folder(source, opened), out, type_name, chosen if imatrix else None, measured).run

@@ -11,7 +11,7 @@ from surgery.checkpoints.build import build_model
 from surgery.common.files import check_free
 from surgery.common.jobs import Context
 from surgery.common.progress import part_of
-from surgery.quantization.packed_checkpoint import save_packed
+from surgery.formats.table import FORMATS
 from surgery.recipe.texts import TextChoice, text_reference
 from surgery.workbench.open_model import OpenModel
 
@@ -78,7 +78,8 @@ def quantize_checkpoint(
     windows = opened.windows(measured)
     estimate = opened.evaluator.measure(done, windows, job.stop)
     built = build_model(opened.loaded.model, opened.architecture, done)
-    saved = save_packed(built, done, opened.loaded.tokenizer, recipe, out, part_of(job.report, 0.85, 1.0))
+    save = FORMATS[choice.format].save
+    saved = save(built, done, opened.loaded.tokenizer, recipe, out, part_of(job.report, 0.85, 1.0))
     if choice.rank is not None:
         save_adapter(done, str(out), adapter)
     return {

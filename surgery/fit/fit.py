@@ -15,10 +15,9 @@ from surgery.fit.devices import Device
 from surgery.fit.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
 from surgery.fit.runtimes import GPUS, LLAMA_CPP, TRANSFORMERS, Runtime, activation_bytes, runtime_for
 from surgery.fit.speed import Speed, speed
-from surgery.fit.weight_types import TYPES, Stored, WeightType, stored, weight_type, weights_by_class
+from surgery.fit.weight_types import Stored, stored, weight_type
+from surgery.formats.format import WeightType
 from surgery.structure.structure import Structure
-
-__all__ = ["TYPES", "Fit", "fit", "weight_type", "weights_by_class"]
 
 
 @dataclass(frozen=True)
@@ -170,11 +169,4 @@ def _notes(weights: Stored, runtime: Runtime, wanted: str, used: str, laid_out: 
     obstacle = kind.obstacle(weights.shapes)
     if obstacle:
         notes.append(f"{kind.name} cannot be written ({obstacle}): choose another group size or other widths.")
-    if kind.format == "compressed-tensors":
-        notes.append(
-            "transformers multiplies these weights out while it loads them and then needs what they take in floating "
-            "point; a runtime that computes on packed weights, such as vLLM, needs what is shown."
-        )
-    if kind.format == "torchao" and kind.type == "int4":
-        notes.append("torchao keeps each of its int4 values in a byte on a CPU: int4 takes no less than int8 here.")
-    return tuple(notes)
+    return (*notes, *kind.format.notes(kind.type))

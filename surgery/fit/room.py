@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery.fit.devices import Device
 from surgery.fit.fit import Fit, fit
-from surgery.fit.weight_types import WeightType
+from surgery.formats.format import WeightType
 from surgery.structure.structure import Structure, dense
 
 TYPES_TOLD = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")

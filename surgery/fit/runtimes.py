@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surgery.fit.devices import Device
-from surgery.fit.weight_types import WeightType
+from surgery.formats.format import WeightType
 from surgery.structure.structure import Structure
 
 MIB = 2**20
@@ -62,7 +62,7 @@ def runtime_for(kind: WeightType, device: Device) -> Runtime:
     """The program that runs such a file on such a device."""
     if device.kind == "microcontroller":
         return MICROCONTROLLER
-    return LLAMA_CPP if kind.format == "gguf" else TRANSFORMERS
+    return LLAMA_CPP if kind.format.runtime == LLAMA_CPP.name else TRANSFORMERS
 
 
 def activation_bytes(structure: Structure, runtime: Runtime, kind: WeightType, context: int, gpu: bool = False) -> int:

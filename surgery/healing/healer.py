@@ -205,16 +205,16 @@ class Healer:
 
 
 @dataclass(frozen=True)
-class Speed:
+class TrainingSpeed:
     """What a short measurement showed: seconds of a training step and of a held-out measurement."""
 
     step: float
     evaluation: float
 
 
-def measure_speed(healer: Healer) -> Speed:
+def measure_speed(healer: Healer) -> TrainingSpeed:
     """Time a step and a held-out measurement, without taking a step."""
     step = healer.trainer.seconds_a_step()
     begun = time.perf_counter()
     healer.trainer.evaluate()
-    return Speed(step, healer.processes.from_main(time.perf_counter() - begun))
+    return TrainingSpeed(step, healer.processes.from_main(time.perf_counter() - begun))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from surgery.healing.healer import Healer, Speed
+from surgery.healing.healer import Healer, TrainingSpeed
 from surgery.recipe.healing import Heal
 
 EVALUATIONS = 6
@@ -58,7 +58,7 @@ class Forecast:
         )
 
 
-def forecast(healer: Healer, speed: Speed, minutes: float) -> Forecast:
+def forecast(healer: Healer, speed: TrainingSpeed, minutes: float) -> Forecast:
     """How many steps fit into a time.
 
     Args:

@@ -42,67 +42,55 @@ def low_rank(missing: torch.Tensor, covariance: torch.Tensor, rank: int) -> tupl
     return basis @ first, first.T @ core
 
 
-class Repairer:
-    """Computes the low-rank repair of one model's quantised structures.
+@torch.no_grad()
+def repair(
+    runner: Runner, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
+) -> Structure:
+    """Compute the repair of a structure: blocks with codecs get `repair`, and `eora` is done with.
+
+    Each linear's covariance is over what it reads in the quantised block, behind blocks that are repaired already.
 
     Args:
         runner: the model; never changed.
+        structure: with `eora`, and its compensations and quantisation computed.
+        windows: the calibration windows.
+        report: progress; may raise to stop.
+        stop: ends the work between two linears.
+
+    Raises:
+        Cancelled: `stop` was set.
     """
+    edit = structure.eora
+    if edit is None:
+        return structure
+    if structure.compensations or structure.quantize:
+        raise ValueError("the structure's compensations or quantisation have not been computed")
+    sweep = Sweep(runner, structure, windows.ids, report, stop, "Repairing")
+    blocks = sweep.rework(lambda spec: _repaired(sweep, spec, edit.rank))
+    report(1.0, "Repaired")
+    return replace(structure, blocks=blocks, eora=None)
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
 
-    @torch.no_grad()
-    def compute(
-        self, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
-    ) -> Structure:
-        """Compute the repair of a structure: blocks with codecs get `repair`, and `eora` is done with.
-
-        Each linear's covariance is over what it reads in the quantised block, behind blocks that are repaired already.
-
-        Args:
-            structure: with `eora`, and its compensations and quantisation computed.
-            windows: the calibration windows.
-            report: progress; may raise to stop.
-            stop: ends the work between two linears.
-
-        Raises:
-            Cancelled: `stop` was set.
-        """
-        edit = structure.eora
-        if edit is None:
-            return structure
-        if structure.compensations or structure.quantize:
-            raise ValueError("the structure's compensations or quantisation have not been computed")
-        sweep = Sweep(self.runner, structure, windows.ids, report, stop, "Repairing")
-        done = []
-        for spec in sweep:
-            new = replace(spec, repair=self._repair(sweep, spec, edit.rank)) if spec.codecs else spec
-            done.append(new)
-            sweep.advance(new)
-        report(1.0, "Repaired")
-        kept = iter(done)
-        blocks = tuple(spec if spec.empty else next(kept) for spec in structure.blocks)
-        return replace(structure, blocks=blocks, eora=None)
-
-    def _repair(self, sweep: Sweep, spec: BlockSpec, rank: int) -> LowRank:
-        """The repair of all quantised linears of a block."""
-        codecs = dict(spec.codecs)
-        stages = [[path for path in stage if path in codecs] for stage in linear_paths(sweep.block(spec), spec)]
-        stages = [stage for stage in stages if stage]
-        covariances = sweep.covariances(replace(spec, repair=None), [stage[0] for stage in stages])
-        floating = sweep.module(replace(spec, codecs=(), repair=None))
-        up: dict[str, torch.Tensor] = {}
-        down: dict[str, torch.Tensor] = {}
-        for stage in stages:
-            seen = covariances[stage[0]]
-            for path in stage:
-                sweep.check()
-                weight = weight_of(floating.get_submodule(path))
-                missing = (weight.double() - codecs[path].apply(weight).double()).cpu()
-                made = low_rank(missing, seen.total / max(seen.tokens, 1), rank)
-                up[path], down[path] = (part.float().contiguous() for part in made)
-        return LowRank(_key(up, down), down, up)
+def _repaired(sweep: Sweep, spec: BlockSpec, rank: int) -> BlockSpec:
+    """A block with the repair of all its quantised linears."""
+    if not spec.codecs:
+        return spec
+    codecs = dict(spec.codecs)
+    stages = [[path for path in stage if path in codecs] for stage in linear_paths(sweep.block(spec), spec)]
+    stages = [stage for stage in stages if stage]
+    covariances = sweep.covariances(replace(spec, repair=None), [stage[0] for stage in stages])
+    floating = sweep.module(replace(spec, codecs=(), repair=None))
+    up: dict[str, torch.Tensor] = {}
+    down: dict[str, torch.Tensor] = {}
+    for stage in stages:
+        seen = covariances[stage[0]]
+        for path in stage:
+            sweep.check()
+            weight = weight_of(floating.get_submodule(path))
+            missing = (weight.double() - codecs[path].apply(weight).double()).cpu()
+            made = low_rank(missing, seen.total / max(seen.tokens, 1), rank)
+            up[path], down[path] = (part.float().contiguous() for part in made)
+    return replace(spec, repair=LowRank(_key(up, down), down, up))
 
 
 def _key(up: dict[str, torch.Tensor], down: dict[str, torch.Tensor]) -> str:

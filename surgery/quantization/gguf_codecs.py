@@ -9,7 +9,8 @@ import numpy as np
 from surgery.calibration.moments import Moments
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.types import GgufCodec, Kind
-from surgery.structure.structure import Codec, Codecs, Structure
+from surgery.quantization.quantizer import in_order
+from surgery.structure.structure import Codec, Structure
 
 
 def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Moments | None = None) -> Structure:
@@ -39,18 +40,9 @@ def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Momen
             outer[structure.architecture.head] = codec
         else:
             outer[path] = codec
-    return with_codecs(structure, blocks, outer)
-
-
-def with_codecs(structure: Structure, blocks: dict[int, dict[str, Codec]], outer: dict[str, Codec]) -> Structure:
-    """The structure with codecs by position of the kept block and path, and of what stands around the blocks."""
-    kept = [spec for spec in structure.blocks if not spec.empty]
-    specs = [replace(spec, codecs=_sorted(blocks.get(position, {}))) for position, spec in enumerate(kept)]
-    return replace(structure, blocks=tuple(specs), outer=_sorted(outer), quantize=None)
-
-
-def _sorted(codecs: dict[str, Codec]) -> Codecs:
-    return tuple(sorted(codecs.items()))
+    kept = (spec for spec in structure.blocks if not spec.empty)
+    specs = tuple(replace(spec, codecs=in_order(blocks.get(place, {}))) for place, spec in enumerate(kept))
+    return replace(structure, blocks=specs, outer=in_order(outer), quantize=None)
 
 
 def importance_of(structure: Structure, moments: Moments) -> dict[str, np.ndarray]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from analysis.model.modules import shallow_copy
+from surgery.checkpoints.save import SHARD
 from surgery.errors import InputError
+from surgery.quantization.quantizer import Encode, left_out
 from surgery.recipe.storage import Quantize
+from surgery.structure.structure import Codec
 
 
 @dataclass(frozen=True)
@@ -75,3 +82,44 @@ class TorchaoCodec:
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight (outputs, inputs) as it reads back, of the same shape, type and device."""
         return self.quantised(weight).dequantize().to(weight.dtype)
+
+
+def encoder(edit: Quantize) -> Encode:
+    """The edit's codec, for every linear whose rows its groups divide.
+
+    Raises:
+        InputError: torchao has no such weights.
+    """
+    codec = TorchaoCodec.of(edit)
+
+    def encode(name: str, weight: torch.Tensor, h: torch.Tensor | None) -> TorchaoCodec:
+        codec.check(weight.shape[1], name)
+        return codec
+
+    return encode
+
+
+def write(model: Any, codecs: Mapping[str, Codec], made: Path) -> dict[str, Any]:
+    """Write weights quantised by torchao, from a copy of the model that shares everything else.
+
+    Args:
+        model: the floating model; not changed.
+        codecs: of the quantised linears, by name; all the same.
+        made: the folder.
+
+    Returns:
+        What config.json is to say besides: nothing.
+    """
+    from transformers import TorchAoConfig
+    from transformers.quantizers import AutoHfQuantizer
+
+    copied: Any = shallow_copy(model)
+    (codec,) = {codec for codec in codecs.values() if isinstance(codec, TorchaoCodec)}
+    for name in codecs:
+        linear = copied.get_submodule(name)
+        linear._parameters["weight"] = codec.quantised(linear.weight)
+    copied.config = copy.deepcopy(model.config)
+    copied.config.quantization_config = TorchAoConfig(codec.config(), modules_to_not_convert=left_out(model, codecs))
+    copied.hf_quantizer = AutoHfQuantizer.from_config(copied.config.quantization_config, pre_quantized=True)
+    copied.save_pretrained(made, max_shard_size=SHARD)
+    return {}

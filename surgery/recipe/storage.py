@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
@@ -15,13 +16,30 @@ GgufType = Literal[
 
 
 TorchaoType = Literal["int8", "int4"]
-
-
 PackedType = Literal["int8", "int4", "int3", "int2"]
+PackedFormat = Literal["torchao", "compressed-tensors"]
+"""Formats of checkpoints whose linears are quantised."""
+Format = Literal["gguf", PackedFormat]
 
 
-TYPES_OF = {"gguf": get_args(GgufType), "torchao": get_args(TorchaoType), "compressed-tensors": get_args(PackedType)}
-"""Weight types by format."""
+@dataclass(frozen=True)
+class Storable:
+    """What a recipe may ask of a format. What else a format is stands in `surgery.formats`."""
+
+    types: tuple[str, ...]
+    """Names of its weight types."""
+    importance: bool = False
+    """Whether an importance matrix can weight its errors."""
+    gptq: bool = False
+    """Whether it can hold what GPTQ solves."""
+
+
+STORABLE = {
+    "gguf": Storable(get_args(GgufType), importance=True),
+    "torchao": Storable(get_args(TorchaoType)),
+    "compressed-tensors": Storable(get_args(PackedType), gptq=True),
+}
+"""By format."""
 
 
 class Quantize(_Edit):
@@ -34,7 +52,7 @@ class Quantize(_Edit):
     """
 
     op: Literal["quantize"] = "quantize"
-    format: Literal["gguf", "torchao", "compressed-tensors"] = "gguf"
+    format: Format = "gguf"
     type: str = Field(max_length=20)
     text: TextReference | None = None
     method: Literal["round_to_nearest", "gptq"] = "round_to_nearest"
@@ -47,11 +65,12 @@ class Quantize(_Edit):
 
     @model_validator(mode="after")
     def _possible(self) -> Quantize:
-        known = TYPES_OF[self.format]
-        if self.type not in known:
-            raise ValueError(f"{self.format} has no type {self.type!r}: choose {', '.join(known)}")
-        if (self.method == "gptq") != (self.text is not None) and self.format != "gguf":
+        known = STORABLE[self.format]
+        if self.type not in known.types:
+            raise ValueError(f"{self.format} has no type {self.type!r}: choose {', '.join(known.types)}")
+        if (self.method == "gptq") != (self.text is not None) and not known.importance:
             raise ValueError("gptq needs a text, and round_to_nearest uses none")
-        if self.format != "compressed-tensors" and self.method == "gptq":
-            raise ValueError("gptq is stored as compressed-tensors: choose that format")
+        if self.method == "gptq" and not known.gptq:
+            solved = [name for name, other in STORABLE.items() if other.gptq]
+            raise ValueError(f"gptq is stored as {' or '.join(solved)}: choose that format")
         return self

@@ -12,8 +12,9 @@ from surgery.common.jobs import Context, Job
 from surgery.compensation.compensator import Compensated
 from surgery.errors import InputError, RecipeError, TextError
 from surgery.evaluation.estimate import Estimate
-from surgery.fit.fit import weight_type
 from surgery.fit.kv_cache import check_kv_type
+from surgery.fit.weight_types import weight_type
+from surgery.formats.table import format_of
 from surgery.pruning.narrowing import Narrowing
 from surgery.recipe.base import TextReference
 from surgery.recipe.edits import Compensate, How
@@ -408,7 +409,7 @@ class EditingSession(JobHolder):
         """Keep what a GGUF type of the current recipe, or no quantisation, has given."""
         structure = self._need_editor().structure
         edit = structure.quantize
-        if structure.eora is None and (edit is None or edit.format == "gguf"):
+        if structure.eora is None and (edit is None or format_of(edit).one_file):
             kind = ("", False) if edit is None else (edit.type, edit.text is not None)
             self._tried.setdefault(self._quantised_thing(structure), {})[kind] = perplexity
             for oldest in list(self._tried)[:-MOST_TRIED]:

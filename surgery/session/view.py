@@ -20,7 +20,7 @@ from surgery.recipe.recipe import Edit, Recipe
 from surgery.recipe.texts import TextChoice
 from surgery.search.make_it_fit import Fitting
 from surgery.session.history import History
-from surgery.shipping.download import Packed
+from surgery.shipping.download import Archive
 from surgery.shipping.shipment import Shipment
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
@@ -191,7 +191,7 @@ class View:
     matrix; the empty type stands for no quantisation."""
     scanned: Scanned | None = None
     """Every removal of the current model on the current text, if they were measured."""
-    packed: Packed | None = None
+    packed: Archive | None = None
     """The last build, if its file is complete."""
     shipment: Shipment | None = None
     """The last shipment, if it is complete."""

@@ -25,7 +25,7 @@ PREFIX = "model-surgery-build-"
 
 
 @dataclass(frozen=True)
-class Packed:
+class Archive:
     """What a finished download holds."""
 
     path: Path
@@ -61,7 +61,7 @@ class Download:
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
         except OSError as error:
             raise InputError(f"No folder can be made for the build ({error.strerror}): free some disk space.") from None
-        self.packed: Packed | None = None
+        self.packed: Archive | None = None
         """Set when the file is complete."""
         weakref.finalize(self, shutil.rmtree, self.folder, True)
 
@@ -86,7 +86,7 @@ def pack(
     recipe: Recipe,
     download: Download,
     report: Report = lambda share, words: None,
-) -> Packed:
+) -> Archive:
     """Build the model, save it as a checkpoint and put that into one zip file.
 
     Args:
@@ -113,7 +113,7 @@ def pack(
             zip_folder(out, path, lambda share: report(0.7 + 0.3 * share, "Packing the files"))
     except OSError as error:
         raise InputError(f"The download cannot be written ({error.strerror or error}): free some disk space.") from None
-    download.packed = Packed(path, name, recipe.key, saved.parameters, path.stat().st_size, saved.plain)
+    download.packed = Archive(path, name, recipe.key, saved.parameters, path.stat().st_size, saved.plain)
     return download.packed
 
 

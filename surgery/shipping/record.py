@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from surgery.errors import CorruptFile, UnknownModel
+from surgery.recipe.storage import PackedFormat
 
 SCHEMA: Final = "model-surgery/ship/1"
 RECORD = "ship.json"
@@ -87,7 +88,7 @@ class Part(_Frozen):
     """Of these files, and of the adapter's weights."""
     type: str
     """Number type of the checkpoint, or GGUF type."""
-    library: Literal["", "torchao", "compressed-tensors"] = ""
+    library: Literal["", PackedFormat] = ""
     """What transformers needs besides to load a packed checkpoint."""
     adapter: FileName | Literal[""] = ""
     """What stands beside the weights and counts with them: a PEFT folder, or a LoRA file for llama.cpp."""

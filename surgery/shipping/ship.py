@@ -19,6 +19,7 @@ from analysis.text import Windows
 from surgery.common.files import check_free, refuse_without_room
 from surgery.common.progress import Report, part_of
 from surgery.errors import InputError, VerificationFailed
+from surgery.formats.table import format_of
 from surgery.gguf.mixes import check_type
 from surgery.quantization.gguf_codecs import importance_of
 from surgery.recipe.edits import Eora
@@ -30,7 +31,7 @@ from surgery.shipping.folder import write_folder
 from surgery.shipping.origin import origin_of
 from surgery.shipping.record import Kind, ShipRecord
 from surgery.shipping.verify import Verification, verify
-from surgery.shipping.weights import Form, ShipOptions, Shipping
+from surgery.shipping.weights import MeasuredForm, ShipOptions, Shipping
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
 
@@ -143,7 +144,7 @@ def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
         InputError: it packs the checkpoint, and something else is asked for.
     """
     held = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
-    if held is not None and held.format != "gguf":
+    if held is not None and not format_of(held).one_file:
         if options.gguf is not None or not options.checkpoint:
             raise InputError(
                 f"The recipe packs a checkpoint as {held.format}: ship that checkpoint alone, or take the edit out."
@@ -198,9 +199,9 @@ def _measured(
     sample: Windows,
     report: Report,
     stop: Event | None,
-) -> list[Form]:
+) -> list[MeasuredForm]:
     """What each form gives, live: what a page shows of it."""
-    forms: list[Form] = []
+    forms: list[MeasuredForm] = []
     for number, (kind, structure) in enumerate(structures.items()):
         estimate = None
         for estimate in model.evaluator.evaluate(structure, windows, stop):
@@ -210,7 +211,7 @@ def _measured(
         if not math.isfinite(estimate.nll):
             raise InputError("The recipe makes a model whose losses are not finite numbers: change it before shipping.")
         logits = model.evaluator.logits(structure, sample.ids, _positions(sample))
-        forms.append(Form(kind, structure, estimate, logits))
+        forms.append(MeasuredForm(kind, structure, estimate, logits))
     return forms
 
 

@@ -16,12 +16,12 @@ from analysis.text import Windows
 from surgery.checkpoints.adapter import save_adapter
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.files import INDEX
-from surgery.checkpoints.save import RECIPE_FILE, save_checkpoint
+from surgery.checkpoints.save import RECIPE_FILE
 from surgery.common.progress import Report, part_of
 from surgery.evaluation.estimate import Estimate
+from surgery.formats.table import format_of
 from surgery.gguf.adapter import write_gguf_adapter
 from surgery.gguf.write import write_gguf
-from surgery.quantization.packed_checkpoint import save_packed
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import Quantize
 from surgery.shipping.download import file_name
@@ -47,12 +47,12 @@ class ShipOptions:
 def gguf_type(recipe: Recipe, type_name: str) -> str | None:
     """The type of the GGUF file that is asked for: a type's name, `AS_RECIPE` or `NONE`."""
     if type_name == AS_RECIPE:
-        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and e.format == "gguf"), None)
+        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and format_of(e).one_file), None)
     return None if type_name == NONE else type_name
 
 
 @dataclass(frozen=True)
-class Form:
+class MeasuredForm:
     """One form in which the model ships, as it is measured before it is written."""
 
     kind: Kind
@@ -71,7 +71,7 @@ class Shipping:
     windows: Windows
     sample: Windows
     positions: torch.Tensor
-    forms: list[Form]
+    forms: list[MeasuredForm]
     importance: dict[str, np.ndarray] | None
     origin: Origin
 
@@ -83,7 +83,7 @@ class Shipping:
     @property
     def packed(self) -> Quantize | None:
         """How the checkpoint's weights are packed, if not in floating point."""
-        return next((e for e in self.recipe.edits if isinstance(e, Quantize) and e.format != "gguf"), None)
+        return next((e for e in self.recipe.edits if isinstance(e, Quantize) and not format_of(e).one_file), None)
 
     @property
     def dtype(self) -> str:
@@ -119,16 +119,14 @@ def write_weights(job: Shipping, recipe: Recipe, made: Path, report: Report, sto
     return parts
 
 
-def _write_checkpoint(job: Shipping, recipe: Recipe, folder: Path, form: Form, report: Report) -> Part:
+def _write_checkpoint(job: Shipping, recipe: Recipe, folder: Path, form: MeasuredForm, report: Report) -> Part:
     """A checkpoint in floating point, or as the recipe packs it."""
     report(0.0, "Building the model")
     built = build_model(job.model.loaded.model, job.model.architecture, form.structure)
     tokenizer, inside = job.model.loaded.tokenizer, part_of(report, 0.2, 1.0)
     packed = job.packed
-    if packed is not None:
-        saved = save_packed(built, form.structure, tokenizer, recipe, folder, inside)
-    else:
-        saved = save_checkpoint(built, tokenizer, recipe, folder, inside)
+    row = format_of(packed)
+    saved = row.save(built, form.structure, tokenizer, recipe, folder, inside)
     size, adapter = saved.bytes, ""
     if packed is not None and _repaired(form.structure):
         adapter = ADAPTER
@@ -139,14 +137,16 @@ def _write_checkpoint(job: Shipping, recipe: Recipe, folder: Path, form: Form, r
         files=tuple(name for name in saved.files if name.endswith(".safetensors")),
         bytes=size,
         type=job.dtype if packed is None else f"{packed.type} ({packed.format})",
-        library="" if packed is None or packed.format == "gguf" else packed.format,
+        library=row.library,
         plain=saved.plain,
         adapter=adapter,
         measured=_measurement(form.estimate),
     )
 
 
-def _write_file(job: Shipping, checkpoint: Path, made: Path, form: Form, report: Report, stop: Event | None) -> Part:
+def _write_file(
+    job: Shipping, checkpoint: Path, made: Path, form: MeasuredForm, report: Report, stop: Event | None
+) -> Part:
     """Write the GGUF file from a checkpoint; where that is not in the folder itself, its weights go."""
     type_name = str(job.options.gguf)
     made.mkdir(exist_ok=True)

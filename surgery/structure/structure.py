@@ -29,9 +29,6 @@ class Refit:
     biases: Mapping[str, torch.Tensor] = field(compare=False, repr=False)
     """(outputs,) each; the module may have had none."""
 
-    def __hash__(self) -> int:
-        return hash(self.key)
-
 
 class Codec(Protocol):
     """How a quantised weight is stored, seen through what it reads back as."""
@@ -57,9 +54,6 @@ class LowRank:
     """(rank, inputs) each."""
     up: Mapping[str, torch.Tensor] = field(compare=False, repr=False)
     """(outputs, rank) each."""
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,7 @@ class Structure:
     healing: Healing | None = None
     """The training whose result is still to be merged (see `surgery.healing`)."""
     quantize: Quantize | None = None
-    """How it is still to be quantised (see `surgery.quantization.gguf_codecs`)."""
+    """How it is still to be quantised (see `surgery.formats`)."""
     eora: Eora | None = None
     """The low-rank repair that is still to be computed."""
     outer: Codecs = ()

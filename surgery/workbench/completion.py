@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,11 +20,12 @@ from surgery.common.cache import ByteCache
 from surgery.common.progress import Report, part_of, silent
 from surgery.compensation.compensator import Compensated, Compensator
 from surgery.evaluation.evaluator import Evaluator
+from surgery.formats.format import Sources
+from surgery.formats.table import format_of
 from surgery.gguf.plan import GgufPlan
 from surgery.models.loading import Loaded
-from surgery.quantization.eora import Repairer
-from surgery.quantization.gguf_codecs import as_gguf
-from surgery.quantization.quantizer import Quantiser, stored_bytes
+from surgery.quantization.eora import repair
+from surgery.quantization.quantizer import stored_bytes
 from surgery.recipe.base import TextReference
 from surgery.structure.structure import Structure
 from surgery.training import adapters, results
@@ -104,7 +106,7 @@ class Completer:
         self._stages = (
             Stage("compensations", ByteCache(COMPENSATED_CACHE), self._compensate),
             Stage("healing", ByteCache(COMPENSATED_CACHE), self._heal),
-            Stage("quantize", calibrated, self._quantise, self._gguf_of_known_moments),
+            Stage("quantize", calibrated, self._quantise, self._of_known_moments),
             Stage("eora", calibrated, self._repair),
         )
 
@@ -207,33 +209,35 @@ class Completer:
         return replace(before, structure=adapters.merge(self.evaluator.runner_of(trained), trained, adapter))
 
     def _quantise(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
-        edit, structure = asked.quantize, before.structure
-        assert edit is not None  # it is pending
-        if edit.format == "gguf":
-            assert edit.text is not None  # else it would not have needed a pass
-            moments = self.moments(structure, edit.text, means.text_of, means.report, means.stop)
-            return replace(before, structure=as_gguf(structure, self.plan(structure), edit.type, moments))
-        windows = None if edit.text is None else means.text_of(edit.text)
+        sources = self._sources(means.text_of, means.report, means.stop)
         report = part_of(means.report, 0.0, 0.6 if asked.eora else 1.0)
-        return replace(
-            before, structure=Quantiser(self.evaluator.runner).compute(structure, windows, report, means.stop)
-        )
+        done = format_of(asked.quantize).quantise(before.structure, sources, report, means.stop)
+        return replace(before, structure=done)
 
-    def _gguf_of_known_moments(self, asked: Structure, before: Compensated) -> Compensated | None:
+    def _of_known_moments(self, asked: Structure, before: Compensated) -> Compensated | None:
+        """The quantised structure, where its format needs at most moments that are known."""
         edit, structure = asked.quantize, before.structure
         assert edit is not None  # it is pending
-        moments = None if edit.text is None else self._moments.get(_moments_key(structure, edit.text))
-        if edit.format != "gguf" or (edit.text is not None and moments is None):
+        known = edit.text is None or self._moments.get(_moments_key(structure, edit.text)) is not None
+        if not format_of(edit).one_file or not known:
             return None
-        return replace(before, structure=as_gguf(structure, self.plan(structure), edit.type, moments))
+        return replace(before, structure=format_of(edit).quantise(structure, self._sources(_no_text, silent, None)))
 
     def _repair(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
         assert asked.eora is not None  # it is pending
         windows, report = means.text_of(asked.eora.text), part_of(means.report, 0.6, 1.0)
-        return replace(
-            before, structure=Repairer(self.evaluator.runner).compute(before.structure, windows, report, means.stop)
-        )
+        done = repair(self.evaluator.runner, before.structure, windows, report, means.stop)
+        return replace(before, structure=done)
+
+    def _sources(self, text_of: TextOf, report: Report, stop: Event | None) -> Sources:
+        """What formats quantise a structure by."""
+        moments = partial(self.moments, text_of=text_of, report=report, stop=stop)
+        return Sources(self.evaluator.runner, self.plan, moments, text_of)
 
 
 def _moments_key(structure: Structure, text: TextReference) -> str:
     return f"{structure.floating.key}|{text.model_dump_json()}"
+
+
+def _no_text(wanted: TextReference) -> Windows:
+    raise ValueError(f"the moments on {wanted.source} should be known")

@@ -201,7 +201,7 @@ def evaluation(
     model: OpenModel, structure: Structure, windows: Windows, estimate: Estimate, recipe: Recipe | None
 ) -> dict[str, Any]:
     """What `evaluate` prints. Losses in nats per token; `standard_error` is the perplexity's."""
-    from surgery.fit.fit import TYPES, weights_by_class
+    from surgery.fit.weight_types import TYPES, weights_by_class
 
     document = {
         **estimate.document(),

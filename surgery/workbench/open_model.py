@@ -22,6 +22,7 @@ from surgery.common.progress import Report, raise_if_set, silent
 from surgery.compensation.compensator import Compensated
 from surgery.errors import RecipeError
 from surgery.evaluation.evaluator import Evaluator
+from surgery.formats.table import format_of
 from surgery.gguf.plan import GgufPlan
 from surgery.models.loading import Loaded
 from surgery.recipe.base import ModelReference, TextReference
@@ -81,8 +82,7 @@ class OpenModel:
                 f"{self.loaded.fingerprint}): open the model it was made for."
             )
         structure = resolve(self.architecture, recipe)
-        if structure.quantize is not None and structure.quantize.format == "gguf":
-            self.gguf_plan(structure)
+        format_of(structure.quantize).check(structure, self.gguf_plan)
         return structure
 
     def complete(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -14,14 +15,18 @@ from torch import nn
 
 from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
+from surgery.checkpoints.build import Built
+from surgery.checkpoints.save import Saved
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.evaluator import Evaluator
-from surgery.quantization.eora import Repairer
+from surgery.formats.table import format_of
+from surgery.quantization.eora import repair
 from surgery.quantization.gptq import gptq, hessian
 from surgery.quantization.grid import Grid, Packed, round_to_nearest
-from surgery.quantization.quantizer import Quantiser
+from surgery.quantization.quantizer import quantise
 from surgery.recipe.edits import Eora
 from surgery.recipe.recipe import Recipe
+from surgery.recipe.storage import Quantize
 from surgery.structure.narrow import build_block
 from surgery.structure.resolve import resolve
 from surgery.structure.structure import Structure
@@ -48,8 +53,17 @@ def structure(family: str, *edits: dict[str, Any]) -> Structure:
     return resolve(runner_of(family).architecture, Recipe.read(recipe))
 
 
+def computed(runner: Runner, wanted: Structure, *rest: Any) -> Structure:
+    return quantise(runner, wanted, format_of(wanted.quantize).encoder(wanted.quantize), *rest)
+
+
+def save_packed(built: Built, made: Structure, tokenizer: Any, recipe: Recipe, out: Path) -> Saved:
+    edit = next(edit for edit in recipe.edits if isinstance(edit, Quantize))
+    return format_of(edit).save(built, made, tokenizer, recipe, out)
+
+
 def quantised(family: str, *edits: dict[str, Any]) -> Structure:
-    made = Quantiser(runner_of(family)).compute(structure(family, *edits), WINDOWS)
+    made = computed(runner_of(family), structure(family, *edits), WINDOWS)
     assert not made.pending
     return made
 
@@ -192,7 +206,7 @@ def test_what_cannot_be_stored_is_refused() -> None:
         with pytest.raises(InputError, match="k_proj of block 2 has only 8 outputs"):
             quantised("llama", group, quantisation(symmetric=False, method=method))
     with pytest.raises(InputError, match="calibration text"):
-        Quantiser(runner_of("llama")).compute(structure("llama", quantisation(method="gptq")))
+        computed(runner_of("llama"), structure("llama", quantisation(method="gptq")))
 
 
 def test_activations_that_are_not_finite_are_refused() -> None:
@@ -200,7 +214,7 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     model.model.layers[1].self_attn.v_proj.weight.data[0] = torch.inf
     runner = Runner(model, runner_of("llama").architecture)
     with pytest.raises(InputError, match="block 1 are not finite"):
-        Quantiser(runner).compute(structure("llama", quantisation(method="gptq", group_size=None)), WINDOWS)
+        computed(runner, structure("llama", quantisation(method="gptq", group_size=None)), WINDOWS)
 
 
 def test_a_cancel_stops_and_the_shared_model_is_left_alone() -> None:
@@ -216,12 +230,12 @@ def test_a_cancel_stops_and_the_shared_model_is_left_alone() -> None:
 
     wanted = structure("llama", quantisation(method="gptq"))
     with pytest.raises(Cancelled):
-        Quantiser(runner).compute(wanted, WINDOWS, report, stop)
+        computed(runner, wanted, WINDOWS, report, stop)
     assert seen == [0, 0.25, 0.5]
     assert all(torch.equal(tensor, before[name]) for name, tensor in runner.model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in runner.model.modules())
     untouched = Evaluator(runner).dense
-    assert Quantiser(runner).compute(untouched) is untouched
+    assert quantise(runner, untouched, encode=None) is untouched
 
 
 @pytest.mark.parametrize("format_name", ["compressed-tensors", "torchao"])
@@ -233,8 +247,8 @@ def test_weights_that_accelerate_keeps_elsewhere_are_quantised_alike(format_name
     if format_name == "torchao":
         edit = {"op": "quantize", "format": "torchao", "type": "int8"}
     runner = Runner(model, runner_of("llama").architecture)
-    made = Quantiser(runner).compute(structure("llama", edit), WINDOWS)
+    made = computed(runner, structure("llama", edit), WINDOWS)
     assert made.key == quantised("llama", edit).key
-    repaired = Repairer(runner).compute(replace(made, eora=Eora(rank=3, text=TEXT)), WINDOWS)  # type: ignore[arg-type]
+    repaired = repair(runner, replace(made, eora=Eora(rank=3, text=TEXT)), WINDOWS)  # type: ignore[arg-type]
     losses = [Evaluator(each).token_losses(repaired, WINDOWS.ids).double() for each in (runner, runner_of("llama"))]
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=0)

@@ -17,7 +17,7 @@ from surgery.calibration.sweep import linear_paths
 from surgery.errors import Cancelled
 from surgery.evaluation.evaluator import Evaluator
 from surgery.gguf.types import GgufCodec
-from surgery.quantization.eora import Repairer, low_rank
+from surgery.quantization.eora import low_rank, repair
 from surgery.recipe.edits import Eora
 from surgery.structure.structure import Structure
 from tests import tiny_models
@@ -52,7 +52,7 @@ def coarse(family: str, edited: Structure | None = None, step: float = 0.25) -> 
 
 def repaired(family: str, made: Structure, rank: int) -> Structure:
     wanted = replace(made, eora=Eora(rank=rank, text=TEXT))  # type: ignore[arg-type]
-    return Repairer(runner_of(family)).compute(wanted, WINDOWS)
+    return repair(runner_of(family), wanted, WINDOWS)
 
 
 def problem(inputs: int = 24, tokens: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +198,7 @@ def test_gguf_weights_are_repaired_as_well(type_name: str) -> None:
     dense = evaluator.token_losses(evaluator.dense, WINDOWS.ids)
     errors = [
         float((evaluator.token_losses(each, WINDOWS.ids) - dense).square().mean())
-        for each in (made, Repairer(runner).compute(wanted, WINDOWS))
+        for each in (made, repair(runner, wanted, WINDOWS))
     ]
     assert 0 < errors[1] < 0.7 * errors[0]
 
@@ -209,7 +209,7 @@ def test_repairs_repeat_and_blocks_that_are_not_quantised_get_none() -> None:
     one, two = repaired("llama", made, 4), repaired("llama", made, 4)
     assert one == two and one.key == two.key and one.blocks[0].repair is None
     assert one.key != repaired("llama", made, 5).key
-    assert Repairer(runner_of("llama")).compute(made, WINDOWS) is made
+    assert repair(runner_of("llama"), made, WINDOWS) is made
 
 
 def test_a_cancel_stops() -> None:
@@ -217,4 +217,4 @@ def test_a_cancel_stops() -> None:
     stop.set()
     wanted = replace(coarse("llama"), eora=Eora(rank=2, text=TEXT))  # type: ignore[arg-type]
     with pytest.raises(Cancelled):
-        Repairer(runner_of("llama")).compute(wanted, WINDOWS, stop=stop)
+        repair(runner_of("llama"), wanted, WINDOWS, stop=stop)

@@ -21,11 +21,11 @@ from surgery.evaluation.evaluator import Evaluator
 from surgery.gguf.adapter import write_gguf_adapter
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.write import write_gguf
-from surgery.quantization.packed_checkpoint import codecs_by_name, save_packed
+from surgery.quantization.quantizer import codecs_by_name
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
 from tests import llama_cpp
-from tests.methods.test_calibrated import EDITS, quantisation, quantised
+from tests.methods.test_calibrated import EDITS, quantisation, quantised, save_packed
 from tests.methods.test_eora import coarse, repaired
 from tests.reference import random_windows, runner_of, token_nll
 from tests.tiny_checkpoints import tokenizer
@@ -73,7 +73,7 @@ def with_adapter(checkpoint: Path, adapter: Path, trust: bool) -> Any:
 )
 def test_peft_loads_it_onto_the_quantised_checkpoint(family: str, edit: dict[str, Any], tmp_path: Path) -> None:
     made = repaired(family, quantised(family, *EDITS[:2], edit), 6)
-    saved = save_packed(built(family, made), made, tokenizer(), RECIPE, tmp_path / "checkpoint")
+    saved = save_packed(built(family, made), made, tokenizer(), RECIPE.with_edits(edit), tmp_path / "checkpoint")
     adapter = save_adapter(made, "tiny", tmp_path / "adapter")
     model = with_adapter(saved.path, adapter, trust=True)
     torch.testing.assert_close(token_nll(model, WINDOWS.ids), live(family, made), atol=1e-4, rtol=1e-4)

@@ -11,8 +11,7 @@ from analysis.text import Text, load_text
 from surgery.common.progress import silent
 from surgery.compensation.compensator import Compensated, Compensator
 from surgery.errors import Cancelled
-from surgery.quantization.eora import Repairer
-from surgery.quantization.quantizer import Quantiser
+from surgery.quantization import quantizer
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
 from surgery.workbench import completion
@@ -30,7 +29,7 @@ NARROW = {"op": "prune_neurons", "removed": {"1": "0-7"}}
 REFIT = {"op": "compensate", "how": "least_squares", "text": TEXT}
 INT4 = {"op": "quantize", "format": "compressed-tensors", "type": "int4", "group_size": 8}
 REPAIR = {"op": "eora", "rank": 2, "text": TEXT}
-STAGES = {"compensate": Compensator, "quantise": Quantiser, "repair": Repairer}
+STAGES = {"compensate": (Compensator, "compute"), "quantise": (quantizer, "quantise"), "repair": (completion, "repair")}
 
 
 def structure(model: OpenModel, *edits: dict[str, Any]) -> Structure:
@@ -43,17 +42,17 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the stages that compute something, in order."""
     done: list[str] = []
 
-    def watch(name: str, kind: Any) -> None:
-        original = kind.compute
+    def watch(name: str, owner: Any, function: str) -> None:
+        original = getattr(owner, function)
 
-        def compute(self: Any, *arguments: Any) -> Any:
+        def compute(*arguments: Any) -> Any:
             done.append(name)
-            return original(self, *arguments)
+            return original(*arguments)
 
-        monkeypatch.setattr(kind, "compute", compute)
+        monkeypatch.setattr(owner, function, compute)
 
-    for name, kind in STAGES.items():
-        watch(name, kind)
+    for name, (owner, function) in STAGES.items():
+        watch(name, owner, function)
     return done
 
 

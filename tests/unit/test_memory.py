@@ -9,11 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analysis.model.describe import describe
 from surgery.errors import DeviceError, InputError
 from surgery.fit.devices import FOLDER, Devices, read_device
-from surgery.fit.fit import TYPES, fit
+from surgery.fit.fit import fit
 from surgery.fit.kv_cache import kv_cache_bytes
 from surgery.fit.runtimes import LLAMA_CPP, activation_bytes
 from surgery.fit.speed import BLOCK_OPERATIONS, DECODE_SHARES, PREFILL_SHARES, PROMPT_TOKENS
-from surgery.fit.weight_types import stored
+from surgery.fit.weight_types import TYPES, stored
 from surgery.recipe.recipe import Recipe
 from surgery.structure.resolve import resolve
 from surgery.structure.structure import dense

@@ -18,10 +18,10 @@ from surgery.checkpoints.save import Saved
 from surgery.errors import InputError
 from surgery.evaluation.evaluator import Evaluator
 from surgery.quantization.grid import Packed
-from surgery.quantization.packed_checkpoint import codecs_by_name, save_packed
+from surgery.quantization.quantizer import codecs_by_name
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
-from tests.methods.test_calibrated import EDITS, LINEAR, quantisation, quantised
+from tests.methods.test_calibrated import EDITS, LINEAR, computed, quantisation, quantised, save_packed
 from tests.reference import random_windows, runner_of, token_nll
 from tests.tiny_checkpoints import tokenizer
 
@@ -91,7 +91,6 @@ def test_models_whose_blocks_differ_reload_with_their_own_code(
 def test_half_precision_models_reload_exactly(tmp_path: Path) -> None:
     from analysis.model.describe import describe
     from analysis.model.runner import Runner
-    from surgery.quantization.quantizer import Quantiser
     from surgery.structure.resolve import resolve
     from tests.tiny_models import build
 
@@ -101,7 +100,7 @@ def test_half_precision_models_reload_exactly(tmp_path: Path) -> None:
         for edit in (quantisation("int4"), quantisation("int4", symmetric=False), torchao("int8")):
             document = {"schema": "model-surgery/recipe/1", "model": {"id": "tiny"}, "edits": [edit]}
             recipe = Recipe.read(document)
-            made = Quantiser(runner).compute(resolve(runner.architecture, recipe))
+            made = computed(runner, resolve(runner.architecture, recipe))
             built = build_model(model, runner.architecture, made)
             folder = tmp_path / f"{dtype}{edit['format']}{edit.get('symmetric')}"
             save_packed(built, made, tokenizer(), recipe, folder)

@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from surgery.errors import InputError, RecipeError
+from surgery.formats.table import FORMATS
 from surgery.recipe.edits import Compensate, PruneNeurons
-from surgery.recipe.storage import TYPES_OF, GgufType, Quantize
+from surgery.recipe.storage import GgufType, Quantize
 from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
 from surgery.workbench import workbench
@@ -120,7 +121,7 @@ def test_what_cannot_be_is_refused_and_nothing_changes(session: Session) -> None
     assert before == () and [edit.op for edit in recipe_edits(session)] == ["quantize"]
 
 
-@pytest.mark.parametrize("format_name", [value for _, value in words.FORMATS])
+@pytest.mark.parametrize("format_name", [value for _, value in words.CHOICES])
 def test_settings_follow_the_format(format_name: str) -> None:
     values = {
         "type": "Q4_0",
@@ -147,7 +148,7 @@ def test_settings_follow_the_format(format_name: str) -> None:
         }  # fmt: skip
     shown = words.shown_controls(format_name, "gptq")
     assert shown["type"] == (format_name != "none") and shown["act_order"] == (format_name == "compressed-tensors")
-    assert format_name == "none" or set(TYPES_OF) >= {format_name}
+    assert format_name == "none" or set(FORMATS) >= {format_name}
 
 
 @pytest.mark.parametrize("wrong", ["-1", "many", "1e3", "9" * 9])

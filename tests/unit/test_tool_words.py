@@ -32,7 +32,7 @@ from surgery.recipe.edits import (
 )
 from surgery.recipe.texts import TextChoice
 from surgery.session.view import Scanned, View
-from surgery.shipping.download import Packed
+from surgery.shipping.download import Archive
 from tests.unit.test_presenters import ESTIMATE, job, tile, view
 from ui import inputs
 from ui.presenters import charts
@@ -252,7 +252,7 @@ def test_a_build_says_its_size_before_and_what_it_is_afterwards() -> None:
     assert before.structure is not None and before.history is not None
     size = presenters.bytes_text(4 * before.structure.parameters)
     assert f"about {size}" in tool_words.build_text(before) and "in float32" in tool_words.build_text(before)
-    packed = Packed(Path("/x/tiny-1.zip"), "tiny-1", before.history.current.key, 1_234_567, 5_000_000, True)
+    packed = Archive(Path("/x/tiny-1.zip"), "tiny-1", before.history.current.key, 1_234_567, 5_000_000, True)
     after = replace(before, packed=packed)
     assert "Built: 1.2 M parameters, 5.0 MB; transformers loads it as it is." in tool_words.build_text(after)
     assert (

@@ -16,13 +16,12 @@ from surgery.checkpoints.build import build_model
 from surgery.errors import InputError, UnsupportedArchitecture
 from surgery.fit.weight_types import TYPES, stored, type_of_edit, weight_type, weights_by_class
 from surgery.gguf.write import write_gguf
-from surgery.quantization.packed_checkpoint import save_packed
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import GgufType, Quantize
 from surgery.structure.resolve import resolve
 from surgery.structure.structure import Structure, dense
 from tests import tiny_checkpoints
-from tests.methods.test_calibrated import quantisation, quantised
+from tests.methods.test_calibrated import quantisation, quantised, save_packed
 from tests.reference import runner_of
 from tests.tiny_models import _GQA, FAMILIES, _make, build
 from tests.tiny_workbench import open_model
@@ -141,7 +140,7 @@ def test_classes_add_up_and_what_stays_in_floating_point_does() -> None:
         assert set(classes) == {"embeddings", "head", "norms", "attention", "mlp"}
         assert sum(classes.values()) == total(structure, name)
         assert classes["norms"] == (9 * 48 * 2 if name.endswith("-F16") else 9 * 48 * 4)
-        if kind.format in ("torchao", "compressed-tensors"):
+        if kind.format.name in ("torchao", "compressed-tensors"):
             assert classes["embeddings"] == classes["head"] == 4 * 128 * 48
 
 

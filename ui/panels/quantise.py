@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from surgery.recipe.storage import TYPES_OF
+from surgery.formats.table import FORMATS
 from surgery.session.view import View
 from ui.handlers import Handlers, Update, as_it_is
 from ui.presenters import quantise as words
@@ -22,11 +22,11 @@ def quantise_fields(parts: dict[str, Any]) -> None:
     """The controls of the panel; which of them show depends on the format."""
     with gr.Row(elem_id="quantisation"):
         parts["quantise_format"] = Choice(
-            words.FORMATS, value=words.AS_IT_IS, label="Store the weights", elem_id="quantise-format", scale=3,
+            words.CHOICES, value=words.AS_IT_IS, label="Store the weights", elem_id="quantise-format", scale=3,
             min_width=230, interactive=True,
         )  # fmt: skip
         for name, choices, value, label, width in (
-            ("type", list(TYPES_OF["gguf"]), "Q4_K_M", "Type", 130),
+            ("type", list(words.FIRST.types), words.FIRST.default_type, "Type", 130),
             ("method", words.METHODS, "round_to_nearest", "Method", 150),
             ("group", words.GROUPS, "64", "Weights a scale", 120),
             ("rank", words.RANKS, "0", "Low-rank repair (EoRA)", 150),
@@ -87,8 +87,8 @@ class QuantiseHandlers(Handlers):
         held = words.controls(view)
         shown = words.shown_controls(held["format"], held.get("method", "round_to_nearest"))
         yield "quantise_format", (held["format"], view.model is not None), _format
-        types = TYPES_OF.get(held["format"], TYPES_OF["gguf"])
-        yield "quantise_type", (shown["type"], held["type"], tuple(types)), _type
+        types = FORMATS.get(held["format"], words.FIRST).types
+        yield "quantise_type", (shown["type"], held["type"], types), _type
         for name in ("method", "group", "rank"):
             yield f"quantise_{name}", (shown[name], held.get(name)), _choice
         for name in ("importance", "symmetric", "act_order"):

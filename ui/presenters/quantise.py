@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from surgery.errors import InputError
+from surgery.formats.table import FORMATS, PLAIN, format_of
 from surgery.recipe.edits import Eora
-from surgery.recipe.storage import TYPES_OF, GgufType, Quantize
+from surgery.recipe.storage import GgufType, Quantize
 from surgery.session.view import View
 from surgery.shipping.download import file_name
 from ui.presenters.status import bytes_text, escape, number_text
 from ui.presenters.suggest import note
 
 AS_IT_IS = "none"
-FORMATS = [
-    ("As they are", AS_IT_IS),
-    ("GGUF (llama.cpp)", "gguf"),
-    ("torchao (transformers)", "torchao"),
-    ("compressed-tensors", "compressed-tensors"),
-]
-DEFAULT_TYPE = {"gguf": "Q4_K_M", "torchao": "int8", "compressed-tensors": "int4"}
+CHOICES = [(PLAIN.title, AS_IT_IS), *((row.title, row.name) for row in FORMATS.values())]
+FIRST = next(iter(FORMATS.values()))
+"""The format whose types are offered before one is chosen."""
 METHODS = [("Round to nearest", "round_to_nearest"), ("GPTQ", "gptq")]
 GROUPS: list[str | tuple[str, str]] = [("Whole row", "0"), "32", "64", "128"]
 RANKS: list[str | tuple[str, str]] = [("None", "0"), "8", "16", "32", "64", "128"]
-DOES = {
-    AS_IT_IS: "Nothing is quantised: the weights stay in the type that the model was loaded in.",
-    "gguf": "One file for llama.cpp and Ollama. Sizes are exact before anything is written; the perplexity is measured "
-    "on weights that are encoded and read back by the same library that writes the file.",
-    "torchao": "Integer weights that transformers loads with torchao. Embeddings and head stay as they are.",
-    "compressed-tensors": "Packed integers with a scale for each group of a row, read by transformers and vLLM. GPTQ "
-    "spreads each rounding error over the weights that come after it, on the calibration text. Embeddings and head "
-    "stay as they are.",
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A setting that formats may know: its control, what that holds for an edit, what the controls' values ask for."""
+
+    control: str
+    held: Callable[[Quantize], Any]
+    asked: Callable[[dict[str, Any]], Any]
+
+
+SETTINGS = {
+    "importance": _Setting("importance", lambda edit: edit.text is not None, lambda held: bool(held.get("importance"))),
+    "method": _Setting("method", lambda edit: edit.method, lambda held: _method(held)),
+    "group_size": _Setting(
+        "group", lambda edit: str(edit.group_size or 0), lambda held: whole(held.get("group")) or None
+    ),
+    "symmetric": _Setting("symmetric", lambda edit: edit.symmetric, lambda held: bool(held.get("symmetric"))),
+    "act_order": _Setting(
+        "act_order",
+        lambda edit: edit.act_order,
+        lambda held: bool(held.get("act_order")) and _method(held) == "gptq",
+    ),
 }
+"""By the names of `StorageFormat.settings`."""
 
 
 def quantisation(view: View) -> Quantize | None:
@@ -46,28 +61,18 @@ def controls(view: View) -> dict[str, Any]:
     edits = view.history.current.edits if view.history is not None else ()
     rank = next((str(other.rank) for other in edits if isinstance(other, Eora)), "0")
     held: dict[str, Any] = {"format": edit.format if edit else AS_IT_IS, "rank": rank}
-    held["type"] = edit.type if edit else DEFAULT_TYPE["gguf"]
-    if edit is not None and edit.format == "gguf":
-        held["importance"] = edit.text is not None
-    if edit is not None and edit.format != "gguf":
-        held["group"] = str(edit.group_size or 0)
-    if edit is not None and edit.format == "compressed-tensors":
-        held |= {"method": edit.method, "symmetric": edit.symmetric, "act_order": edit.act_order}
+    held["type"] = edit.type if edit else FIRST.default_type
+    if edit is not None:
+        held |= {SETTINGS[name].control: SETTINGS[name].held(edit) for name in format_of(edit).settings}
     return held
 
 
 def shown_controls(format_name: str, method: str) -> dict[str, bool]:
     """Which controls go with a format."""
-    packed = format_name == "compressed-tensors"
-    return {
-        "type": format_name != AS_IT_IS,
-        "importance": format_name == "gguf",
-        "method": packed,
-        "group": packed or format_name == "torchao",
-        "symmetric": packed,
-        "act_order": packed and method == "gptq",
-        "rank": format_name != AS_IT_IS,
-    }
+    known = FORMATS.get(format_name, PLAIN).settings
+    shown = {setting.control: name in known for name, setting in SETTINGS.items()}
+    shown["act_order"] = shown["act_order"] and method == "gptq"
+    return shown | dict.fromkeys(("type", "rank"), format_name != AS_IT_IS)
 
 
 def settings(format_name: str, values: dict[str, Any]) -> dict[str, Any] | None:
@@ -78,23 +83,17 @@ def settings(format_name: str, values: dict[str, Any]) -> dict[str, Any] | None:
     """
     if format_name == AS_IT_IS:
         return None
-    if format_name not in TYPES_OF:
+    if format_name not in FORMATS:
         raise InputError("Choose a format from the list.")
-    chosen = values.get("type")
-    kind = chosen if chosen in TYPES_OF[format_name] else DEFAULT_TYPE[format_name]
-    found: dict[str, Any] = {"format": format_name, "type": kind}
-    if format_name == "gguf":
-        return found | {"importance": bool(values.get("importance"))}
-    group = whole(values.get("group")) or None
-    if format_name == "torchao":
-        return found | ({"group_size": group} if kind == "int4" else {})
-    method = values.get("method") or "round_to_nearest"
-    return found | {
-        "method": method,
-        "group_size": group,
-        "symmetric": bool(values.get("symmetric")),
-        "act_order": bool(values.get("act_order")) and method == "gptq",
+    row, chosen = FORMATS[format_name], values.get("type")
+    kind = chosen if chosen in row.types else row.default_type
+    return {"format": format_name, "type": kind} | {
+        name: SETTINGS[name].asked(values) for name in row.settings_of(kind)
     }
+
+
+def _method(values: dict[str, Any]) -> Any:
+    return values.get("method") or "round_to_nearest"
 
 
 def whole(value: Any) -> int:
@@ -112,7 +111,7 @@ def whole(value: Any) -> int:
 def table(view: View) -> str:
     """Every GGUF type of the current recipe: bits, exact bytes of the file, and what has been measured of it."""
     edit = quantisation(view)
-    if view.model is None or view.structure is None or edit is None or edit.format != "gguf":
+    if view.model is None or view.structure is None or edit is None or not format_of(edit).one_file:
         return ""
     weighted = edit.text is not None
     plan = view.model.gguf_plan(view.structure)
@@ -154,7 +153,7 @@ def _row(kind: str, bits: float, size: int, perplexity: float | None, current: b
 def words(view: View) -> str:
     """What the chosen format does, and what is being computed."""
     edit = quantisation(view)
-    text = note(DOES[edit.format if edit is not None else AS_IT_IS])
+    text = note(format_of(edit).does)
     if edit is None or view.unfinished != "quantisation":
         return text
     if view.compensating:

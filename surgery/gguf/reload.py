@@ -1,0 +1,57 @@
+"""A GGUF file as a model of transformers in memory, with the LoRA file beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from analysis.model.describe import describe
+from surgery.checkpoints.planned import PlannedCheckpoint
+from surgery.errors import CorruptFile
+from surgery.gguf.plan import GgufPlan
+from surgery.gguf.read import filled, read_tensors
+from surgery.gguf.tensors import separate, turned
+from surgery.models.loading import load_empty
+
+
+def load_file(path: Path, adapter: Path | None, config: Path) -> tuple[Any, Any]:
+    """The model of a GGUF file, and its tokenizer.
+
+    Args:
+        path: the file.
+        adapter: a LoRA file that counts with it.
+        config: the folder of what it would be as a checkpoint: config.json and the tokenizer.
+
+    Raises:
+        InputError: a file is absent or damaged, or there is no memory for it.
+    """
+    empty, tokenizer = load_empty(config)
+    architecture = describe(empty)
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if architecture.tied:
+        shapes.pop(f"{architecture.head}.weight", None)
+    document = json.loads(empty.config.to_json_string(use_diff=False))
+    plan = GgufPlan(PlannedCheckpoint(config, document, shapes, plain=True))
+    values = read_tensors(path, plan)
+    if adapter is not None:
+        _add_adapter(adapter, plan, values)
+    return filled(values, plan, architecture, empty.config, type(empty)), tokenizer
+
+
+def _add_adapter(path: Path, plan: GgufPlan, values: dict[str, np.ndarray]) -> None:
+    """Add a LoRA file's products to the weights that llama.cpp would put them beside."""
+    try:
+        reader = gguf.GGUFReader(path)
+        found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+        alpha = float(reader.fields["adapter.lora.alpha"].contents())
+        for name in {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in found}:
+            down, up = found[f"{name}.lora_a"], found[f"{name}.lora_b"]
+            rows = separate(up, plan.layout.head_size) if turned(name, plan.layout) else up
+            values[name] = values[name] + np.float32(alpha / len(down)) * (rows @ down)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CorruptFile(f"{path.name} is not the adapter of this model ({reason}): ship it again.") from None
