@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from surgery.common.ranges import format_ranges, parse_ranges
+from surgery.common.ranges import format_ranges
 from surgery.errors import InputError
 
 Allocation = Literal["uniform", "cfsp", "global", "raw"]
@@ -138,18 +138,6 @@ def parse_expansion_ratio(text: str) -> float:
     if not 0 < value < float("inf"):
         raise InputError(f"{text!r} is not an expansion ratio: write 2.0 or 200%.")
     return value
-
-
-def parse_blocks(text: str) -> tuple[int, ...]:
-    """Blocks as a compact range (3,5-7); empty for none.
-
-    Raises:
-        InputError: not such a range.
-    """
-    try:
-        return parse_ranges(text) if text.strip() else ()
-    except ValueError as error:
-        raise InputError(f"These are no blocks: {error}.") from None
 
 
 def parameter_target(text: str, parameters: int) -> int:

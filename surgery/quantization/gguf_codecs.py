@@ -44,7 +44,7 @@ def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Momen
 
 def with_codecs(structure: Structure, blocks: dict[int, dict[str, Codec]], outer: dict[str, Codec]) -> Structure:
     """The structure with codecs by position of the kept block and path, and of what stands around the blocks."""
-    kept = [spec for spec in structure.blocks if not spec.empty]
+    kept = structure.kept
     specs = [replace(spec, codecs=_sorted(blocks.get(position, {}))) for position, spec in enumerate(kept)]
     return replace(structure, blocks=tuple(specs), outer=_sorted(outer), quantize=None)
 

@@ -47,7 +47,8 @@ def save_packed(
     kinds = {type(codec) for codec in codecs.values()}
     write: Callable[[Path], dict[str, Any]]
     if kinds == {Packed}:
-        actorder = "weight" if any(isinstance(edit, Quantize) and edit.act_order for edit in recipe.edits) else None
+        quantize = recipe.find(Quantize)
+        actorder = "weight" if quantize is not None and quantize.act_order else None
         write = lambda made: _write_packed(built.model, codecs, actorder, made)  # type: ignore[arg-type]  # noqa: E731
     elif kinds == {TorchaoCodec}:
         write = lambda made: _write_torchao(built.model, codecs, made)  # type: ignore[arg-type]  # noqa: E731
@@ -59,7 +60,7 @@ def save_packed(
 def codecs_by_name(structure: Structure) -> dict[str, Codec]:
     """Codecs of the blocks' linears by their names in the checkpoint."""
     inside = structure.architecture.block_list
-    kept = [spec for spec in structure.blocks if not spec.empty]
+    kept = structure.kept
     return {f"{inside}.{place}.{path}": codec for place, spec in enumerate(kept) for path, codec in spec.codecs}
 
 
