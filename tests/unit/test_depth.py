@@ -8,8 +8,8 @@ import torch
 
 from analysis.model.describe import describe
 from surgery.errors import InputError
-from surgery.pruning.blocks import Goal, least_distant_run, lowest_parts
 from surgery.pruning.budget import Rules
+from surgery.pruning.parts import Goal, least_distant_run, lowest_parts
 from surgery.structure.removal import Removal, sizes, without
 from surgery.structure.resolve import resolve
 from surgery.structure.structure import dense

@@ -23,7 +23,7 @@ from tests.tiny_workbench import open_model
 WINDOWS = replace(random_windows(), source="/home/someone/text.txt")
 SHARES = (0.0, 0.13, 0.4, 0.71, 1.0)
 EVERYTHING = catalogue.everything()
-BY_KIND = {kind: [item for item in EVERYTHING if item.kind == kind] for kind in catalogue.BUDGETS}
+BY_KIND = {kind: [item for item in EVERYTHING if item.kind == kind] for kind in catalogue.KINDS}
 
 
 @cache
@@ -90,7 +90,7 @@ def rules_of(item):
     return [Rules()]
 
 
-@pytest.mark.parametrize("kind", [kind for kind, units in catalogue.BUDGETS.items() if "params" in units])
+@pytest.mark.parametrize("kind", [name for name, kind in catalogue.KINDS.items() if "params" in kind.budgets])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_meets_a_parameter_budget_within_one_unit(family, kind):
     total = model_of(family).architecture.parameters
@@ -110,7 +110,7 @@ def test_every_method_meets_a_parameter_budget_within_one_unit(family, kind):
             refused(family, item.name, Budget(params=str(max(1, least - unit)), divisor=divisor), rules, "more than")
 
 
-@pytest.mark.parametrize("item", [item for item in EVERYTHING if "blocks" in catalogue.BUDGETS[item.kind]])
+@pytest.mark.parametrize("item", [item for item in EVERYTHING if "blocks" in catalogue.KINDS[item.kind].budgets])
 def test_depth_methods_remove_that_many(item):
     for count in range(4):
         recipe, structure = made("llama", item.name, Budget(blocks=count))
@@ -235,7 +235,7 @@ def test_the_lowest_groups_of_the_model_go():
     model, rules = model_of("qwen2_mha"), Rules(allocation="global")
     made("qwen2_mha", "michel", Budget(heads=1))
     entry = registry.method("michel")
-    rows = [registry.score_heads(entry, model.evidence(WINDOWS), block).double() for block in range(4)]
+    rows = [registry.score_units(entry, model.evidence(WINDOWS), block).double() for block in range(4)]
     ranked = sorted(
         (float(score), block, head) for block, row in enumerate(rows) for head, score in enumerate(row / row.norm())
     )
