@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from threading import Event
+from typing import get_args
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ import torch
 from analysis.importance import registry
 from surgery.errors import Cancelled, InputError
 from surgery.pruning import catalogue
-from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.budget import AMOUNTS, Budget, Rules
 from surgery.pruning.suggest import suggest
-from surgery.recipe.recipe import Recipe
+from surgery.recipe.recipe import Edit, Recipe
 from surgery.structure.structure import dense
 from tests.reference import heads_of, random_windows
 from tests.tiny_models import FAMILIES
@@ -349,6 +350,30 @@ def test_a_stop_ends_the_scoring():
     stop.set()
     with pytest.raises(Cancelled):
         suggest(open_model("llama"), "maw", Budget(width=10), stop=stop)
+
+
+def test_each_kind_is_one_complete_row():
+    ops = {kind.model_fields["op"].default for kind in get_args(get_args(Edit)[0])}
+    for name, kind in catalogue.KINDS.items():
+        assert kind.name == name and kind.title and kind.does and kind.ops
+        assert set(kind.ops) <= ops and set(kind.budgets) <= set(AMOUNTS)
+        assert {procedure.kind for procedure in kind.procedures} <= {name}
+        assert (kind.choose is not None) == (name in {entry.kind for entry in registry.METHODS})
+        for item in BY_KIND[name]:
+            rules = kind.rules_of(item)
+            assert len(set(rules)) == len(rules) and set(rules) <= {rule.name for rule in fields(Rules)}
+    assert {op for kind in catalogue.KINDS.values() for op in kind.ops} == ops - {
+        "arrange_blocks", "compensate", "heal", "quantize", "eora", "iterate"
+    }  # fmt: skip
+    assert {item.kind for item in EVERYTHING} == set(catalogue.KINDS)
+
+
+@pytest.mark.parametrize("kind", catalogue.KINDS.values(), ids=lambda kind: kind.name)
+def test_a_kind_makes_only_the_edits_that_its_row_names(kind):
+    for item in BY_KIND[kind.name]:
+        budget = Budget(params="-12%") if "params" in kind.budgets else Budget(kv_heads=1)
+        recipe, _ = made("llama", item.name, budget)
+        assert recipe.edits and {edit.op for edit in recipe.edits} <= set(kind.ops)
 
 
 def test_everything_is_listed_once():
