@@ -24,7 +24,7 @@ from benchmarks import measuring
 from surgery.errors import InputError
 from surgery.pruning import catalogue
 from surgery.pruning.budget import Budget, Rules
-from surgery.pruning.catalogue import Procedure
+from surgery.pruning.kinds import Procedure
 from surgery.pruning.suggest import suggest
 from surgery.recipe.base import TextReference
 from surgery.recipe.edits import Compensate

@@ -31,11 +31,12 @@ def benchmark(folder: Path, tries: int) -> dict[str, Any]:
     recipe = Recipe.load(folder / "recipe.json")
     model = Workbench().open("default")
     structure = model.resolve(recipe)
-    kind = next(edit.type for edit in recipe.edits if isinstance(edit, Quantize))
+    quantize = recipe.find(Quantize)
+    assert quantize is not None  # there is a .gguf file
     file = next(folder.glob("*.gguf"))
     ids = model.loaded.tokenizer(PROMPT)["input_ids"]
     said = llama_cpp.run(file, [ids], TOKENS)["greedy"][0]
-    row = speed_row(file, structure.floating_shape, kind, tries, one_core=False)
+    row = speed_row(file, structure.floating_shape, quantize.type, tries, one_core=False)
     return {
         "machine": measuring.machine(),
         "file": file.name,

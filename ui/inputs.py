@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.common.ranges import check_blocks, parse_blocks
 from surgery.errors import InputError
-from surgery.pruning.budget import Budget, Rules, parse_blocks
+from surgery.pruning.budget import Budget, Rules
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
 from surgery.session.view import Target, View
@@ -58,10 +59,9 @@ def blocks(text: str, view: View) -> tuple[int, ...] | None:
         return None
     found = parse_blocks(text)
     count = 0 if view.model is None else len(view.model.architecture.blocks)
-    if any(block >= count for block in found):
-        raise InputError(
-            f"The model has blocks 0 to {count - 1}: give a range of them, such as 4-12, or leave it empty."
-        )
+    check_blocks(
+        found, count, "The model has blocks 0 to {last}: give a range of them, such as 4-12, or leave it empty."
+    )
     return found
 
 

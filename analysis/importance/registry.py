@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from analysis.errors import InputError
 from analysis.gradients.collect import Gradients
 from analysis.importance import blocks as depth
 from analysis.importance import channels as hidden
-from analysis.importance import heads, neurons, predictions, similarity
+from analysis.importance import heads, neurons, similarity
+from analysis.importance.predictions import (
+    predicted_attention,
+    predicted_blocks,
+    predicted_heads,
+    predicted_mlp,
+    predicted_neurons,
+)
 from analysis.importance.random import random_scores
 from analysis.model.modules import shallow_copy
 from analysis.model.runner import Runner
@@ -63,17 +71,6 @@ class Method:
         """Whether its scores depend on the seed."""
         return "random" in self.takes
 
-    def listed(self) -> dict[str, Any]:
-        """What `methods` prints."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "title": self.title,
-            "source": self.source,
-            "needs_gradients": self.needs_gradients,
-            "needs_text": self.needs_text,
-        }
-
 
 WEIGHTS: tuple[Input, ...] = ("weights",)
 STATISTICS: tuple[Input, ...] = ("statistics",)
@@ -82,118 +79,77 @@ GRADIENTS: tuple[Input, ...] = ("gradients",)
 RANDOM: tuple[Input, ...] = ("random",)
 
 SHORTENED = "Shortened LLaMA, arXiv 2402.02834"
+SUBLAYERS = "arXiv 2407.15516"
 PRUNER = "LLM-Pruner, arXiv 2305.11627"
 MINITRON = "Minitron, arXiv 2407.14679"
+LI = "Li et al. 2017, arXiv 1608.08710"
 EXPANSION = "Taylor expansion with the empirical Fisher"
 CONTROL = "control"
 
+Row = tuple[str, str, str, Callable[..., torch.Tensor], tuple[Input, ...]]
+
+
+def _of(kind: Kind, *rows: Row) -> tuple[Method, ...]:
+    """The methods of a kind: name, title, source, function and what it takes, one a row."""
+    return tuple(Method(name, kind, title, source, call, takes) for name, title, source, call, takes in rows)
+
+
 METHODS: tuple[Method, ...] = (
-    Method(
-        "block_influence",
+    *_of(
         "blocks",
-        "Block influence",
-        "ShortGPT, arXiv 2403.03853",
-        similarity.block_influence,
-        STATISTICS,
+        ("block_influence", "Block influence", "ShortGPT, arXiv 2403.03853", similarity.block_influence, STATISTICS),
+        ("angular_distance", "Angular distance of a run", "arXiv 2403.17887", similarity.angular_distance, STATISTICS),
+        ("taylor_blocks", "Taylor", SHORTENED, depth.taylor_blocks, GRADIENTS),
+        ("predicted_blocks", "Predicted loss (second order)", EXPANSION, predicted_blocks, GRADIENTS),
+        ("magnitude_blocks", "Magnitude", SHORTENED, depth.magnitude_blocks, WEIGHTS),
+        ("random_blocks", "Random (control)", CONTROL, random_scores, RANDOM),
     ),
-    Method(
-        "angular_distance",
-        "blocks",
-        "Angular distance of a run",
-        "arXiv 2403.17887",
-        similarity.angular_distance,
-        STATISTICS,
-    ),
-    Method("taylor_blocks", "blocks", "Taylor", SHORTENED, depth.taylor_blocks, GRADIENTS),
-    Method(
-        "predicted_blocks",
-        "blocks",
-        "Predicted loss (second order)",
-        EXPANSION,
-        predictions.predicted_blocks,
-        GRADIENTS,
-    ),
-    Method("magnitude_blocks", "blocks", "Magnitude", SHORTENED, depth.magnitude_blocks, WEIGHTS),
-    Method("random_blocks", "blocks", "Random (control)", CONTROL, random_scores, RANDOM),
-    Method(
-        "attention_influence",
+    *_of(
         "attention",
-        "Attention influence",
-        "arXiv 2407.15516",
-        similarity.attention_influence,
-        STATISTICS,
+        ("attention_influence", "Attention influence", SUBLAYERS, similarity.attention_influence, STATISTICS),
+        ("taylor_attention", "Taylor, attention", f"after {SHORTENED}", depth.taylor_attention, GRADIENTS),
+        ("predicted_attention", "Predicted loss, attention (second order)", EXPANSION, predicted_attention, GRADIENTS),
+        ("random_attention", "Random attention (control)", CONTROL, random_scores, RANDOM),
     ),
-    Method(
-        "taylor_attention", "attention", "Taylor, attention", f"after {SHORTENED}", depth.taylor_attention, GRADIENTS
+    *_of(
+        "mlp",
+        ("mlp_influence", "MLP influence", SUBLAYERS, similarity.mlp_influence, STATISTICS),
+        ("taylor_mlp", "Taylor, MLP", f"after {SHORTENED}", depth.taylor_mlp, GRADIENTS),
+        ("predicted_mlp", "Predicted loss, MLP (second order)", EXPANSION, predicted_mlp, GRADIENTS),
+        ("random_mlp", "Random MLP (control)", CONTROL, random_scores, RANDOM),
     ),
-    Method(
-        "predicted_attention",
-        "attention",
-        "Predicted loss, attention (second order)",
-        EXPANSION,
-        predictions.predicted_attention,
-        GRADIENTS,
-    ),
-    Method("random_attention", "attention", "Random attention (control)", CONTROL, random_scores, RANDOM),
-    Method("mlp_influence", "mlp", "MLP influence", "arXiv 2407.15516", similarity.mlp_influence, STATISTICS),
-    Method("taylor_mlp", "mlp", "Taylor, MLP", f"after {SHORTENED}", depth.taylor_mlp, GRADIENTS),
-    Method(
-        "predicted_mlp", "mlp", "Predicted loss, MLP (second order)", EXPANSION, predictions.predicted_mlp, GRADIENTS
-    ),
-    Method("random_mlp", "mlp", "Random MLP (control)", CONTROL, random_scores, RANDOM),
-    Method("minitron_heads", "heads", "Minitron heads", MINITRON, heads.minitron_heads, STATISTICS),
-    Method(
-        "michel", "heads", "Head importance (Michel)", "Michel et al. 2019, arXiv 1905.10650", heads.michel, GRADIENTS
-    ),
-    Method("taylor_heads", "heads", "Taylor, heads", f"after {PRUNER}", heads.taylor_heads, GRADIENTS),
-    Method(
-        "predicted_heads",
+    *_of(
         "heads",
-        "Predicted loss, heads (second order)",
-        EXPANSION,
-        predictions.predicted_heads,
-        GRADIENTS,
+        ("minitron_heads", "Minitron heads", MINITRON, heads.minitron_heads, STATISTICS),
+        ("michel", "Head importance (Michel)", "Michel et al. 2019, arXiv 1905.10650", heads.michel, GRADIENTS),
+        ("taylor_heads", "Taylor, heads", f"after {PRUNER}", heads.taylor_heads, GRADIENTS),
+        ("predicted_heads", "Predicted loss, heads (second order)", EXPANSION, predicted_heads, GRADIENTS),
+        ("magnitude_heads", "Magnitude, heads", f"after {LI}", heads.magnitude_heads, WEIGHTS),
+        ("random_heads", "Random heads (control)", CONTROL, random_scores, RANDOM),
     ),
-    Method(
-        "magnitude_heads",
-        "heads",
-        "Magnitude, heads",
-        "after Li et al. 2017, arXiv 1608.08710",
-        heads.magnitude_heads,
-        WEIGHTS,
-    ),
-    Method("random_heads", "heads", "Random heads (control)", CONTROL, random_scores, RANDOM),
-    Method("maw", "neurons", "Maximum absolute weight (MAW)", "Martra 2024; OptiPFair", neurons.maw, WEIGHTS),
-    Method("vow", "neurons", "Variance of weights (VOW)", "OptiPFair", neurons.vow, WEIGHTS),
-    Method("pon", "neurons", "Product of norms (PON)", "OptiPFair", neurons.pon, WEIGHTS),
-    Method("l2", "neurons", "L2 norms", "OptiPFair", neurons.l2, WEIGHTS),
-    Method("hybrid", "neurons", "Hybrid (weights and activations)", "OptiPFair, after CFSP", neurons.hybrid, BOTH),
-    Method(
-        "wanda_structured",
+    *_of(
         "neurons",
-        "Wanda, structured",
-        "after Wanda, arXiv 2306.11695",
-        neurons.wanda_structured,
-        BOTH,
+        ("maw", "Maximum absolute weight (MAW)", "Martra 2024; OptiPFair", neurons.maw, WEIGHTS),
+        ("vow", "Variance of weights (VOW)", "OptiPFair", neurons.vow, WEIGHTS),
+        ("pon", "Product of norms (PON)", "OptiPFair", neurons.pon, WEIGHTS),
+        ("l2", "L2 norms", "OptiPFair", neurons.l2, WEIGHTS),
+        ("hybrid", "Hybrid (weights and activations)", "OptiPFair, after CFSP", neurons.hybrid, BOTH),
+        ("wanda_structured", "Wanda, structured", "after Wanda, arXiv 2306.11695", neurons.wanda_structured, BOTH),
+        ("minitron", "Minitron activations", MINITRON, neurons.minitron, BOTH),
+        ("cfsp_fine", "CFSP fine-grained", "CFSP, arXiv 2409.13199", neurons.cfsp_fine, BOTH),
+        ("flap", "Fluctuation (FLAP)", "FLAP, arXiv 2312.11983", neurons.flap, BOTH),
+        ("taylor_first", "Taylor, first order", PRUNER, neurons.taylor_first, GRADIENTS),
+        ("taylor_vectorized", "Taylor, vector-wise", PRUNER, neurons.taylor_vectorized, GRADIENTS),
+        ("taylor_second", "Taylor, second order", PRUNER, neurons.taylor_second, GRADIENTS),
+        ("taylor_mixed", "Taylor, mixed", PRUNER, neurons.taylor_mixed, GRADIENTS),
+        ("predicted_neurons", "Predicted loss, neurons (second order)", EXPANSION, predicted_neurons, GRADIENTS),
+        ("random_neurons", "Random neurons (control)", CONTROL, random_scores, RANDOM),
     ),
-    Method("minitron", "neurons", "Minitron activations", MINITRON, neurons.minitron, BOTH),
-    Method("cfsp_fine", "neurons", "CFSP fine-grained", "CFSP, arXiv 2409.13199", neurons.cfsp_fine, BOTH),
-    Method("flap", "neurons", "Fluctuation (FLAP)", "FLAP, arXiv 2312.11983", neurons.flap, BOTH),
-    Method("taylor_first", "neurons", "Taylor, first order", PRUNER, neurons.taylor_first, GRADIENTS),
-    Method("taylor_vectorized", "neurons", "Taylor, vector-wise", PRUNER, neurons.taylor_vectorized, GRADIENTS),
-    Method("taylor_second", "neurons", "Taylor, second order", PRUNER, neurons.taylor_second, GRADIENTS),
-    Method("taylor_mixed", "neurons", "Taylor, mixed", PRUNER, neurons.taylor_mixed, GRADIENTS),
-    Method(
-        "predicted_neurons",
-        "neurons",
-        "Predicted loss, neurons (second order)",
-        EXPANSION,
-        predictions.predicted_neurons,
-        GRADIENTS,
+    *_of(
+        "hidden",
+        ("minitron_hidden", "Minitron channels", MINITRON, hidden.minitron_hidden, STATISTICS),
+        ("random_hidden", "Random channels (control)", CONTROL, random_scores, RANDOM),
     ),
-    Method("random_neurons", "neurons", "Random neurons (control)", CONTROL, random_scores, RANDOM),
-    Method("minitron_hidden", "hidden", "Minitron channels", MINITRON, hidden.minitron_hidden, STATISTICS),
-    Method("random_hidden", "hidden", "Random channels (control)", CONTROL, random_scores, RANDOM),
 )
 
 
@@ -205,6 +161,24 @@ class Evidence:
     statistics: Statistics | None = None
     gradients: Gradients | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Where the units of a kind are in a block."""
+
+    part: str
+    """The sublayer's attribute of a `Block`."""
+    name: str
+    count: Callable[[Any], int]
+    weights_of: Callable[[nn.Module, Any], Any]
+
+
+UNITS = {
+    "neurons": _Units("mlp", "MLP", lambda mlp: mlp.width, neurons.weights_of),
+    "heads": _Units("attention", "attention", lambda attention: attention.query_heads, heads.weights_of),
+}
+"""By kind; the kind is also the attribute of a block's statistics."""
 
 
 def method(name: str, kind: Kind | None = None) -> Method:
@@ -223,44 +197,24 @@ def method(name: str, kind: Kind | None = None) -> Method:
     )
 
 
-def score_neurons(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
-    """Scores of one block's neurons, float32 on the CPU, (neurons,).
+def score_units(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
+    """Scores of one block's neurons or query heads, by the method's kind: float32 on the CPU, (units,).
 
     Raises:
-        InputError: the evidence lacks what the method needs, or the block has no MLP.
+        InputError: the evidence lacks what the method needs, or the block has no such units.
     """
-    mlp = evidence.runner.architecture.blocks[block].mlp
-    if mlp is None:
-        raise InputError(f"Block {block} has no MLP to score.")
+    units, source = UNITS[entry.kind], evidence.runner.architecture.blocks[block]
+    part = getattr(source, units.part)
+    if part is None:
+        raise InputError(f"Block {block} has no {units.name} to score.")
     module = evidence.runner.blocks[block]
     return _scores(
         entry,
         evidence,
         block=block,
-        count=mlp.width,
-        weights=lambda: neurons.weights_of(shallow_copy(module), mlp),  # the copy has offloaded weights too
-        statistics=lambda statistics: statistics.blocks[block].neurons,
-        gradients=lambda gradients: gradients.blocks[block],
-    )
-
-
-def score_heads(entry: Method, evidence: Evidence, block: int) -> torch.Tensor:
-    """Scores of one block's query heads, float32 on the CPU, (query heads,).
-
-    Raises:
-        InputError: the evidence lacks what the method needs, or the block has no attention.
-    """
-    attention = evidence.runner.architecture.blocks[block].attention
-    if attention is None:
-        raise InputError(f"Block {block} has no attention to score.")
-    module = evidence.runner.blocks[block]
-    return _scores(
-        entry,
-        evidence,
-        block=block,
-        count=attention.query_heads,
-        weights=lambda: heads.weights_of(shallow_copy(module), attention),
-        statistics=lambda statistics: statistics.blocks[block].heads,
+        count=units.count(part),
+        weights=lambda: units.weights_of(shallow_copy(module), part),  # the copy has offloaded weights too
+        statistics=lambda statistics: getattr(statistics.blocks[block], entry.kind),
         gradients=lambda gradients: gradients.blocks[block],
     )
 

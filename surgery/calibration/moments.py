@@ -40,7 +40,7 @@ def input_moments(
         Cancelled: `stop` was set.
     """
     runner = evaluator.runner_of(structure)
-    kept = [spec for spec in structure.blocks if not spec.empty]
+    kept = structure.kept
     seen: list[dict[str, InputMoments]] = [{} for _ in kept]
     done = 0
     for group in Group.cut(runner, windows.ids):

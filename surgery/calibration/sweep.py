@@ -139,7 +139,7 @@ class Sweep:
             around = model_around(runner.model, runner.architecture, structure)
             runner = Runner(around, structure.architecture)
         self.runner = runner
-        self.kept = [spec for spec in structure.blocks if not spec.empty]
+        self.kept = structure.kept
         self.groups = [] if ids is None else list(Group.cut(runner, ids))
         self._blocks = structure.blocks
         self._report, self._stop, self._words = report, stop, words

@@ -26,7 +26,7 @@ def adapter_matrices(structure: Structure) -> Matrices:
         InputError: it has none.
     """
     inside = structure.architecture.block_list
-    kept = [spec for spec in structure.blocks if not spec.empty]
+    kept = structure.kept
     found = {
         f"{inside}.{place}.{path}": (spec.repair.down[path], spec.repair.up[path])
         for place, spec in enumerate(kept)

@@ -97,7 +97,7 @@ def draft_model(base: nn.Module, source: Architecture, structure: Structure, qua
     if structure.compensations or structure.healing:
         raise ValueError("the structure's compensations have not been computed, or its healing not merged")
     structure = structure if quantised else structure.floating
-    kept = [spec for spec in structure.blocks if not spec.empty]
+    kept = structure.kept
     if not kept:
         raise RecipeError("The recipe removes every attention and every MLP: at least one must stay.")
     if getattr(base.config, "scale_attn_by_inverse_layer_idx", False):
@@ -118,7 +118,7 @@ def _dtype(base: Any) -> torch.dtype:
     return next(base.parameters()).dtype
 
 
-def _tensors(base: nn.Module, source: Architecture, structure: Structure, kept: list[BlockSpec]) -> Tensors:
+def _tensors(base: nn.Module, source: Architecture, structure: Structure, kept: tuple[BlockSpec, ...]) -> Tensors:
     """The state of the edited model, under the names of a model with that many blocks."""
     model = model_around(base, source, structure)
     inside = f"{source.block_list}."
@@ -145,7 +145,7 @@ def _gone(block: Block, spec: BlockSpec) -> tuple[str, ...]:
     )
 
 
-def _renumbered(config: Any, kept: list[BlockSpec]) -> dict[str, Any]:
+def _renumbered(config: Any, kept: tuple[BlockSpec, ...]) -> dict[str, Any]:
     """The configuration's own entries, its lists with one entry a block in step with the blocks that stay."""
     entries = config.to_dict()
     count = config.num_hidden_layers
@@ -158,7 +158,7 @@ def _renumbered(config: Any, kept: list[BlockSpec]) -> dict[str, Any]:
     return entries
 
 
-def _plain_config(base: Any, structure: Structure, kept: list[BlockSpec]) -> Any | None:
+def _plain_config(base: Any, structure: Structure, kept: tuple[BlockSpec, ...]) -> Any | None:
     """The family's own configuration with the new numbers; None where its rules refuse them."""
     config, first = base.config, kept[0]
     if config.model_type == MODEL_TYPE or not structure.uniform or _resized(structure, first):
@@ -205,7 +205,7 @@ def _holds(model_class: Any, config: Any, tensors: Tensors) -> bool:
 
 
 def _mixed_config(
-    base: Any, source: Architecture, structure: Structure, kept: list[BlockSpec], tensors: Tensors
+    base: Any, source: Architecture, structure: Structure, kept: tuple[BlockSpec, ...], tensors: Tensors
 ) -> tuple[Any, Any]:
     """A configuration with a layer configuration for each block that differs, and the class that builds from it."""
     config = base.config

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 from analysis.model.architecture import Architecture
+from surgery.common.ranges import runs
 from surgery.errors import RecipeError
 from surgery.models.loading import DEFAULT
 from surgery.recipe.recipe import Recipe
@@ -34,17 +34,6 @@ def mergekit_yaml(recipe: Recipe, architecture: Architecture) -> str:
     if recipe.model.id == DEFAULT:
         lines.append("# The recipe was made on a copy rounded to 4 bits; mergekit takes the original.")
     lines.append("slices:")
-    for first, end in _runs(blocks):
-        lines += ["  - sources:", f"      - model: {name}", f"        layer_range: [{first}, {end}]"]
+    for first, last in runs(blocks):
+        lines += ["  - sources:", f"      - model: {name}", f"        layer_range: [{first}, {last + 1}]"]
     return "\n".join([*lines, "merge_method: passthrough", ""])
-
-
-def _runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
-    """Consecutive blocks as (first, one past the last)."""
-    runs: list[tuple[int, int]] = []
-    for block in blocks:
-        if runs and runs[-1][1] == block:
-            runs[-1] = (runs[-1][0], block + 1)
-        else:
-            runs.append((block, block + 1))
-    return runs

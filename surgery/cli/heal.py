@@ -103,7 +103,7 @@ def heal(
     processes = Processes()
     bench = Workbench()
     opened = open_source(bench, wanted, model, trust)
-    given = next((edit for edit in wanted.edits if isinstance(edit, Heal)), None)
+    given = wanted.find(Heal)
     if given is not None:
         if steps or minutes or preset:
             raise InputError("The recipe has a heal edit already: leave steps, minutes and preset out, or remove it.")

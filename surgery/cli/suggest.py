@@ -20,6 +20,7 @@ from surgery.cli.console import (
     open_model,
     run_job,
 )
+from surgery.common.ranges import parse_blocks
 from surgery.errors import InputError
 from surgery.pruning import catalogue
 from surgery.pruning.budget import (
@@ -28,7 +29,6 @@ from surgery.pruning.budget import (
     Budget,
     HeadUnit,
     Rules,
-    parse_blocks,
     parse_expansion_ratio,
 )
 from surgery.pruning.suggest import suggest as suggest_recipe

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
+
+from surgery.errors import InputError
 
 LARGEST_INDEX = 2**20
 MOST_INDICES = 2**20
@@ -41,15 +43,50 @@ def length(text: str) -> int:
 
 def format_ranges(indices: Iterable[int]) -> str:
     """The compact form of a set of indices."""
-    parts: list[str] = []
-    run: list[int] = []
-    for index in [*sorted(set(indices)), None]:
-        if run and (index is None or index != run[-1] + 1):
-            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-            run = []
-        if index is not None:
-            run.append(index)
-    return ",".join(parts)
+    return ",".join(format_runs(sorted(set(indices))))
+
+
+def format_runs(order: Iterable[int]) -> list[str]:
+    """Each run of an order in words: "0-2", "2", "3-5" for (0, 1, 2, 2, 3, 4, 5)."""
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs(order)]
+
+
+def runs(order: Iterable[int]) -> list[tuple[int, int]]:
+    """An order of indices as runs in which each index is one more than the one before: (first, last) of each."""
+    found: list[tuple[int, int]] = []
+    for index in order:
+        if found and index == found[-1][1] + 1:
+            found[-1] = (found[-1][0], index)
+        else:
+            found.append((index, index))
+    return found
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """Blocks as a compact range (3,5-7); empty for none.
+
+    Raises:
+        InputError: not such a range.
+    """
+    try:
+        return parse_ranges(text) if text.strip() else ()
+    except ValueError as error:
+        raise InputError(f"These are no blocks: {error}.") from None
+
+
+def check_blocks(blocks: Collection[int], count: int, refusal: str) -> None:
+    """Refuse blocks that a model does not have.
+
+    Args:
+        blocks: their indices.
+        count: blocks of the model.
+        refusal: the sentence that refuses them, with `{last}` for the model's last block.
+
+    Raises:
+        InputError: an index is not between 0 and `count` - 1.
+    """
+    if any(not 0 <= block < count for block in blocks):
+        raise InputError(refusal.format(last=count - 1))
 
 
 def _validate(value: Any) -> tuple[int, ...]:

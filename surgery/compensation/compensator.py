@@ -106,7 +106,7 @@ class Compensator:
         if not structure.compensations:
             return Compensated(structure, ())
         groups = self._groups(windows)
-        kept = [spec for spec in structure.blocks if not spec.empty]
+        kept = structure.kept
         edits = "|".join(edit.model_dump_json(exclude={"chosen_by", "text"}) for edit in structure.compensations)
         link = hashlib.sha256(f"{windows.fingerprint}|{edits}".encode()).hexdigest()
         done: list[BlockSpec] = []
@@ -139,7 +139,7 @@ class Compensator:
             for group in Group.cut(self.runner, ids)
         ]
 
-    def _runs_behind(self, structure: Structure, kept: list[BlockSpec], position: int) -> dict[Part, Run]:
+    def _runs_behind(self, structure: Structure, kept: tuple[BlockSpec, ...], position: int) -> dict[Part, Run]:
         """The removed sublayers behind each sublayer that stays, up to the next one that stays; empty runs left out.
 
         A run is given as what is left to compute: specs of source blocks that hold the removed parts alone. Blocks

@@ -16,10 +16,10 @@ from surgery.common.progress import Report, checker_of, silent
 from surgery.errors import InputError
 from surgery.evaluation.estimate import Estimate, estimate_of
 from surgery.evaluation.evaluator import Evaluator, chunks
-from surgery.structure.removal import Removal, RemovalKind, sizes, without
+from surgery.structure.removal import REMOVALS, Removal, RemovalKind, sizes, without
 from surgery.structure.structure import Structure
 
-KINDS: tuple[RemovalKind, ...] = ("blocks", "attention", "mlp")
+KINDS = tuple(REMOVALS)
 
 
 @dataclass(frozen=True)

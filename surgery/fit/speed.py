@@ -98,7 +98,7 @@ def speed(structure: Structure, device: Device, weights: Stored, runtime: Runtim
         decode_shares, prefill_shares = shares or [DECODE_SHARES, PREFILL_SHARES]
         kernels = _operations_at_peak(decoding, weights.types, decode_shares)
         block = known.block_seconds * peak if known else BLOCK_OPERATIONS
-        blocks = block * sum(not spec.empty for spec in structure.blocks)
+        blocks = block * len(structure.kept)
         decode = 1 / max(by_bandwidth, (kernels + blocks) / peak)
         prefill = peak / (_operations_at_peak(reading, weights.types, prefill_shares) + attention / ATTENTION_SHARE)
         basis = "expected"

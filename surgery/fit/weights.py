@@ -37,7 +37,7 @@ def weight_shapes(structure: Structure, gguf: bool = True) -> Shapes:
     """
     source = structure.architecture
     found = dict(_outer(structure, gguf))
-    kept = [spec for spec in structure.blocks if not spec.empty]
+    kept = structure.kept
     zeros = gguf and _differing(structure)
     for position, spec in enumerate(kept):
         block = source.blocks[spec.source]
@@ -50,7 +50,7 @@ def weight_shapes(structure: Structure, gguf: bool = True) -> Shapes:
 
 def heads_per_group(structure: Structure) -> int:
     """Query heads per key/value head in the first block, by which some mixes go; 1 without attention."""
-    first = next((spec for spec in structure.blocks if not spec.empty), None)
+    first = next(iter(structure.kept), None)
     return len(first.query_heads) // len(first.kv_heads) if first is not None and first.kv_heads else 1
 
 

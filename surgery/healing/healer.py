@@ -26,7 +26,7 @@ from surgery.training.head import Head
 from surgery.training.objectives import Contrastive, Distilled, PlainText
 from surgery.training.processes import Processes
 from surgery.training.student import Student
-from surgery.training.targets import kept_of, positions_of, ranks_by_importance
+from surgery.training.targets import positions_of, ranks_by_importance
 from surgery.training.teacher import Teacher, TopK, continuations
 from surgery.training.trainer import Outcome, Progress, Trainer
 
@@ -90,7 +90,7 @@ def heal_of(recipe: Recipe) -> Heal:
     Raises:
         RecipeError: it has none.
     """
-    edit = next((edit for edit in recipe.edits if isinstance(edit, Heal)), None)
+    edit = recipe.find(Heal)
     if edit is None:
         raise RecipeError("The recipe has no heal edit: add one.")
     return edit
@@ -162,7 +162,7 @@ class Healer:
         windows = self.training.windows
         few = Windows(windows.ids[:IMPORTANCE_WINDOWS], windows.source, windows.text_fingerprint, windows.bos)
         importance = coarse_importance(collect(self.model.runner, few).similarities).tolist()
-        kept = kept_of(self.structure)
+        kept = self.structure.kept
         trained = positions_of(self.edit, self.structure)
         return ranks_by_importance([importance[kept[place].source] for place in trained], self.edit.rank)
 

@@ -1,130 +1,145 @@
-"""Which blocks or sublayers go: from one score each and a budget to explicit indices."""
+"""The kinds that remove whole parts: blocks, attentions, MLPs, and attentions and MLPs in one choice."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-import torch
+from analysis.importance import registry, similarity
+from analysis.importance.registry import Method
+from surgery.pruning import greedy
+from surgery.pruning.kinds import ENDS, Kind, Procedure
+from surgery.pruning.parts import Goal, least_distant_run, lowest_parts
+from surgery.pruning.request import Request
+from surgery.recipe.base import ChosenBy
+from surgery.recipe.edits import RemoveAttention, RemoveBlocks, RemoveMlp
+from surgery.structure.removal import Removal, RemovalKind, sizes
 
-from surgery.errors import InputError
-from surgery.pruning.budget import Rules
-from surgery.structure.removal import RemovalKind
-
-NAMES: dict[str, str] = {
-    "blocks": "blocks",
-    "attention": "attention sublayers",
-    "mlp": "MLP sublayers",
-    "sublayers": "sublayers",
-}
-
-
-@dataclass(frozen=True)
-class Goal:
-    """How much should go: that many parts, or about that many parameters."""
-
-    count: int | None = None
-    excess: int | None = None
+RUN = "angular_distance"
+"""The method that scores runs of blocks, not single ones."""
 
 
-def lowest_parts(
-    scores: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules, kind: RemovalKind
-) -> tuple[int, ...]:
-    """The parts with the least sum of scores, ascending; of equal scores the lower index goes first.
-
-    Args:
-        scores: one a block, (blocks,).
-        sizes: parameters of each part that there is, by block.
-        goal: a count, or the parameters that should go: then the count whose sum comes nearest.
-        rules: which are protected, and whether neighbours may go.
-        kind: what the parts are.
+def by_scores(kind: RemovalKind, request: Request, method: Method) -> list[Any]:
+    """The edits that remove the parts with the lowest scores, or the run of blocks with the least distance across it.
 
     Raises:
-        InputError: the goal cannot be reached.
+        InputError: the budget is more than the parts hold.
     """
-    blocks = len(scores)
-    candidates = [index for index in sizes if not rules.protects(index, blocks)]
-    values = {index: float(scores[index]) for index in candidates}
-    sets = _apart(candidates, values) if rules.no_neighbours else _prefixes(candidates, values)
-    return pick(sets[: _most(kind, sizes) + 1], sizes, goal, NAMES[kind])
+    parts, goal = sizes(request.model.architecture, kind), _goal(request)
+    if method.name == RUN:
+        distances = similarity.angular_triangle(request.statistics.similarities)
+        going = least_distant_run(distances, parts, goal, request.rules)
+    else:
+        scores = registry.score_blocks(method, request.evidence)
+        going = lowest_parts(scores, parts, goal, request.rules, kind)
+    return _edits([Removal(kind, block) for block in going], request.origin)
 
 
-def least_distant_run(distances: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules) -> tuple[int, ...]:
-    """The run of consecutive blocks with the smallest distance across it; for a parameter goal of the nearest length.
-
-    Args:
-        distances: entry (l, n - 1) is the distance across the n blocks from l on, (blocks, blocks).
-        sizes: parameters of each block.
-        goal: how much should go.
-        rules: which blocks are protected.
+def in_one_shot(request: Request) -> list[Any]:
+    """The edits that remove the blocks whose single removal costs least.
 
     Raises:
-        InputError: the goal cannot be reached.
+        InputError: the budget is more than the blocks hold.
+        Cancelled: the request's `stop` was set.
     """
-    blocks = len(distances)
-    free = [index for index in sizes if not rules.protects(index, blocks)]
-    runs: list[tuple[int, ...]] = [()]
-    for length in range(1, min(len(free), blocks - 1) + 1):
-        starts = [block for block in free if set(range(block, block + length)) <= set(free)]
-        if not starts:
-            break  # protected blocks stand between
-        start = min(starts, key=lambda block: float(distances[block, length - 1]))
-        runs.append(tuple(range(start, start + length)))
-    return pick(runs, sizes, goal, NAMES["blocks"])
+    assert request.windows is not None  # suggest has checked
+    going = greedy.one_shot(request.model, request.windows, _goal(request), request.rules, request.stop, request.report)
+    return _edits(going, request.origin)
 
 
-def pick(sets: Sequence[tuple[int, ...]], sizes: Mapping[int, int], goal: Goal, what: str) -> tuple[int, ...]:
-    """The set of that count, or the one whose parameters come nearest to what should go.
-
-    Args:
-        sets: the best set of each count from 0 on.
-        sizes: parameters of each part.
-        goal: how much should go.
-        what: the parts' name, for messages.
+def step_by_step(kinds: Sequence[RemovalKind], request: Request) -> list[Any]:
+    """The edits that remove, one after the other, the parts of these kinds whose absence costs least.
 
     Raises:
-        InputError: the goal is more than the largest set.
+        InputError: the budget is more than the parts hold.
+        Cancelled: the request's `stop` was set.
     """
-    if goal.count is not None:
-        if not 0 <= goal.count < len(sets):
-            raise InputError(
-                f"Between 0 and {len(sets) - 1} {what} can go under these rules, and {goal.count} were asked for."
-            )
-        return sets[goal.count]
-    assert goal.excess is not None  # a goal is one or the other
-    totals = [sum(sizes[index] for index in chosen) for chosen in sets]
-    if goal.excess > max(totals) + max(sizes.values(), default=0) / 2:
-        raise InputError("That budget is more than these parts hold: combine methods, or ask for less.")
-    return min(zip(sets, totals, strict=True), key=lambda pair: abs(pair[1] - goal.excess))[0]  # type: ignore[operator]
+    assert request.windows is not None  # suggest has checked
+    going = greedy.step_by_step(
+        request.model, request.windows, kinds, _goal(request), request.rules, request.stop, request.report
+    )
+    return _edits(going, request.origin)
 
 
-def _most(kind: RemovalKind, sizes: Mapping[int, int]) -> int:
-    """One block must stay; sublayers of one kind can all go."""
-    return len(sizes) - (kind == "blocks")
+def _goal(request: Request) -> Goal:
+    count = request.budget.blocks
+    return Goal(count=count) if count is not None else Goal(excess=request.excess)
 
 
-def _prefixes(candidates: Sequence[int], values: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """The lowest 0, 1, 2, ... candidates."""
-    order = sorted(candidates, key=lambda index: (values[index], index))
-    return [tuple(sorted(order[:count])) for count in range(len(order) + 1)]
+def _edits(parts: Sequence[Removal], origin: ChosenBy) -> list[Any]:
+    """Edits that remove the parts; a block that loses both sublayers goes as a whole."""
+    gone = {kind: {part.block for part in parts if part.kind == kind} for kind in ("blocks", "attention", "mlp")}
+    both = gone["attention"] & gone["mlp"]
+    chosen = (
+        (RemoveBlocks, gone["blocks"] | both),
+        (RemoveAttention, gone["attention"] - both),
+        (RemoveMlp, gone["mlp"] - both),
+    )
+    return [edit(blocks=tuple(sorted(blocks)), chosen_by=origin) for edit, blocks in chosen if blocks]
 
 
-def _apart(candidates: Sequence[int], values: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """For each count the candidates with the least sum among those sets in which no two are neighbours.
+AMOUNTS = ("blocks", "params")
+RULES = (*ENDS, "no_neighbours")
+STEPWISE = ("keep_candidates", "per_parameter")
+SHORTENED = "Shortened LLaMA, arXiv 2402.02834"
 
-    Taking the lowest one by one could block a set that is possible: 1 out of 0, 1, 2 leaves no second.
-    """
-    best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())]]  # by candidates seen, then by count
-    for seen, index in enumerate(candidates):
-        before = seen - 1 if seen and candidates[seen - 1] == index - 1 else seen
-        taken = [(cost + values[index], (*chosen, index)) for cost, chosen in best[before]]
-        best.append([_cheaper(*pair) for pair in zip_longest(best[-1], [None, *taken])])
-    return [chosen for _, chosen in best[-1]]
-
-
-def _cheaper(
-    first: tuple[float, tuple[int, ...]] | None, second: tuple[float, tuple[int, ...]] | None
-) -> tuple[float, tuple[int, ...]]:
-    known = [entry for entry in (first, second) if entry is not None]
-    return min(known, key=lambda entry: entry[0])
+BLOCKS = Kind(
+    "blocks",
+    title="Blocks",
+    does="removes blocks",
+    ops={"remove_blocks": "block"},
+    budgets=AMOUNTS,
+    rules=RULES,
+    choose=partial(by_scores, "blocks"),
+    procedures=(
+        Procedure("perplexity_scan", "blocks", "Perplexity scan, one shot", SHORTENED, True, in_one_shot),
+        Procedure(
+            "perplexity_greedy",
+            "blocks",
+            "Perplexity scan, step by step",
+            SHORTENED,
+            True,
+            partial(step_by_step, ("blocks",)),
+            STEPWISE,
+        ),
+    ),
+    exempt={RUN: ("no_neighbours",)},  # a run is all neighbours
+)
+ATTENTION = Kind(
+    "attention",
+    title="Attention",
+    does="removes attention sublayers",
+    ops={"remove_attention": "attention part"},
+    budgets=AMOUNTS,
+    rules=RULES,
+    choose=partial(by_scores, "attention"),
+)
+MLP = Kind(
+    "mlp",
+    title="MLPs",
+    does="removes MLP sublayers",
+    ops={"remove_mlp": "MLP"},
+    budgets=AMOUNTS,
+    rules=RULES,
+    choose=partial(by_scores, "mlp"),
+)
+SUBLAYERS = Kind(
+    "sublayers",
+    title="Attention and MLPs",
+    does="removes attention and MLP sublayers",
+    ops={**BLOCKS.ops, **ATTENTION.ops, **MLP.ops},
+    budgets=AMOUNTS,
+    rules=RULES,
+    procedures=(
+        Procedure(
+            "greedy_sublayers",
+            "sublayers",
+            "Greedy sublayer removal",
+            "FinerCut, arXiv 2405.18218",
+            True,
+            partial(step_by_step, ("attention", "mlp")),
+            STEPWISE,
+        ),
+    ),
+)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pydantic import JsonValue
 
-from surgery.common.ranges import format_ranges, parse_ranges
+from surgery.common.ranges import format_ranges
 from surgery.errors import InputError
 
 Allocation = Literal["uniform", "cfsp", "global", "raw"]
@@ -90,7 +90,14 @@ class Rules:
     seed: int = 0
     keep_candidates: int | None = None
     per_parameter: bool = False
-    protect_blocks: tuple[int, ...] = ()
+    protect_blocks: tuple[int, ...] = field(
+        default=(),
+        metadata={
+            "written": format_ranges,
+            "refusal": "The method {method!r} changes every block: it cannot leave single blocks as they are.",
+        },
+    )
+    """A rule with a form of its own in `chosen_by` (`written`) is recorded last, and only where it is set."""
 
     def note(self, method: str, applicable: Sequence[str]) -> dict[str, JsonValue]:
         """The rules that apply to a method, for `chosen_by`.
@@ -98,14 +105,12 @@ class Rules:
         Raises:
             InputError: one is set that does not apply, or a value makes no sense.
         """
-        named: dict[str, JsonValue] = (
-            {"protect_blocks": format_ranges(self.protect_blocks)} if self.protect_blocks else {}
-        )
-        if named and "protect_first" not in applicable:
-            raise InputError(f"The method {method!r} changes every block: it cannot leave single blocks as they are.")
-        for rule in fields(self):
-            if rule.name not in named and getattr(self, rule.name) != rule.default and rule.name not in applicable:
-                raise InputError(f"The option --{rule.name.replace('_', '-')} does not go with the method {method!r}.")
+        rules = {rule.name: rule for rule in fields(self)}
+        own = {name: rule.metadata["written"] for name, rule in rules.items() if "written" in rule.metadata}
+        for name, rule in rules.items():
+            if getattr(self, name) != rule.default and name not in applicable:
+                refusal = rule.metadata.get("refusal", "The option --{option} does not go with the method {method!r}.")
+                raise InputError(refusal.format(option=name.replace("_", "-"), method=method))
         if self.sharpness != CFSP_SHARPNESS and self.allocation != "cfsp":
             raise InputError("The option --sharpness is of the allocation cfsp: add --allocation cfsp.")
         if self.same_width and self.allocation != "uniform":
@@ -116,7 +121,8 @@ class Rules:
             raise InputError("At least one candidate must be kept in each step.")
         if not 0 <= self.sharpness < 1000:
             raise InputError("The sharpness must be between 0 and 1000.")
-        return {name: getattr(self, name) for name in applicable} | named
+        always = {name: getattr(self, name) for name in applicable if name not in own}
+        return always | {name: own[name](getattr(self, name)) for name in own if getattr(self, name)}
 
     def protects(self, block: int, blocks: int) -> bool:
         """Whether a block out of `blocks` is named or at a protected end."""
@@ -138,18 +144,6 @@ def parse_expansion_ratio(text: str) -> float:
     if not 0 < value < float("inf"):
         raise InputError(f"{text!r} is not an expansion ratio: write 2.0 or 200%.")
     return value
-
-
-def parse_blocks(text: str) -> tuple[int, ...]:
-    """Blocks as a compact range (3,5-7); empty for none.
-
-    Raises:
-        InputError: not such a range.
-    """
-    try:
-        return parse_ranges(text) if text.strip() else ()
-    except ValueError as error:
-        raise InputError(f"These are no blocks: {error}.") from None
 
 
 def parameter_target(text: str, parameters: int) -> int:

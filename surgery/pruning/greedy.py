@@ -13,9 +13,9 @@ from analysis.text import Windows
 from surgery.common.progress import Report
 from surgery.errors import InputError
 from surgery.evaluation.scan import measured, single_removals
-from surgery.pruning.blocks import NAMES, Goal, lowest_parts
 from surgery.pruning.budget import Rules
-from surgery.structure.removal import Removal, RemovalKind, sizes, without
+from surgery.pruning.parts import Goal, lowest_parts
+from surgery.structure.removal import REMOVALS, Removal, RemovalKind, sizes, without
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
 
@@ -110,7 +110,7 @@ class _Search:
             return
         if self.goal.count is None:
             raise InputError("That budget is more than these parts hold: combine methods, or ask for less.")
-        name = NAMES[self.kinds[0] if len(self.kinds) == 1 else "sublayers"]
+        name = REMOVALS[self.kinds[0]] if len(self.kinds) == 1 else "sublayers"
         most = len(self._room(()))
         raise InputError(f"Between 0 and {most} {name} can go under these rules, and {self.goal.count} were asked for.")
 

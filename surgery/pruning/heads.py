@@ -1,19 +1,50 @@
-"""Which heads go: scores of query heads and a budget to explicit KV groups or query heads, or to merged heads."""
+"""The kind that removes attention heads: scores of query heads and a budget to explicit KV groups or query heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from analysis.importance import heads
+from analysis.importance import heads, registry
+from analysis.importance.registry import Method
 from analysis.model.architecture import Architecture, Attention
 from surgery.errors import InputError
 from surgery.pruning.allocation import Layer
 from surgery.pruning.budget import HeadUnit, Rules
+from surgery.pruning.kinds import ENDS, Kind
 from surgery.pruning.neurons import lowest
+from surgery.pruning.request import Request
 from surgery.recipe.base import ChosenBy
 from surgery.recipe.edits import PruneHeads, PruneKvGroups
+
+
+def prune(request: Request, method: Method) -> list[Any]:
+    """The edit that removes KV groups, or query heads of each of them; none where nothing would go.
+
+    Raises:
+        InputError: no head can go, or the budget is more than they hold.
+    """
+    source, budget, rules = request.model.architecture, request.budget, request.rules
+    attentions = movable(source, rules)
+    count = parameters_in_step if budget.params is not None else heads_in_step
+    scores = {block: registry.score_units(method, request.evidence, block) for block in attentions}
+    layers = [
+        layer(block, attention, scores[block], rules, count(attention, rules.unit))
+        for block, attention in attentions.items()
+    ]
+    there = sum(layer.count * layer.cost for layer in layers)
+    if budget.percent is not None:
+        if not 0 <= budget.percent < 100:
+            raise InputError(f"{budget.percent:g} is not a percentage of heads that can go: give 0 to 99.")
+        kept = there * (1 - budget.percent / 100)
+    else:
+        kept = float(there - (request.excess if budget.params is not None else (budget.heads or 0)))
+    stay = request.allocated(layers, kept)
+    going = {layer.block: layer.count - stay[layer.block] for layer in layers}
+    edit = (prune_kv_groups if rules.unit == "kv_groups" else prune_heads)(source, scores, going, request.origin)
+    return [edit] if edit else []
 
 
 def movable(architecture: Architecture, rules: Rules) -> dict[int, Attention]:
@@ -142,3 +173,14 @@ def _attention(architecture: Architecture, index: int) -> Attention:
     if attention is None:
         raise InputError(f"Block {index} has no attention to narrow.")
     return attention
+
+
+HEADS = Kind(
+    "heads",
+    title="Heads",
+    does="removes attention heads",
+    ops={"prune_kv_groups": "KV group", "prune_heads": "query head"},
+    budgets=("heads", "percent", "params"),
+    rules=(*ENDS, "unit", "allocation", "sharpness", "same_width"),
+    choose=prune,
+)

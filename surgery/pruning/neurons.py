@@ -1,16 +1,20 @@
-"""How wide MLPs should be, and which neurons go. A method only suggests; the measurement decides."""
+"""The kind that narrows MLPs: a budget to widths, scores to neurons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from analysis.importance.registry import Method
 from analysis.model.architecture import Architecture, Mlp
 from surgery.errors import InputError
-from surgery.pruning.allocation import nearest
+from surgery.pruning.allocation import Layer, nearest, standardised
+from surgery.pruning.budget import Budget
+from surgery.pruning.kinds import ENDS, Kind
+from surgery.pruning.request import Request
 from surgery.recipe.base import ChosenBy
 from surgery.recipe.edits import PruneNeurons
 
@@ -101,3 +105,59 @@ def _mlp(architecture: Architecture, index: int) -> Mlp:
     if mlp is None:
         raise InputError(f"Block {index} has no MLP to narrow.")
     return mlp
+
+
+def narrow(request: Request, method: Method) -> list[Any]:
+    """The edit that leaves the neurons with the highest scores; none where all stay.
+
+    Raises:
+        InputError: no block has an MLP to narrow, or the budget or the divisor makes no sense.
+    """
+    source, budget, rules = request.model.architecture, request.budget, request.rules
+    mlps = {
+        block.index: block.mlp
+        for block in source.blocks
+        if block.mlp is not None and not rules.protects(block.index, len(source.blocks))
+    }
+    if not mlps:
+        raise InputError("No unprotected block has an MLP to narrow: protect fewer blocks.")
+    each = _width_budget(budget, mlps.values())
+    wanted = {block: min(each.wanted(mlp), mlp.width) for block, mlp in mlps.items()}  # refuses senseless numbers
+    scores = request.model.neuron_scores(method, request.windows, rules.seed, request.stop)
+    if budget.params is None and rules.allocation == "uniform":
+        widths = {block: each.width(mlp) for block, mlp in mlps.items()}
+    else:
+        scale = (lambda values: values) if rules.allocation == "raw" else standardised
+        layers = [Layer(block, mlp.per_neuron, scale(scores[block]).sort().values) for block, mlp in mlps.items()]
+        if budget.params is not None:
+            kept = float(sum(mlp.width * mlp.per_neuron for mlp in mlps.values()) - request.excess)
+        else:
+            kept = sum(wanted[block] * mlp.per_neuron for block, mlp in mlps.items())
+        widths = request.allocated(layers, kept)
+    edit = narrow_to(scores, widths, request.origin)
+    return [edit] if edit else []
+
+
+def _width_budget(budget: Budget, mlps: Iterable[Mlp]) -> WidthBudget:
+    """How wide each MLP should be; for a parameter budget as wide as the narrowest is."""
+    amounts: dict[Unit, float | None] = {
+        "expansion_ratio": budget.expansion_ratio,
+        "width": budget.width,
+        "percent": budget.percent,
+    }
+    for unit, value in amounts.items():
+        if value is not None:
+            return WidthBudget(unit, value, budget.divisor)
+    return WidthBudget("width", min(mlp.width for mlp in mlps), budget.divisor)
+
+
+NEURONS = Kind(
+    "neurons",
+    title="Neurons",
+    does="narrows MLPs",
+    ops={"prune_neurons": "neuron"},
+    budgets=("expansion_ratio", "width", "percent", "params"),
+    rules=(*ENDS, "allocation", "sharpness", "same_width"),
+    choose=narrow,
+    divisor=True,
+)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from surgery.common.ranges import format_runs
 from surgery.pruning import catalogue
+from surgery.pruning.blocks import ATTENTION, MLP
+from surgery.pruning.heads import HEADS
 from surgery.recipe.edits import ArrangeBlocks, Compensate, Eora, MergeKvHeads, PruneHidden
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import Quantize
-from surgery.structure.choices import Choices
+from surgery.structure.choices import FIELDS, Choices
 from surgery.structure.structure import Structure
 
 HOW = {"least_squares": "Least squares", "linear_patch": "Linear patch", "bias": "Bias"}
@@ -32,13 +33,11 @@ def recipe_words(recipe: Recipe, structure: Structure, dense: Structure) -> str:
     words = [f"{len(structure.blocks)} blocks kept, {len(choices.blocks)} removed{_by(choices, 'remove_blocks')}"]
     words += [
         f"{_count(len(gone), one)} removed{_by(choices, op)}"
-        for gone, one, op in (
-            (choices.attention, "attention part", "remove_attention"),
-            (choices.mlp, "MLP", "remove_mlp"),
-        )
-        if gone
+        for kind in (ATTENTION, MLP)
+        for op, one in kind.ops.items()
+        if (gone := getattr(choices, FIELDS[op]))
     ]
-    words += _unseen(choices, dense)
+    words += _unseen(choices, structure, dense)
     origin = choices.origins.get("prune_neurons")
     by = f", neurons chosen by {_method_title(origin.method)}" if origin else ""
     words.append(f"expansion ratio {_ratios(structure)}{by}")
@@ -89,36 +88,21 @@ def _method_title(name: str) -> str:
     return {item.name: item.title for item in catalogue.everything()}.get(name, name)
 
 
-def _unseen(choices: Choices, dense: Structure) -> list[str]:
+def _unseen(choices: Choices, structure: Structure, dense: Structure) -> list[str]:
     """What the map cannot show: heads, merged heads, channels, arranged blocks."""
-    gone = choices.blocks | choices.attention
     words = [
-        f"{_count(sum(len(units) for block, units in removed.items() if block not in gone), one)} removed"
-        f"{_by(choices, op)}"
-        for removed, one, op in (
-            (choices.kv_groups, "KV group", "prune_kv_groups"),
-            (choices.heads, "query head", "prune_heads"),
-        )
-        if removed.keys() - gone
+        f"{_count(sum(map(len, removed.values())), one)} removed{_by(choices, op)}"
+        for op, one in HEADS.ops.items()
+        if (removed := getattr(choices, FIELDS[op]))
     ]
     for edit in choices.others:
-        if isinstance(edit, MergeKvHeads) and set(edit.blocks) - gone:
-            blocks = _count(len(set(edit.blocks) - gone), "block")
+        if isinstance(edit, MergeKvHeads):
+            blocks = _count(len(edit.blocks), "block")
             words.append(f"KV heads merged to {edit.kv_heads} in {blocks} ({edit.how})")
         elif isinstance(edit, PruneHidden):
             words.append(f"{len(edit.removed):,} of {dense.architecture.hidden_size:,} channels removed")
         elif isinstance(edit, ArrangeBlocks):
-            words.append(f"blocks arranged as {_runs([block for block in edit.order if block not in choices.blocks])}")
+            runs = format_runs(spec.source for spec in structure.blocks)
+            shown = runs if len(runs) <= MOST_RUNS else [*runs[:MOST_RUNS], "…"]
+            words.append(f"blocks arranged as {', '.join(shown)}")
     return words
-
-
-def _runs(order: Sequence[int]) -> str:
-    """An order of blocks, ascending runs shortened: 0-2, 2, 3-5."""
-    runs: list[list[int]] = []
-    for block in order:
-        if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
-        else:
-            runs.append([block, block])
-    words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
-    return ", ".join(words if len(words) <= MOST_RUNS else [*words[:MOST_RUNS], "…"])

@@ -40,8 +40,8 @@ def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Momen
             outer[structure.architecture.head] = codec
         else:
             outer[path] = codec
-    kept = (spec for spec in structure.blocks if not spec.empty)
-    specs = tuple(replace(spec, codecs=in_order(blocks.get(place, {}))) for place, spec in enumerate(kept))
+    kept = enumerate(structure.kept)
+    specs = tuple(replace(spec, codecs=in_order(blocks.get(place, {}))) for place, spec in kept)
     return replace(structure, blocks=specs, outer=in_order(outer), quantize=None)
 
 

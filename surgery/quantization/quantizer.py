@@ -106,8 +106,9 @@ def _weight(module: nn.Module, path: str, format_name: str) -> torch.Tensor:
 def codecs_by_name(structure: Structure) -> dict[str, Codec]:
     """Codecs of the blocks' linears by their names in the checkpoint."""
     inside = structure.architecture.block_list
-    kept = [spec for spec in structure.blocks if not spec.empty]
-    return {f"{inside}.{place}.{path}": codec for place, spec in enumerate(kept) for path, codec in spec.codecs}
+    return {
+        f"{inside}.{place}.{path}": codec for place, spec in enumerate(structure.kept) for path, codec in spec.codecs
+    }
 
 
 def left_out(model: nn.Module, codecs: Mapping[str, Codec]) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     Field,
@@ -36,6 +36,7 @@ from surgery.recipe.edits import (
 from surgery.recipe.healing import Heal
 from surgery.recipe.storage import Quantize
 
+E = TypeVar("E", bound=_Edit)
 SCHEMA: Final = "model-surgery/recipe/1"
 LARGEST_RECIPE = 8 * 2**20
 """Bytes of recipe JSON that are read."""
@@ -126,6 +127,10 @@ class Recipe(_Frozen):
         edits = [edit.model_dump(mode="json", exclude={"chosen_by", "result"}) for edit in self.edits]
         canonical = json.dumps([self.model.model_dump(mode="json"), edits], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def find(self, kind: type[E]) -> E | None:
+        """The first edit of a kind, such as `Quantize`; None without one."""
+        return next((edit for edit in self.edits if isinstance(edit, kind)), None)
 
     def document(self) -> dict[str, Any]:
         """The recipe as plain JSON values, in the contract's form."""

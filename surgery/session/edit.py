@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.text import Windows
 from surgery.common.jobs import Context, Job
+from surgery.common.ranges import check_blocks
 from surgery.compensation.compensator import Compensated
 from surgery.errors import InputError, RecipeError, TextError
 from surgery.evaluation.estimate import Estimate
@@ -174,8 +175,7 @@ class EditingSession(JobHolder):
             InputError: no model is open, or it has no such block.
         """
         count = len(self._need_model().architecture.blocks)
-        if any(not 0 <= block < count for block in blocks):
-            raise InputError(f"Only the blocks 0 to {count - 1} can be locked.")
+        check_blocks(blocks, count, "Only the blocks 0 to {last} can be locked.")
         with self._lock:
             self.locked = tuple(sorted(set(blocks)))
             self._changed()

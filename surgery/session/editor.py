@@ -44,28 +44,22 @@ class Editor:
             stroke: changes of one name in quick succession (a slider that is dragged) are one step of the history.
         """
         history = self.history
-        choices, recipe = self._changed(change)
+        choices = self._changed(change)
+        recipe = history.current.with_edits(*choices.edits())
         before, moment = self._stroke
         if stroke and before == stroke + history.current.key and time.monotonic() - moment < ONE_STROKE:
             history = history.undo()
-        self._choices[recipe.key] = choices
         self._go(history.add(recipe))
+        self._choices[recipe.key] = choices
         self._stroke = (stroke + recipe.key, time.monotonic())
 
     def preview(self, change: Callable[[Choices], Choices]) -> Recipe:
-        """The recipe that `change` would make.
+        """The recipe that `change` would make; whether it fits the model shows when it is resolved."""
+        return self.history.current.with_edits(*self._changed(change).edits())
 
-        Raises:
-            RecipeError: it would not fit the model.
-        """
-        return self._changed(change)[1]
-
-    def _changed(self, change: Callable[[Choices], Choices]) -> tuple[Choices, Recipe]:
+    def _changed(self, change: Callable[[Choices], Choices]) -> Choices:
         current = self.history.current
-        choices = change(self._choices.get(current.key) or Choices.of(current))
-        recipe = current.with_edits(*choices.edits())
-        self.model.resolve(recipe)
-        return choices, recipe
+        return change(self._choices.get(current.key) or Choices.of(current))
 
     def take(self, recipe: Recipe) -> None:
         """Make a recipe from elsewhere the current one.

@@ -140,6 +140,7 @@ class HealingSession(EditingSession):
         model, recipe = self._to_heal(preset_name, method)
 
         def work(job: Context) -> HealedCuts:
+            from surgery.healing.healer import heal_of
             from surgery.training import results
 
             healer = self._prepared(job, model, recipe, preset_name, method, text)
@@ -154,7 +155,7 @@ class HealingSession(EditingSession):
             if not healed.outcome.steps:
                 raise Cancelled("Cancelled.")
             results.remember(healed.recipe, healed.adapter, healed.student, healed.report())
-            edit = next(edit for edit in healed.recipe.edits if isinstance(edit, Heal))
+            edit = heal_of(healed.recipe)
             result = HealedCuts(model.loaded.fingerprint, cuts_of(recipe), edit, healed.outcome)
             self._finish_healing(result)
             return result

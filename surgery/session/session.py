@@ -241,7 +241,7 @@ class Session(ComparingSession):
             needs_text = item.needs_text or rules.allocation == "cfsp"
             windows = self._calibration_windows(model) if needs_text else None
             recipe = suggest(model, item.name, budget, kept, windows, job.stop, part_of(job.report, 0.0, 0.9))
-            result = Suggested(model.loaded.fingerprint, catalogue.OPS[item.kind], recipe.edits)
+            result = Suggested(model.loaded.fingerprint, tuple(catalogue.KINDS[item.kind].ops), recipe.edits)
             found = self._finish_suggestion(result)
             if found is not None and not found.structure.pending:
                 job.report(0.9, "Measuring what it costs")

@@ -115,7 +115,7 @@ def record_of(
         origin=origin or origin_of(model.loaded),
         parameters=structure.parameters,
         dense_parameters=source.parameters,
-        blocks=sum(not spec.empty for spec in structure.blocks),
+        blocks=len(structure.kept),
         dense_blocks=len(source.blocks),
         dense_bytes=sum(source.bytes_by_dtype.values()),
         protocol=protocol,

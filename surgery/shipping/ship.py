@@ -143,7 +143,7 @@ def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
     Raises:
         InputError: it packs the checkpoint, and something else is asked for.
     """
-    held = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
+    held = recipe.find(Quantize)
     if held is not None and not format_of(held).one_file:
         if options.gguf is not None or not options.checkpoint:
             raise InputError(
@@ -152,7 +152,7 @@ def shipped_recipe(recipe: Recipe, options: ShipOptions) -> Recipe:
         return recipe
     if held is not None and held.type == options.gguf:
         return recipe
-    if held is None and options.gguf is None and any(isinstance(edit, Eora) for edit in recipe.edits):
+    if held is None and options.gguf is None and recipe.find(Eora) is not None:
         raise InputError("EoRA repairs a quantised model, and nothing is quantised here: ship a GGUF file.")
     edits: list[Any] = [edit for edit in recipe.edits if not isinstance(edit, Quantize | Eora)]
     if options.gguf is not None:
@@ -175,7 +175,7 @@ def _importance(
     model: OpenModel, recipe: Recipe, structures: dict[Kind, Structure], calibration: Sequence[TextChoice]
 ) -> dict[str, np.ndarray] | None:
     """The importance matrix that the GGUF file is written with: the one that was measured with."""
-    edit = next((edit for edit in recipe.edits if isinstance(edit, Quantize)), None)
+    edit = recipe.find(Quantize)
     if edit is None or edit.text is None or "gguf" not in structures:
         return None
     structure = structures["gguf"].floating
@@ -186,7 +186,8 @@ def _needed_bytes(model: OpenModel, recipe: Recipe, structures: dict[Kind, Struc
     """Bytes that are on the disk at one time: a checkpoint, from which a GGUF file is written too, and that file."""
     needed = checkpoint_bytes(model, next(iter(structures.values())))
     if "gguf" in structures:
-        edit = next(edit for edit in recipe.edits if isinstance(edit, Quantize))
+        edit = recipe.find(Quantize)
+        assert edit is not None  # the structure is quantised by it
         plan = model.gguf_plan(structures["gguf"])
         needed += plan.file_bytes(edit.type, file_name(model.loaded.id), edit.text is not None)
     return needed

@@ -47,7 +47,8 @@ class ShipOptions:
 def gguf_type(recipe: Recipe, type_name: str) -> str | None:
     """The type of the GGUF file that is asked for: a type's name, `AS_RECIPE` or `NONE`."""
     if type_name == AS_RECIPE:
-        return next((e.type for e in recipe.edits if isinstance(e, Quantize) and format_of(e).one_file), None)
+        edit = recipe.find(Quantize)
+        return edit.type if edit is not None and format_of(edit).one_file else None
     return None if type_name == NONE else type_name
 
 
@@ -83,7 +84,8 @@ class Shipping:
     @property
     def packed(self) -> Quantize | None:
         """How the checkpoint's weights are packed, if not in floating point."""
-        return next((e for e in self.recipe.edits if isinstance(e, Quantize) and not format_of(e).one_file), None)
+        edit = self.recipe.find(Quantize)
+        return None if edit is None or format_of(edit).one_file else edit
 
     @property
     def dtype(self) -> str:

@@ -57,8 +57,8 @@ class Choices:
     @classmethod
     def of_edits(cls, edits: Iterable[Edit]) -> Choices:
         """The choices that some edits stand for."""
-        sets: dict[str, set[int]] = {"remove_blocks": set(), "remove_attention": set(), "remove_mlp": set()}
-        maps: dict[str, dict[int, Indices]] = {"prune_neurons": {}, "prune_kv_groups": {}, "prune_heads": {}}
+        gone: dict[str, set[int]] = {"blocks": set(), "attention": set(), "mlp": set()}
+        pruned: dict[str, dict[int, Indices]] = {"neurons": {}, "kv_groups": {}, "heads": {}}
         origins: dict[str, ChosenBy] = {}
         others: list[Edit] = []
         for edit in edits:
@@ -68,34 +68,18 @@ class Choices:
             if edit.chosen_by is not None:
                 origins[edit.op] = edit.chosen_by
             if isinstance(edit, RemoveBlocks | RemoveAttention | RemoveMlp):
-                sets[edit.op].update(edit.blocks)
+                gone[FIELDS[edit.op]].update(edit.blocks)
             else:
+                removed = pruned[FIELDS[edit.op]]
                 for block, indices in edit.removed.items():
-                    before = maps[edit.op].get(block)
-                    maps[edit.op][block] = tuple(sorted({*before, *indices})) if before else indices
-        return cls(
-            blocks=frozenset(sets["remove_blocks"]),
-            attention=frozenset(sets["remove_attention"]),
-            mlp=frozenset(sets["remove_mlp"]),
-            neurons=maps["prune_neurons"],
-            kv_groups=maps["prune_kv_groups"],
-            heads=maps["prune_heads"],
-            others=tuple(others),
-            origins=origins,
-        )
+                    before = removed.get(block)
+                    removed[block] = tuple(sorted({*before, *indices})) if before else indices
+        fields: dict[str, Any] = {name: frozenset(blocks) for name, blocks in gone.items()} | pruned
+        return cls(**fields, others=tuple(others), origins=origins)
 
     def switched(self, blocks: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> Choices:
         """Other blocks and sublayers off; a set that changes was chosen by hand from then on."""
-        sets = {
-            "remove_blocks": frozenset(blocks),
-            "remove_attention": frozenset(attention),
-            "remove_mlp": frozenset(mlp),
-        }
-        before = {"remove_blocks": self.blocks, "remove_attention": self.attention, "remove_mlp": self.mlp}
-        origins = {op: origin for op, origin in self.origins.items() if op not in sets or sets[op] == before[op]}
-        others = self.others if sets == before else self._unhealed()
-        return replace(self, blocks=sets["remove_blocks"], attention=sets["remove_attention"], mlp=sets["remove_mlp"],
-                       origins=origins, others=others)  # fmt: skip
+        return self._by_hand(blocks=frozenset(blocks), attention=frozenset(attention), mlp=frozenset(mlp))
 
     def without_heads(self, block: int, kv_groups: Iterable[int], heads: Iterable[int]) -> Choices:
         """Other KV groups and query heads of one block off; a set that changes was chosen by hand from then on."""
@@ -106,7 +90,11 @@ class Choices:
                 ("heads", self.heads, tuple(sorted(set(heads)))),
             )
         }
-        changed = [op for op, name in FIELDS.items() if name in fields and fields[name] != dict(getattr(self, name))]
+        return self._by_hand(**fields)
+
+    def _by_hand(self, **fields: Any) -> Choices:
+        """Other sets: one that changes loses its origin, and with it goes the healing of what there was."""
+        changed = [op for op, name in FIELDS.items() if name in fields and fields[name] != getattr(self, name)]
         origins = {op: origin for op, origin in self.origins.items() if op not in changed}
         return replace(self, **fields, origins=origins, others=self._unhealed() if changed else self.others)
 

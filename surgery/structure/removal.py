@@ -9,6 +9,12 @@ from analysis.model.architecture import Architecture
 from surgery.structure.structure import BlockSpec, Structure, whole
 
 RemovalKind = Literal["blocks", "attention", "mlp"]
+REMOVALS: dict[RemovalKind, str] = {
+    "blocks": "blocks",
+    "attention": "attention sublayers",
+    "mlp": "MLP sublayers",
+}
+"""What can be removed from a model one at a time, and its name."""
 
 
 @dataclass(frozen=True)

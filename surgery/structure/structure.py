@@ -185,6 +185,11 @@ class Structure:
     outer: Codecs = ()
     """How the embeddings and the head are quantised, by path in the model; a tied head follows the embeddings."""
 
+    @cached_property
+    def kept(self) -> tuple[BlockSpec, ...]:
+        """The blocks that the built model has, in its order: those with a sublayer left."""
+        return tuple(spec for spec in self.blocks if not spec.empty)
+
     @property
     def pending(self) -> bool:
         """Whether something is still to be computed before the model can be measured."""

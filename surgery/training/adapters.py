@@ -18,7 +18,6 @@ from surgery.structure.narrow import build_block
 from surgery.structure.structure import Refit, Structure
 from surgery.training.linears import AdaptedLinear
 from surgery.training.student import Place, Student
-from surgery.training.targets import kept_of
 
 ADAPTER, WEIGHTS, CONFIG = "adapter_model.safetensors", "weights.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -86,7 +85,7 @@ def merge(runner: Runner, structure: Structure, adapter: Adapter) -> Structure:
         CorruptFile: the adapter is of another structure.
     """
     fingerprint = adapter.fingerprint
-    kept = list(kept_of(structure))
+    kept = list(structure.kept)
     by_position: dict[int, dict[str, Parts]] = {}
     for place, parts in adapter.parts.items():
         by_position.setdefault(place.position, {})[place.path] = parts

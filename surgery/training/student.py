@@ -25,7 +25,7 @@ from surgery.training.head import Head
 from surgery.training.linears import AdaptedLinear, FrozenLinear, TrainedLinear
 from surgery.training.norms import use_fast_norms
 from surgery.training.scratch import Scratch
-from surgery.training.targets import kept_of, linears_of, positions_of
+from surgery.training.targets import linears_of, positions_of
 
 PREFIX_BUDGET = 512 * 2**20
 """Bytes of remembered states that enter the first trained block."""
@@ -57,7 +57,7 @@ class Student:
     ) -> None:
         self.runner = evaluator.runner_of(structure)
         self.structure, self.edit = structure, edit
-        self.kept = kept_of(structure)
+        self.kept = structure.kept
         self.modules = [evaluator.module(self.runner, spec, structure.hidden_key) for spec in self.kept]
         positions = positions_of(edit, structure)
         self.first = positions[0]

@@ -11,18 +11,13 @@ from surgery.recipe.healing import Heal, Role
 from surgery.structure.structure import BlockSpec, Structure
 
 
-def kept_of(structure: Structure) -> tuple[BlockSpec, ...]:
-    """The blocks that are there at all, in the order of the built model."""
-    return tuple(spec for spec in structure.blocks if not spec.empty)
-
-
 def positions_of(edit: Heal, structure: Structure) -> tuple[int, ...]:
     """Positions (in the built model) of the blocks that are trained, ascending.
 
     Raises:
         RecipeError: none is.
     """
-    kept = kept_of(structure)
+    kept = structure.kept
     if edit.blocks is not None:
         found = [place for place, spec in enumerate(kept) if spec.source in edit.blocks]
         hint = "name blocks that stay"
@@ -38,7 +33,7 @@ def positions_of(edit: Heal, structure: Structure) -> tuple[int, ...]:
 
 def around_cuts(structure: Structure) -> list[int]:
     """Positions of blocks that lost something themselves, or stand beside a block that is gone or moved."""
-    kept = kept_of(structure)
+    kept = structure.kept
     blocks = structure.architecture.blocks
     found = {place for place, spec in enumerate(kept) if not _entire(spec, blocks[spec.source])}
     sources = [-1, *(spec.source for spec in kept), len(blocks)]

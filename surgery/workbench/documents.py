@@ -192,7 +192,7 @@ def _usable(kind: Kind, evidence: Evidence) -> list[Method]:
 def _head_scores(method: Method, evidence: Evidence) -> list[torch.Tensor]:
     """Scores by block, empty for a block without attention."""
     return [
-        registry.score_heads(method, evidence, block.index) if block.attention else torch.zeros(0)
+        registry.score_units(method, evidence, block.index) if block.attention else torch.zeros(0)
         for block in evidence.runner.architecture.blocks
     ]
 

@@ -265,7 +265,6 @@ class OpenModel:
         key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}|{block}"
         known = self._scores.get(key)
         if known is None:
-            score = registry.score_heads if method.kind == "heads" else registry.score_neurons
-            known = score(method, self.evidence(windows, seed), block)
+            known = registry.score_units(method, self.evidence(windows, seed), block)
             self._scores.put(key, known, known.numel() * 4)
         return known

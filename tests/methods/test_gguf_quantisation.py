@@ -63,7 +63,7 @@ def check_file(model: OpenModel, recipe: Any, folder: Any) -> None:
     back = reload_gguf(made.path, model, structure)
     codecs = {
         f"{model.architecture.block_list}.{position}.{path}": codec
-        for position, spec in enumerate(spec for spec in completed.blocks if not spec.empty)
+        for position, spec in enumerate(completed.kept)
         for path, codec in spec.codecs
     }
     floating = build_model(model.loaded.model, model.architecture, completed).model

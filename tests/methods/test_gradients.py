@@ -76,7 +76,7 @@ def test_taylor_scores_of_neurons_follow_the_formulas(family: str) -> None:
     for index in (0, 3):
         expected = [_neuron_sums(family, index, neuron) for neuron in range(80)]
         for name in expected[0]:
-            found = registry.score_neurons(registry.method(name), _evidence(family), index)
+            found = registry.score_units(registry.method(name), _evidence(family), index)
             _close(found, torch.tensor([sums[name] for sums in expected], dtype=torch.float64))
 
 
@@ -103,7 +103,7 @@ def _head_sums(family: str, index: int, of_weights: bool) -> tuple[list[float], 
 def test_heads_carry_their_rows_and_a_share_of_their_groups(family: str, name: str) -> None:
     for index in (0, 3):
         by_head, by_group = _head_sums(family, index, name == "magnitude_heads")
-        found = registry.score_heads(registry.method(name), _evidence(family), index)
+        found = registry.score_units(registry.method(name), _evidence(family), index)
         _close(found, torch.tensor(by_head, dtype=torch.float64))
         _close(heads.group_scores(found, heads_of(family)[1]), torch.tensor(by_group, dtype=torch.float64))
 
@@ -111,7 +111,7 @@ def test_heads_carry_their_rows_and_a_share_of_their_groups(family: str, name: s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_michel_is_normalised_in_a_layer(family: str) -> None:
     for index in range(4):
-        found = registry.score_heads(registry.method("michel"), _evidence(family), index)
+        found = registry.score_units(registry.method("michel"), _evidence(family), index)
         sizes = truth_of(family).gates["heads"][index].abs().mean(dim=0)
         _close(found, sizes / sizes.square().sum().sqrt())
 

@@ -21,8 +21,9 @@ from analysis.importance.registry import METHODS, Evidence, Method
 from analysis.model.runner import Runner
 from analysis.statistics.accumulators import NeuronMoments, Similarities
 from analysis.statistics.collect import Statistics, collect
-from surgery.pruning.blocks import Goal, least_distant_run
+from surgery.pruning import catalogue
 from surgery.pruning.budget import Rules
+from surgery.pruning.parts import Goal, least_distant_run
 from tests.reference import heads_of, layout_of, random_windows, runner_of
 from tests.tiny_models import FAMILIES, GATED
 
@@ -128,7 +129,7 @@ FORMULAS: dict[str, Callable[[Neurons, int], float]] = {
 
 
 def _score(entry: Method, family: str) -> torch.Tensor:
-    return registry.score_neurons(entry, Evidence(runner_of(family), collected(family)), BLOCK)
+    return registry.score_units(entry, Evidence(runner_of(family), collected(family)), BLOCK)
 
 
 def test_every_neuron_method_has_a_formula_here() -> None:
@@ -232,7 +233,7 @@ def test_minitron_heads_follow_the_formula(family: str) -> None:
     output.register_forward_pre_hook(lambda module, args: seen.append(args[0].view(3, 24, query, -1)))
     with torch.no_grad():
         model(input_ids=WINDOWS.ids)
-    found = registry.score_heads(
+    found = registry.score_units(
         registry.method("minitron_heads"), Evidence(runner_of(family), collected(family)), BLOCK
     )
     expected = [
@@ -337,9 +338,9 @@ def test_random_scores_depend_on_seed_kind_and_block_alone() -> None:
 def _scored(entry: Method, evidence: Evidence) -> list[torch.Tensor]:
     """All scores of a method: one tensor a block, or one in all."""
     if entry.kind == "neurons":
-        return [registry.score_neurons(entry, evidence, block) for block in range(4)]
+        return [registry.score_units(entry, evidence, block) for block in range(4)]
     if entry.kind == "heads":
-        return [registry.score_heads(entry, evidence, block) for block in range(4)]
+        return [registry.score_units(entry, evidence, block) for block in range(4)]
     return [
         registry.score_hidden(entry, evidence) if entry.kind == "hidden" else registry.score_blocks(entry, evidence)
     ]
@@ -366,8 +367,9 @@ def test_every_score_of_every_family_is_finite(family: str) -> None:
 def test_the_registry_lists_complete_entries() -> None:
     keys = {"name", "kind", "title", "source", "needs_gradients", "needs_text"}
     assert len({(entry.name, entry.kind) for entry in METHODS}) == len(METHODS)
+    rows = {row["name"]: row for row in catalogue.listed()}
     for entry in METHODS:
-        listed = entry.listed()
+        listed = rows[entry.name]
         assert set(listed) == keys
         assert all(listed[key] for key in ("name", "title", "source"))
         assert listed["kind"] in ("blocks", "attention", "mlp", "heads", "neurons", "hidden")
@@ -403,10 +405,10 @@ def test_a_block_without_the_sublayer_is_refused() -> None:
     for entry in METHODS:
         if entry.kind == "neurons":
             with pytest.raises(InputError, match="Block 1 has no MLP"):
-                registry.score_neurons(entry, Evidence(bare), 1)
+                registry.score_units(entry, Evidence(bare), 1)
         if entry.kind == "heads":
             with pytest.raises(InputError, match="Block 1 has no attention"):
-                registry.score_heads(entry, Evidence(bare), 1)
+                registry.score_units(entry, Evidence(bare), 1)
 
 
 def test_plain_mlps_leave_the_gate_out() -> None:

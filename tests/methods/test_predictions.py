@@ -95,11 +95,11 @@ def test_the_methods_are_the_second_order_predictions(family: str) -> None:
     for name, expected in (("blocks", second.blocks), ("attention", second.attention), ("mlp", second.mlp)):
         assert torch.equal(registry.score_blocks(registry.method(f"predicted_{name}"), evidence), expected)
     for block in range(4):
-        found = registry.score_neurons(registry.method("predicted_neurons"), evidence, block)
+        found = registry.score_units(registry.method("predicted_neurons"), evidence, block)
         assert torch.equal(found, second.neurons[block])
         derivatives = truth_of(family).gates["heads"][block]
         expected = -derivatives.mean(dim=0) + 23 * derivatives.square().mean(dim=0) / 2
-        found = registry.score_heads(registry.method("predicted_heads"), evidence, block)
+        found = registry.score_units(registry.method("predicted_heads"), evidence, block)
         torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 

@@ -8,8 +8,8 @@ import torch
 
 from analysis.model.describe import describe
 from surgery.errors import InputError
-from surgery.pruning.blocks import Goal, least_distant_run, lowest_parts
 from surgery.pruning.budget import Rules
+from surgery.pruning.parts import Goal, least_distant_run, lowest_parts
 from surgery.structure.removal import Removal, sizes, without
 from surgery.structure.resolve import resolve
 from surgery.structure.structure import dense
@@ -52,6 +52,21 @@ def test_the_least_sum_of_scores_goes(rules, seed):
             break
         best = min(choices, key=lambda chosen: sum(scores[list(chosen)].tolist()))
         assert lowest_parts(scores, size, Goal(count=count), rules, "blocks") == best
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sets_without_neighbours_are_the_best_also_with_equal_scores(seed):
+    dice = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-2, 3, (BLOCKS,), generator=dice).double()
+    for candidates in combinations(range(BLOCKS), 6):  # blocks that are protected stand between some
+        size = dict.fromkeys(candidates, 10)
+        for count in range(6):
+            sets = [chosen for chosen in combinations(candidates, count) if not any(b + 1 in chosen for b in chosen)]
+            if not sets:
+                break
+            found = lowest_parts(scores, size, Goal(count=count), Rules(no_neighbours=True), "blocks")
+            assert found in sets
+            assert sum(scores[list(found)].tolist()) == min(sum(scores[list(chosen)].tolist()) for chosen in sets)
 
 
 @pytest.mark.parametrize("rules", RULES)

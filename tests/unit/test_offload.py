@@ -5,7 +5,7 @@ import torch
 from accelerate import cpu_offload, disk_offload
 
 from analysis.gradients.collect import collect_gradients
-from analysis.importance.registry import METHODS, Evidence, score_blocks, score_heads, score_neurons
+from analysis.importance.registry import METHODS, Evidence, score_blocks, score_units
 from analysis.model.describe import describe
 from analysis.model.runner import Runner
 from analysis.statistics.collect import collect
@@ -47,8 +47,8 @@ def test_offloaded_model_measures_the_same(place, family, tmp_path):
         results.append((architecture.parameters, estimate.nll, statistics.similarities.angular))
         evidence = Evidence(runner, statistics, gradients)
         scores.append(
-            [score_neurons(entry, evidence, 1) for entry in METHODS if entry.kind == "neurons"]
-            + [score_heads(entry, evidence, 1) for entry in METHODS if entry.kind == "heads"]
+            [score_units(entry, evidence, 1) for entry in METHODS if entry.kind == "neurons"]
+            + [score_units(entry, evidence, 1) for entry in METHODS if entry.kind == "heads"]
             + [score_blocks(entry, evidence) for entry in METHODS if entry.kind in ("blocks", "attention", "mlp")]
         )
     assert results[0][0] == results[1][0]

@@ -6,7 +6,16 @@ import random
 
 import pytest
 
-from surgery.common.ranges import format_ranges, length, parse_ranges
+from surgery.common.ranges import (
+    check_blocks,
+    format_ranges,
+    format_runs,
+    length,
+    parse_blocks,
+    parse_ranges,
+    runs,
+)
+from surgery.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -85,3 +94,31 @@ def test_huge_ranges_are_refused_at_once(text: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_ranges(text)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("order", "found", "words"),
+    [
+        ([], [], []),
+        ([5], [(5, 5)], ["5"]),
+        ([0, 1, 2, 2, 3, 5], [(0, 2), (2, 3), (5, 5)], ["0-2", "2-3", "5"]),
+        ([3, 2, 1], [(3, 3), (2, 2), (1, 1)], ["3", "2", "1"]),
+    ],
+)
+def test_an_order_is_cut_into_runs(order: list[int], found: list[tuple[int, int]], words: list[str]) -> None:
+    assert runs(order) == runs(iter(order)) == found
+    assert format_runs(order) == words
+
+
+def test_blocks_are_a_range_or_none() -> None:
+    assert parse_blocks("3,5-7") == (3, 5, 6, 7) and parse_blocks("  ") == ()
+    with pytest.raises(InputError, match=r"These are no blocks: .*'3,1'.*ascending.*\.$"):
+        parse_blocks("3,1")
+
+
+@pytest.mark.parametrize("blocks", [(4,), (0, 9), (-1,)])
+def test_blocks_that_are_not_there_are_refused_in_the_callers_words(blocks: tuple[int, ...]) -> None:
+    check_blocks((), 0, "")
+    check_blocks((0, 3), 4, "")
+    with pytest.raises(InputError, match=r"^Only the blocks 0 to 3 can be locked\.$"):
+        check_blocks(blocks, 4, "Only the blocks 0 to {last} can be locked.")

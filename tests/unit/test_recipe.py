@@ -17,7 +17,7 @@ from analysis.model.describe import describe
 from surgery.common.ranges import format_ranges
 from surgery.errors import RecipeError
 from surgery.recipe import recipe as recipes
-from surgery.recipe.edits import RemoveBlocks
+from surgery.recipe.edits import PruneNeurons, RemoveBlocks
 from surgery.recipe.recipe import Recipe
 from surgery.structure.resolve import resolve
 from tests.tiny_models import build
@@ -107,6 +107,13 @@ def test_a_recipe_does_not_change() -> None:
             setattr(holder, name, ())
     with pytest.raises(TypeError):
         recipe.edits[0] = recipe.edits[1]  # type: ignore[index]
+
+
+def test_the_first_edit_of_a_kind_is_found() -> None:
+    first, second = ({"op": "remove_blocks", "blocks": blocks} for blocks in ("1", "2"))
+    recipe = Recipe.read(document({"op": "remove_mlp", "blocks": "0"}, first, second))
+    assert recipe.find(RemoveBlocks) is recipe.edits[1]
+    assert recipe.find(PruneNeurons) is None and Recipe.read(document()).find(RemoveBlocks) is None
 
 
 def test_other_edits_make_another_recipe_without_the_old_results() -> None:

@@ -125,6 +125,15 @@ def test_rules_that_do_not_apply_are_refused_by_name():
     }
 
 
+def test_named_blocks_are_recorded_last_as_a_range_and_only_where_there_are_any():
+    applicable = ("protect_first", "protect_last", "protect_blocks", "seed")
+    noted = Rules(protect_blocks=(1, 2, 3, 7), seed=5).note("x", applicable)
+    assert list(noted.items()) == [("protect_first", 0), ("protect_last", 0), ("seed", 5), ("protect_blocks", "1-3,7")]
+    assert "protect_blocks" not in Rules().note("x", applicable)
+    with pytest.raises(InputError, match="'x' changes every block"):
+        Rules(protect_blocks=(1,)).note("x", ("seed",))
+
+
 def test_the_ends_are_protected():
     rules = Rules(protect_first=2, protect_last=1)
     assert [block for block in range(6) if rules.protects(block, 6)] == [0, 1, 5]

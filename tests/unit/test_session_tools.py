@@ -117,7 +117,7 @@ def test_a_suggestion_is_the_one_of_the_core_and_one_step(session: Session, name
     assert job.state == "done", job.error
     expected = suggest(model, name, budget, windows=model.windows(session.calibration))
     assert view.history is not None and view.history.current.key == expected.key
-    assert set(ops(view)) <= set(catalogue.OPS[catalogue.entry(name).kind])
+    assert set(ops(view)) <= set(catalogue.KINDS[catalogue.entry(name).kind].ops)
     assert all(edit.chosen_by is not None and edit.chosen_by.method == name for edit in view.history.current.edits)
     assert measured(session).estimate is not None
     session.undo()

@@ -115,6 +115,7 @@ def test_sublayers_that_are_gone_count_as_nothing() -> None:
     assert structure.kv_heads == [2, 0, 2, 2]
     assert structure.expansion_ratios == [80 / 48, 0, 80 / 48, 0]
     assert [spec.empty for spec in structure.blocks] == [False, True, False, False]
+    assert [spec.source for spec in structure.kept] == [0, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from threading import Event
+from typing import get_args
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ import torch
 from analysis.importance import registry
 from surgery.errors import Cancelled, InputError
 from surgery.pruning import catalogue
-from surgery.pruning.budget import Budget, Rules
+from surgery.pruning.budget import AMOUNTS, Budget, Rules
 from surgery.pruning.suggest import suggest
-from surgery.recipe.recipe import Recipe
+from surgery.recipe.recipe import Edit, Recipe
 from surgery.structure.structure import dense
 from tests.reference import heads_of, random_windows
 from tests.tiny_models import FAMILIES
@@ -23,7 +24,7 @@ from tests.tiny_workbench import open_model
 WINDOWS = replace(random_windows(), source="/home/someone/text.txt")
 SHARES = (0.0, 0.13, 0.4, 0.71, 1.0)
 EVERYTHING = catalogue.everything()
-BY_KIND = {kind: [item for item in EVERYTHING if item.kind == kind] for kind in catalogue.BUDGETS}
+BY_KIND = {kind: [item for item in EVERYTHING if item.kind == kind] for kind in catalogue.KINDS}
 
 
 @cache
@@ -90,7 +91,7 @@ def rules_of(item):
     return [Rules()]
 
 
-@pytest.mark.parametrize("kind", [kind for kind, units in catalogue.BUDGETS.items() if "params" in units])
+@pytest.mark.parametrize("kind", [name for name, kind in catalogue.KINDS.items() if "params" in kind.budgets])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_meets_a_parameter_budget_within_one_unit(family, kind):
     total = model_of(family).architecture.parameters
@@ -110,7 +111,7 @@ def test_every_method_meets_a_parameter_budget_within_one_unit(family, kind):
             refused(family, item.name, Budget(params=str(max(1, least - unit)), divisor=divisor), rules, "more than")
 
 
-@pytest.mark.parametrize("item", [item for item in EVERYTHING if "blocks" in catalogue.BUDGETS[item.kind]])
+@pytest.mark.parametrize("item", [item for item in EVERYTHING if "blocks" in catalogue.KINDS[item.kind].budgets])
 def test_depth_methods_remove_that_many(item):
     for count in range(4):
         recipe, structure = made("llama", item.name, Budget(blocks=count))
@@ -235,7 +236,7 @@ def test_the_lowest_groups_of_the_model_go():
     model, rules = model_of("qwen2_mha"), Rules(allocation="global")
     made("qwen2_mha", "michel", Budget(heads=1))
     entry = registry.method("michel")
-    rows = [registry.score_heads(entry, model.evidence(WINDOWS), block).double() for block in range(4)]
+    rows = [registry.score_units(entry, model.evidence(WINDOWS), block).double() for block in range(4)]
     ranked = sorted(
         (float(score), block, head) for block, row in enumerate(rows) for head, score in enumerate(row / row.norm())
     )
@@ -349,6 +350,30 @@ def test_a_stop_ends_the_scoring():
     stop.set()
     with pytest.raises(Cancelled):
         suggest(open_model("llama"), "maw", Budget(width=10), stop=stop)
+
+
+def test_each_kind_is_one_complete_row():
+    ops = {kind.model_fields["op"].default for kind in get_args(get_args(Edit)[0])}
+    for name, kind in catalogue.KINDS.items():
+        assert kind.name == name and kind.title and kind.does and kind.ops
+        assert set(kind.ops) <= ops and set(kind.budgets) <= set(AMOUNTS)
+        assert {procedure.kind for procedure in kind.procedures} <= {name}
+        assert (kind.choose is not None) == (name in {entry.kind for entry in registry.METHODS})
+        for item in BY_KIND[name]:
+            rules = kind.rules_of(item)
+            assert len(set(rules)) == len(rules) and set(rules) <= {rule.name for rule in fields(Rules)}
+    assert {op for kind in catalogue.KINDS.values() for op in kind.ops} == ops - {
+        "arrange_blocks", "compensate", "heal", "quantize", "eora", "iterate"
+    }  # fmt: skip
+    assert {item.kind for item in EVERYTHING} == set(catalogue.KINDS)
+
+
+@pytest.mark.parametrize("kind", catalogue.KINDS.values(), ids=lambda kind: kind.name)
+def test_a_kind_makes_only_the_edits_that_its_row_names(kind):
+    for item in BY_KIND[kind.name]:
+        budget = Budget(params="-12%") if "params" in kind.budgets else Budget(kv_heads=1)
+        recipe, _ = made("llama", item.name, budget)
+        assert recipe.edits and {edit.op for edit in recipe.edits} <= set(kind.ops)
 
 
 def test_everything_is_listed_once():

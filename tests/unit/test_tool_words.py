@@ -17,7 +17,6 @@ from surgery.errors import InputError
 from surgery.evaluation.scan import Scan
 from surgery.pruning import catalogue
 from surgery.pruning.budget import AMOUNTS, Budget, Rules
-from surgery.pruning.recipe_summary import _runs
 from surgery.pruning.suggest import suggest
 from surgery.recipe.base import ChosenBy, TextReference
 from surgery.recipe.edits import (
@@ -42,6 +41,7 @@ from ui.presenters import suggest as tool_words
 from ui.presenters import suggest_form as forms
 
 TEXT = TextReference(source="embedded", fingerprint="x", window=16, windows=4)
+LOCKS = {"protect_blocks"}  # the map has them, not the form
 NARROW = PruneNeurons(removed=dict.fromkeys(range(4), (1, 2)))
 
 
@@ -49,27 +49,26 @@ def test_the_menu_lists_the_whole_catalogue_by_what_goes() -> None:
     listed = forms.methods()
     assert {name for _, name in listed} == {item.name for item in catalogue.everything()}
     kinds = [words.partition(":")[0] for words, _ in listed]
-    assert list(dict.fromkeys(kinds)) == list(forms.KINDS.values()), "each kind in one run"
+    assert list(dict.fromkeys(kinds)) == [kind.title for kind in catalogue.KINDS.values()], "each kind in one run"
     assert len({words for words, _ in listed}) == len(listed)
 
 
 @pytest.mark.parametrize("item", catalogue.everything(), ids=lambda item: item.name)
 def test_a_form_has_the_fields_of_its_method_and_makes_what_the_core_takes(item: Any) -> None:
-    for unit in catalogue.BUDGETS[item.kind]:
+    for unit in catalogue.KINDS[item.kind].budgets:
         form = forms.form(item.name, unit)
-        assert form.unit == unit and {key for _, key in form.units} == set(catalogue.BUDGETS[item.kind])
-        assert form.rules - {"divisor"} == set(catalogue.rules_of(item))
+        assert form.unit == unit and {key for _, key in form.units} == set(catalogue.KINDS[item.kind].budgets)
+        assert form.rules - {"divisor"} == set(catalogue.rules_of(item)) - LOCKS
         assert item.source in form.note
         amounts = {name: amount.value or "64" for name, amount in forms.AMOUNTS.items()}
         budget, rules = inputs.suggestion(item.name, unit, amounts, {})
         assert budget.given() == unit and rules.note(item.name, catalogue.rules_of(item)) is not None
-    assert forms.form(item.name, "nonsense").unit == catalogue.BUDGETS[item.kind][0]
+    assert forms.form(item.name, "nonsense").unit == catalogue.KINDS[item.kind].budgets[0]
 
 
 def test_the_forms_know_every_amount_and_rule() -> None:
     assert set(forms.AMOUNTS) == set(AMOUNTS)
-    locks = {"protect_blocks"}  # the locks of the map
-    assert set(forms.RULES) == {rule.name for rule in fields(Rules)} - locks | {"divisor"}
+    assert set(forms.RULES) == {rule.name for rule in fields(Rules)} - LOCKS | {"divisor"}
     assert {key for _, key in forms.UNITS} == {"kv_groups", "query_heads"}
 
 
@@ -146,7 +145,7 @@ def test_what_the_map_cannot_show_is_said() -> None:
     how = (Compensate(how="least_squares", text=TEXT), Compensate(how="linear_patch", text=TEXT))
     assert words(NARROW, *how).endswith("; compensated by least squares and linear patch.</p>")
     assert "108.3% to 111.1%, 2 different ones" in words(PruneNeurons(removed={0: (1, 2)}))
-    many = _runs([0] * 40)
+    many = words(ArrangeBlocks(order=(0,) * 40)).partition("arranged as ")[2].partition(";")[0]
     assert many.endswith("…") and len(many) < 60
     hostile = "<img src=x onerror=alert(1)>${x}"
     assert "<img" not in words(RemoveBlocks(blocks=(1,), chosen_by=ChosenBy(method=hostile)))

@@ -51,16 +51,14 @@ SETTINGS = {
 
 def quantisation(view: View) -> Quantize | None:
     """The quantisation of the current recipe."""
-    edits = view.history.current.edits if view.history is not None else ()
-    return next((edit for edit in edits if isinstance(edit, Quantize)), None)
+    return view.history.current.find(Quantize) if view.history is not None else None
 
 
 def controls(view: View) -> dict[str, Any]:
     """What the panel's controls hold for the current recipe; those of other formats keep what they have."""
     edit = quantisation(view)
-    edits = view.history.current.edits if view.history is not None else ()
-    rank = next((str(other.rank) for other in edits if isinstance(other, Eora)), "0")
-    held: dict[str, Any] = {"format": edit.format if edit else AS_IT_IS, "rank": rank}
+    repair = view.history.current.find(Eora) if view.history is not None else None
+    held: dict[str, Any] = {"format": edit.format if edit else AS_IT_IS, "rank": str(repair.rank) if repair else "0"}
     held["type"] = edit.type if edit else FIRST.default_type
     if edit is not None:
         held |= {SETTINGS[name].control: SETTINGS[name].held(edit) for name in format_of(edit).settings}

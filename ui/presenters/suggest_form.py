@@ -7,20 +7,9 @@ from dataclasses import dataclass
 
 from analysis.importance.registry import Method
 from surgery.pruning import catalogue
-from surgery.pruning.catalogue import DOES, Procedure
+from surgery.pruning.kinds import Procedure
 
 DEFAULT_METHOD = "block_influence"
-KINDS = {
-    "blocks": "Blocks",
-    "attention": "Attention",
-    "mlp": "MLPs",
-    "sublayers": "Attention and MLPs",
-    "neurons": "Neurons",
-    "heads": "Heads",
-    "kv_heads": "KV heads",
-    "hidden": "Channels",
-}
-"""What a method removes, in the order of the menu."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +69,13 @@ class Form:
 
 def methods() -> list[tuple[str, str]]:
     """The whole catalogue for a menu, by what is removed."""
-    items = sorted(catalogue.everything(), key=lambda item: list(KINDS).index(item.kind))
-    return [(f"{KINDS[item.kind]}: {item.title}", item.name) for item in items]
+    items = catalogue.everything()
+    return [
+        (f"{kind.title}: {item.title}", item.name)
+        for kind in catalogue.KINDS.values()
+        for item in items
+        if item.kind == kind.name
+    ]
 
 
 def form(name: str, unit: str | None) -> Form:
@@ -95,19 +89,20 @@ def form(name: str, unit: str | None) -> Form:
         InputError: there is no such method.
     """
     item = catalogue.entry(name)
-    units = catalogue.BUDGETS[item.kind]
-    rules = set(catalogue.rules_of(item)) | ({"divisor"} if item.kind in ("neurons", "hidden") else set())
+    kind = catalogue.KINDS[item.kind]
+    units = kind.budgets
+    rules = {*kind.rules_of(item), *(["divisor"] if kind.divisor else [])}
     return Form(
         [(AMOUNTS[key].title, key) for key in units],
         unit if unit in units else units[0],
-        frozenset(rules),
+        frozenset(rules & RULES.keys()),
         _note(item),
     )
 
 
 def _note(item: Method | Procedure) -> str:
     """What a method does and needs."""
-    does = DOES[item.kind]
+    does = catalogue.KINDS[item.kind].does
     if isinstance(item, Procedure):
         needs = "It measures each candidate on the calibration text." if item.needs_text else "It needs no text."
     elif item.needs_gradients:
