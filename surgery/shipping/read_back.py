@@ -15,7 +15,7 @@ import torch
 from analysis.model.describe import describe
 from surgery.checkpoints.files import LARGEST_JSON
 from surgery.checkpoints.planned import PlannedCheckpoint
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, brief
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.read import filled, read_tensors
 from surgery.gguf.tensors import separate, turned
@@ -87,8 +87,7 @@ def _add_adapter(path: Path, plan: GgufPlan, values: dict[str, np.ndarray]) -> N
             rows = separate(up, plan.layout.head_size) if turned(name, plan.layout) else up
             values[name] = values[name] + np.float32(alpha / len(down)) * (rows @ down)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CorruptFile(f"{path.name} is not the adapter of this model ({reason}): ship it again.") from None
+        raise CorruptFile(f"{path.name} is not the adapter of this model ({brief(error)}): ship it again.") from None
 
 
 def _load_packed(folder: Path, part: Part) -> ReadBack:
@@ -111,8 +110,7 @@ def _load_packed(folder: Path, part: Part) -> ReadBack:
     except CorruptFile:
         raise
     except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:160].rstrip(" .:") or type(error).__name__
-        raise CorruptFile(f"{folder.name} could not be loaded ({reason}): ship it again.") from None
+        raise CorruptFile(f"{folder.name} could not be loaded ({brief(error)}): ship it again.") from None
     return ReadBack(model.eval().requires_grad_(False), tokenizer)
 
 
