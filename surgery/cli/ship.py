@@ -28,8 +28,8 @@ from surgery.errors import InputError, VerificationFailed
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
 from surgery.shipping.hub import push
-from surgery.shipping.ship import Shipped
-from surgery.shipping.ship import ship as ship_folder
+from surgery.shipping.ship_folder import Shipped
+from surgery.shipping.ship_folder import ship as ship_folder
 from surgery.shipping.weights import AS_RECIPE, ShipOptions, gguf_type
 from surgery.workbench.workbench import Workbench
 

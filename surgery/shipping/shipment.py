@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgery.common.files import disk_errors, zip_folder
 from surgery.shipping.download import Download
-from surgery.shipping.ship import Shipped
+from surgery.shipping.ship_folder import Shipped
 
 Report = Callable[[float, str], None]
 
