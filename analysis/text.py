@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from analysis.errors import TextError
+from analysis.errors import TextError, brief
 
 Purpose = Literal["calibration", "evaluation"]
 JOIN = "\n\n"
@@ -238,21 +238,32 @@ def _row_text(row: Any, where: str, tokenizer: Any) -> str:
     messages = row.get("messages") if isinstance(row, dict) else None
     if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
         if tokenizer is not None and getattr(tokenizer, "chat_template", None):
-            return _rendered(messages, where, tokenizer)
+            return render_chat(tokenizer, messages, where, "put its messages right")
         return "\n".join(f"{message.get('role', 'user')}: {message['content']}" for message in messages)
     raise TextError(
         f"In {where} there is no `text` (a string) and no `messages` (a list of role and content): add one of them."
     )
 
 
-def _rendered(messages: list[dict[str, Any]], where: str, tokenizer: Any) -> str:
+def render_chat(tokenizer: Any, messages: list[dict[str, Any]], where: str, advice: str, ask: bool = False) -> str:
+    """A conversation by the tokenizer's chat template.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: each with its role and content.
+        where: what they are, for the error.
+        advice: what to do then, for the error.
+        ask: whether to end where the assistant is to begin.
+
+    Raises:
+        TextError: the template refuses them.
+    """
     import jinja2
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except (jinja2.TemplateError, TypeError, KeyError) as error:  # what a template refuses, roles out of turn say
-        reason = " ".join(str(error).split())[:160]
-        raise TextError(f"The model's chat template refuses {where} ({reason}): put its messages right.") from None
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:  # roles out of turn, say
+        raise TextError(f"The model's chat template refuses {where} ({brief(error)}): {advice}.") from None
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str]:
@@ -268,9 +279,9 @@ def _hub_rows(name: str, configuration: str | None, split: str, tokenizer: Any) 
     try:
         data = datasets.load_dataset(name, configuration, split=split)
     except Exception as error:  # the library raises many kinds; every one means the same to the person
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise TextError(
-            f"The data set {name[:200]!r} ({split}) could not be loaded ({reason}): check its name and the network."
+            f"The data set {name[:200]!r} ({split}) could not be loaded ({brief(error)}): check its name and the "
+            "network."
         ) from None
     if not {"text", "messages"} & set(data.column_names):
         raise TextError(

@@ -16,7 +16,7 @@ PUBLIC = {
     "Workbench": "surgery.workbench.workbench",
     "load": "surgery.models.loading",
     "scan": "surgery.evaluation.scan",
-    "ship": "surgery.shipping.ship",
+    "ship": "surgery.shipping.ship_folder",
     "suggest": "surgery.pruning.suggest",
     "verify": "surgery.shipping.verify",
 }

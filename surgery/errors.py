@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import Cancelled, InputError, TextError, UnsupportedArchitecture
+from analysis.errors import Cancelled, InputError, TextError, UnsupportedArchitecture, brief
 
 __all__ = [
     "Cancelled",
@@ -21,6 +21,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedArchitecture",
     "VerificationFailed",
+    "brief",
 ]
 
 

@@ -12,7 +12,7 @@ MOVED = {
     "surgery.budget": {"Budget": "surgery.pruning.budget", "Rules": "surgery.pruning.budget"},
     "surgery.recipe": {"Recipe": "surgery.recipe.recipe"},
     "surgery.ship_weights": {"ShipOptions": "surgery.shipping.weights"},
-    "surgery.shipping": {"ship": "surgery.shipping.ship"},
+    "surgery.shipping": {"ship": "surgery.shipping.ship_folder"},
     "surgery.suggestion": {"suggest": "surgery.pruning.suggest"},
     "surgery.workbench": {"TextChoice": "surgery.recipe.texts", "Workbench": "surgery.workbench.workbench"},
 }

@@ -5,13 +5,11 @@ Source of the form: LoRA (2106.09685); alpha is the rank, so that the product co
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 
-from surgery.common.files import check_free
+from surgery.common.files import new_folder
 from surgery.errors import InputError
 from surgery.structure.structure import Structure
 
@@ -59,7 +57,6 @@ def save_adapter(structure: Structure, base: str, out: Path, transposed: bool = 
     from safetensors.torch import save_file
 
     matrices = adapter_matrices(structure)
-    check_free(out)
     rank = len(next(iter(matrices.values()))[0])
     config = LoraConfig(
         r=rank,
@@ -75,21 +72,7 @@ def save_adapter(structure: Structure, base: str, out: Path, transposed: bool = 
         for name, pair in matrices.items()
         for part, matrix in zip("AB", pair, strict=True)
     }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / "adapter"
-            made.mkdir()
-            config.save_pretrained(str(made))
-            save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
-            if out.is_dir():
-                out.rmdir()
-            os.replace(made, out)
-    except OSError as error:
-        raise _unwritable(out, error) from None
+    with new_folder(out) as made:
+        config.save_pretrained(str(made))
+        save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
     return out
-
-
-def _unwritable(out: Path, error: OSError) -> InputError:
-    reason = error.strerror or error
-    return InputError(f"{str(out)!r} cannot be written ({reason}): choose another place or free some space.")

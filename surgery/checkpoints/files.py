@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from surgery.errors import CorruptFile, QuantisedCheckpoint, UnknownModel
+from surgery.errors import CorruptFile, QuantisedCheckpoint, UnknownModel, brief
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -115,5 +115,6 @@ class CheckpointFiles:
             with safe_open(self.directory / file, framework="pt") as handle:
                 yield handle
         except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise CorruptFile(f"{file} of {self.directory.name} cannot be read ({reason}): write it again.") from None
+            raise CorruptFile(
+                f"{file} of {self.directory.name} cannot be read ({brief(error)}): write it again."
+            ) from None

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from surgery.checkpoints.build import Built
-from surgery.common.files import check_free
+from surgery.common.files import new_folder
 from surgery.common.progress import Report
-from surgery.errors import InputError
 from surgery.models import modeling as checkpoint_model
 from surgery.models.checks import quiet
 from surgery.recipe.recipe import Recipe
@@ -74,22 +69,11 @@ def save_checkpoint(
     Raises:
         InputError: the folder is in use, cannot be written, or the disk is full.
     """
-    check_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / "checkpoint"
-            report(0.1, "Writing the weights")
-            _write(built, tokenizer, recipe, made, write)
-            report(0.9, "Putting the folder in place")
-            if out.is_dir():
-                out.rmdir()
-            os.replace(made, out)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The checkpoint cannot be written to {str(out)!r} ({reason}): free some space or choose another folder."
-        ) from None
+    failure = f"The checkpoint cannot be written to {str(out)!r}"
+    with new_folder(out, failure, "free some space or choose another folder") as made:
+        report(0.1, "Writing the weights")
+        _write(built, tokenizer, recipe, made, write)
+        report(0.9, "Putting the folder in place")
     report(1.0, "Built")
     files = sorted(path.name for path in out.iterdir())
     size = sum((out / name).stat().st_size for name in files if name.endswith(".safetensors"))

@@ -22,14 +22,14 @@ from surgery.cli.console import (
     open_source,
     run_job,
 )
-from surgery.common.files import check_free, zip_folder
+from surgery.common.files import check_free, disk_errors, zip_folder
 from surgery.common.jobs import Context
 from surgery.errors import InputError, VerificationFailed
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
 from surgery.shipping.hub import push
-from surgery.shipping.ship import Shipped
-from surgery.shipping.ship import ship as ship_folder
+from surgery.shipping.ship_folder import Shipped
+from surgery.shipping.ship_folder import ship as ship_folder
 from surgery.shipping.weights import AS_RECIPE, ShipOptions, gguf_type
 from surgery.workbench.workbench import Workbench
 
@@ -90,10 +90,8 @@ def ship(
 
 
 def _zipped(folder: Path, archive: Path, job: Context) -> Path:
-    try:
+    with disk_errors(f"{str(archive)!r} cannot be written", "free some space"):
         zip_folder(folder, archive, lambda share: job.report(share, "Packing the files"))
-    except OSError as error:
-        raise InputError(f"{str(archive)!r} cannot be written ({error.strerror or error}): free some space.") from None
     return archive
 
 

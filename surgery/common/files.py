@@ -1,22 +1,104 @@
-"""Room on a disk, and a folder as one zip file."""
+"""Files and folders that appear when they are complete, and room on a disk for them."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+from safetensors import SafetensorError
 
-from surgery.errors import InputError, RecipeError
+from surgery.errors import InputError
 
 CHUNK = 8 * 2**20
 """Bytes copied between two reports."""
 SPARE = 64 * 2**20
 """Bytes that the tokenizer and the other small files may take."""
+ADVICE = "choose another place or free some space"
+
+
+@contextmanager
+def disk_errors(failure: str, advice: str = ADVICE) -> Iterator[None]:
+    """Turn a block's disk errors, the operating system's and safetensors' own, into one sentence.
+
+    Args:
+        failure: what cannot be done, the beginning of the sentence.
+        advice: what to do about it, its end.
+
+    Raises:
+        InputError: `<failure> (<reason>): <advice>.`
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{failure} ({reason}): {advice}.") from None
+
+
+@contextmanager
+def new_folder(out: Path, failure: str = "", advice: str = ADVICE, replace: bool = False) -> Iterator[Path]:
+    """An empty folder to write into, which is renamed to `out` when the block has ended without an exception.
+
+    It is made beside `out`, inside a temporary folder (its parent) that may hold other files and is always deleted.
+
+    Args:
+        out: the folder's name; folders above it are made.
+        failure: see `disk_errors`; by default that `out` cannot be written.
+        advice: see `disk_errors`.
+        replace: whether something that has the name already gives way to the new folder, instead of being refused.
+
+    Raises:
+        InputError: the name is in use, or the folder cannot be written; nothing is left behind.
+    """
+    with disk_errors(failure or f"{str(out)!r} cannot be written", advice):
+        if not replace:
+            check_free(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=scratch_prefix(out)) as scratch:
+            made = Path(scratch) / out.name
+            made.mkdir()
+            yield made
+            if replace and out.exists():
+                os.replace(out, made.with_name(f"{out.name}.old"))
+            elif not replace:
+                check_free(out)
+                if out.is_dir():
+                    out.rmdir()
+            os.replace(made, out)
+
+
+def scratch_prefix(out: Path) -> str:
+    """How the temporary folders of `new_folder` begin."""
+    return f".{out.name}-"
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which is renamed to `path` when the block has ended without an exception.
+
+    A reader sees the old file or the new one, never a part.
+
+    Raises:
+        InputError: the file cannot be written; nothing is left behind.
+    """
+    with disk_errors(f"{str(path)!r} cannot be written"), _renamed(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def refuse_without_room(folder: Path, needed: int, doing: str = "Building") -> None:
@@ -52,37 +134,20 @@ def zip_folder(folder: Path, path: Path, report: Callable[[float], None] = lambd
     """
     files = sorted(entry for entry in folder.rglob("*") if entry.is_file())
     total, done = max(1, sum(entry.stat().st_size for entry in files)), 0
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for entry in files:
-                name = f"{folder.name}/{entry.relative_to(folder).as_posix()}"
-                with entry.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:
-                    while chunk := source.read(CHUNK):
-                        target.write(chunk)
-                        done += len(chunk)
-                        report(done / total)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _renamed(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for entry in files:
+            name = f"{folder.name}/{entry.relative_to(folder).as_posix()}"
+            with entry.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:
+                while chunk := source.read(CHUNK):
+                    target.write(chunk)
+                    done += len(chunk)
+                    report(done / total)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        RecipeError: the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
+    """Write a UTF-8 text file, as `new_file` does."""
+    with new_file(path) as temporary:
         temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RecipeError(
-            f"{str(path)!r} cannot be written ({error.strerror}): choose another place or free some space."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def cache_directory() -> Path:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
+from analysis.text import render_chat
 from surgery.errors import InputError
 
 MOST_TOKENS = 512
@@ -74,10 +74,7 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> torch.Tensor:
         raise InputError("This model has no chat template: switch it off.")
     if chat:
         turns = [{"role": "user", "content": prompt}]
-        try:
-            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise InputError(f"The model's chat template refuses this prompt ({error}): switch it off.") from error
+        prompt = render_chat(tokenizer, turns, "this prompt", "switch it off", ask=True)
     ids = torch.tensor(tokenizer(prompt, add_special_tokens=not chat)["input_ids"]).reshape(1, -1)
     if not ids.numel():
         raise InputError("The prompt has no tokens: write a longer one.")

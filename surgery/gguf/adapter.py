@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
 from pathlib import Path
 
-import gguf
 import numpy as np
 
-from surgery.checkpoints.adapter import _unwritable, adapter_matrices
+from surgery.checkpoints.adapter import adapter_matrices
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.tensors import interleave, turned
+from surgery.gguf.write import new_gguf
 from surgery.structure.structure import Structure
 
 
@@ -30,9 +27,7 @@ def write_gguf_adapter(structure: Structure, plan: GgufPlan, out: Path, name: st
     """
     matrices = adapter_matrices(structure)
     names = {tensor.source.removesuffix(".weight"): tensor.name for tensor in plan.tensors if tensor.source}
-    temporary = out.with_name(f".{uuid.uuid4().hex}.part")
-    writer = gguf.GGUFWriter(temporary, plan.layout.architecture)
-    try:
+    with new_gguf(out, plan.layout.architecture) as writer:
         writer.add_type("adapter")
         writer.add_name(name)
         writer.add_string("adapter.type", "lora")
@@ -46,12 +41,4 @@ def write_gguf_adapter(structure: Structure, plan: GgufPlan, out: Path, name: st
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        os.replace(temporary, out)
-    except OSError as error:
-        raise _unwritable(out, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            writer.close()
-        temporary.unlink(missing_ok=True)
     return out

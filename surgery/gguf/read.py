@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from analysis.model.architecture import Architecture
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, brief
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.types import bytes_of, decode
 from surgery.models.checks import quiet
@@ -29,8 +29,7 @@ def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
         reader = gguf.GGUFReader(path)
         stored = {tensor.name: tensor for tensor in reader.tensors}
     except (OSError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CorruptFile(f"{path.name} cannot be read as GGUF ({reason}): write it again.") from None
+        raise CorruptFile(f"{path.name} cannot be read as GGUF ({brief(error)}): write it again.") from None
     expected = {tensor.name: tensor for tensor in plan.tensors}
     if stored.keys() != expected.keys():
         name = min(stored.keys() ^ expected.keys())

@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.model.describe import describe
 from surgery.checkpoints.planned import PlannedCheckpoint
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, brief
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.read import filled, read_tensors
 from surgery.gguf.tensors import separate, turned
@@ -53,5 +53,4 @@ def _add_adapter(path: Path, plan: GgufPlan, values: dict[str, np.ndarray]) -> N
             rows = separate(up, plan.layout.head_size) if turned(name, plan.layout) else up
             values[name] = values[name] + np.float32(alpha / len(down)) * (rows @ down)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CorruptFile(f"{path.name} is not the adapter of this model ({reason}): ship it again.") from None
+        raise CorruptFile(f"{path.name} is not the adapter of this model ({brief(error)}): ship it again.") from None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -14,6 +12,7 @@ import gguf
 import numpy as np
 
 from surgery.checkpoints.files import CheckpointFiles
+from surgery.common.files import new_file
 from surgery.common.progress import Report, raise_if_set
 from surgery.errors import InputError
 from surgery.gguf.metadata import add_metadata
@@ -71,26 +70,14 @@ def write_gguf(
     check_type(type_name)
     plan = GgufPlan(CheckpointFiles(checkpoint))
     chosen = plan.kinds(type_name, importance is not None)
-    temporary = out.with_name(f".{uuid.uuid4().hex}.part")
-    writer = gguf.GGUFWriter(temporary, plan.layout.architecture)
-    try:
+    with new_gguf(out, plan.layout.architecture) as writer:
         called = name or checkpoint.resolve().name
         add_metadata(writer, plan.files, plan.layout, plan.tokenizer, type_name, called)
         begin(writer, plan.tensors, chosen)
         _write_data(writer, plan, chosen, importance or {}, report, stop)
-        os.replace(temporary, out)
-        size = out.stat().st_size
-    except OSError as error:
-        raise InputError(
-            f"{str(out)!r} cannot be written ({error.strerror or error}): choose another place or free some space."
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses once more
-            writer.close()
-        temporary.unlink(missing_ok=True)
     return Exported(
         path=out,
-        bytes=size,
+        bytes=out.stat().st_size,
         architecture=plan.layout.architecture,
         tensors=len(plan.tensors),
         parameters=plan.parameters,
@@ -98,6 +85,27 @@ def write_gguf(
         bits_per_weight=plan.bits_per_weight(type_name, importance is not None),
         notes=tuple(filter(None, (*plan.notes, plan.short_rows(type_name, importance is not None)))),
     )
+
+
+@contextlib.contextmanager
+def new_gguf(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """A writer of a GGUF file that appears when the block has ended without an exception.
+
+    Args:
+        out: the file.
+        architecture: llama.cpp's name of it.
+
+    Raises:
+        InputError: the file cannot be written; nothing is left behind.
+    """
+    with new_file(out) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        try:
+            yield writer
+            writer.close()
+        finally:
+            with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses once more
+                writer.close()
 
 
 def _write_data(

@@ -11,18 +11,17 @@ import psutil
 import torch
 from torch import nn
 
-from surgery.errors import CorruptFile, DoesNotFit, InputError
+from surgery.errors import CorruptFile, DoesNotFit, InputError, brief
 from surgery.models.modeling import MODEL_TYPE, classes
 
 MOST_BLOCKS = 2000
 """More blocks than any model has; a damaged count would keep transformers busy for hours."""
-
-
-_LENIENT = {"ignore_mismatched_sizes": True}
+TOO_LARGE = "{source} does not fit in memory: close other programs or choose a smaller model."
+LENIENT = {"ignore_mismatched_sizes": True}
 """Tensors of another shape are reported beside the missing ones instead of raised; both are refused here."""
 
 
-def _check_whole(name: str, info: dict[str, Any]) -> None:
+def check_whole(name: str, info: dict[str, Any]) -> None:
     """Refuse a checkpoint with absent or misshapen tensors, which transformers would fill with random numbers."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     names = sorted(str(key) for key in (*info["missing_keys"], *mismatched))
@@ -32,24 +31,22 @@ def _check_whole(name: str, info: dict[str, Any]) -> None:
         )
 
 
-def _configuration_error(source: str, error: Exception) -> InputError:
-    return CorruptFile(f"The configuration of {source} cannot be used ({_brief(error)}): download the model again.")
+def configuration_error(source: str, error: Exception) -> InputError:
+    """Name what a configuration class raised."""
+    return CorruptFile(f"The configuration of {source} cannot be used ({brief(error)}): download the model again.")
 
 
-def _too_large(name: str) -> DoesNotFit:
-    return DoesNotFit(f"{name} does not fit in memory: close other programs or choose a smaller model.")
-
-
-def _needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:
+def needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:
     """Bytes of the weights in float32, from an empty model on the meta device."""
-    return _float32_bytes(_empty(source, config, trust_remote_code))
+    return float32_bytes(empty(source, config, trust_remote_code))
 
 
-def _float32_bytes(model: nn.Module) -> int:
+def float32_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights in float32, shared ones once."""
     return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
 
 
-def _empty(source: str, config: Any, trust_remote_code: bool) -> Any:
+def empty(source: str, config: Any, trust_remote_code: bool) -> Any:
     """A model on the meta device."""
     from transformers import AutoModelForCausalLM
 
@@ -59,10 +56,18 @@ def _empty(source: str, config: Any, trust_remote_code: bool) -> Any:
                 return classes(config.base_model_type)[1](config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # impossible sizes, unknown activations and the like
-        raise _configuration_error(source, error) from None
+        raise configuration_error(source, error) from None
 
 
-def _must_fit(needed: int) -> None:
+def must_fit(needed: int) -> None:
+    """Refuse what is larger than the free memory.
+
+    Args:
+        needed: bytes.
+
+    Raises:
+        DoesNotFit: it is.
+    """
     free = psutil.virtual_memory().available
     if needed > free:
         raise DoesNotFit(
@@ -71,12 +76,7 @@ def _must_fit(needed: int) -> None:
         )
 
 
-def _brief(error: Exception) -> str:
-    """What an error says, in one short line."""
-    return " ".join(str(error).split())[:160].rstrip(" .:") or type(error).__name__
-
-
-def _exists(check: Callable[[], bool]) -> bool:
+def exists(check: Callable[[], bool]) -> bool:
     """`Path.is_file` and `Path.is_dir` raise for a name that is too long or a folder that may not be entered."""
     try:
         return check()

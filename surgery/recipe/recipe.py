@@ -18,7 +18,7 @@ from pydantic import (
 
 from surgery.common.files import write_atomically
 from surgery.common.ranges import length
-from surgery.errors import RecipeError
+from surgery.errors import InputError, RecipeError
 from surgery.recipe.base import ModelReference, TextReference, _bounded, _Edit, _Frozen
 from surgery.recipe.edits import (
     ArrangeBlocks,
@@ -201,8 +201,15 @@ class Recipe(_Frozen):
             raise RecipeError(f"The recipe {str(path)!r} cannot be read ({error.strerror}): check the path.") from None
 
     def save(self, path: Path) -> None:
-        """Write the recipe under a temporary name and rename it."""
-        write_atomically(path, self.to_json())
+        """Write the recipe under a temporary name and rename it.
+
+        Raises:
+            RecipeError: the file cannot be written.
+        """
+        try:
+            write_atomically(path, self.to_json())
+        except InputError as error:
+            raise RecipeError(str(error)) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

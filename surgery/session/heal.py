@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from analysis.model.modules import device_of
 from analysis.text import Text, make_windows
-from surgery.common.files import zip_folder
+from surgery.common.files import disk_errors, zip_folder
 from surgery.common.jobs import Context, Job
 from surgery.errors import Cancelled, InputError
 from surgery.recipe.healing import Heal
@@ -103,10 +103,8 @@ class HealingSession(EditingSession):
         folder, _ = results.locate(healing)
         download = Download(base)
         path = download.folder / f"{file_name(model.loaded.id)}-{healing.key}-adapter.zip"
-        try:
+        with disk_errors("The adapter cannot be written", "free some disk space"):
             zip_folder(folder, path)
-        except OSError as error:
-            raise InputError(f"The adapter cannot be written ({error.strerror}): free some disk space.") from None
         with self._lock:
             self._adapter = AdapterFile(path, path.stat().st_size, healing, download)
             self._changed()

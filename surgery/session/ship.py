@@ -14,7 +14,7 @@ from surgery.session.heal import HealingSession
 from surgery.shipping.download import file_name
 from surgery.shipping.hub import push
 from surgery.shipping.origin import origin_of
-from surgery.shipping.ship import ship
+from surgery.shipping.ship_folder import ship
 from surgery.shipping.shipment import Shipment, ShippingDownload, pack_shipment
 from surgery.shipping.weights import ShipOptions
 from surgery.workbench.workbench import Workbench

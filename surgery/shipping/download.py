@@ -14,9 +14,8 @@ import psutil
 
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
-from surgery.common.files import refuse_without_room, zip_folder
+from surgery.common.files import disk_errors, refuse_without_room, zip_folder
 from surgery.common.progress import Report
-from surgery.errors import InputError
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
@@ -54,13 +53,11 @@ class Download:
     """
 
     def __init__(self, base: Path | None = None) -> None:
-        try:
+        with disk_errors("No folder can be made for the build", "free some disk space"):
             if base is not None:
                 base.mkdir(parents=True, exist_ok=True)
             _sweep(base or Path(tempfile.gettempdir()))
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
-        except OSError as error:
-            raise InputError(f"No folder can be made for the build ({error.strerror}): free some disk space.") from None
         self.packed: Archive | None = None
         """Set when the file is complete."""
         weakref.finalize(self, shutil.rmtree, self.folder, True)
@@ -103,16 +100,16 @@ def pack(
     report(0.0, "Building the model")
     built = build_model(model.loaded.model, model.architecture, structure)
     name = f"{file_name(model.loaded.id)}-{recipe.key}"
-    try:
-        with tempfile.TemporaryDirectory(dir=download.folder) as scratch:
-            out = Path(scratch) / name
-            saved = save_checkpoint(
-                built, model.loaded.tokenizer, recipe, out, lambda share, words: report(0.2 + 0.5 * share, words)
-            )
-            path = download.folder / f"{name}.zip"
-            zip_folder(out, path, lambda share: report(0.7 + 0.3 * share, "Packing the files"))
-    except OSError as error:
-        raise InputError(f"The download cannot be written ({error.strerror or error}): free some disk space.") from None
+    path = download.folder / f"{name}.zip"
+    with (
+        disk_errors("The download cannot be written", "free some disk space"),
+        tempfile.TemporaryDirectory(dir=download.folder) as scratch,
+    ):
+        out = Path(scratch) / name
+        saved = save_checkpoint(
+            built, model.loaded.tokenizer, recipe, out, lambda share, words: report(0.2 + 0.5 * share, words)
+        )
+        zip_folder(out, path, lambda share: report(0.7 + 0.3 * share, "Packing the files"))
     download.packed = Archive(path, name, recipe.key, saved.parameters, path.stat().st_size, saved.plain)
     return download.packed
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.text import render_chat
+from surgery.errors import TextError
+
 LARGEST_CONTEXT = 8192
 """Tokens of context that are asked for: Ollama sets memory aside for all of them. A person may raise it."""
 CHATML = """{{ range .Messages }}<|im_start|>{{ .Role }}
@@ -70,12 +73,10 @@ def _chatml(talk: list[tuple[str, str]]) -> str:
 
 
 def _rendered(tokenizer: Any, talk: list[tuple[str, str]]) -> str | None:
-    import jinja2
-
     messages = [{"role": role, "content": words} for role, words in talk]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (jinja2.TemplateError, TypeError, KeyError, ValueError):  # what a template refuses
+        return render_chat(tokenizer, messages, "a trial", "leave it out", ask=True)
+    except TextError:
         return None
 
 

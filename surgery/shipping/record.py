@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from surgery.errors import CorruptFile, UnknownModel
+from surgery.errors import CorruptFile, UnknownModel, brief
 from surgery.recipe.storage import PackedFormat
 
 SCHEMA: Final = "model-surgery/ship/1"
@@ -159,8 +159,7 @@ class ShipRecord(_Frozen):
             place = ".".join(map(str, first["loc"])) if first else ""
             reason = f"{place}: {first['msg']}" if first else str(error)
             raise CorruptFile(
-                f"{RECORD} of {folder.name} cannot be used ({' '.join(reason.split())[:160]}): take the folder from "
-                "its origin again."
+                f"{RECORD} of {folder.name} cannot be used ({brief(reason)}): take the folder from its origin again."
             ) from None
 
 
@@ -220,7 +219,6 @@ class Sample:
                 raise ValueError("its tensors do not belong together")
             return sample
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:120]
             raise CorruptFile(
-                f"{SAMPLE} of {folder.name} cannot be used ({reason}): take the folder from its origin again."
+                f"{SAMPLE} of {folder.name} cannot be used ({brief(error)}): take the folder from its origin again."
             ) from None

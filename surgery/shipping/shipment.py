@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from surgery.common.files import zip_folder
+from surgery.common.files import disk_errors, zip_folder
 from surgery.common.progress import Report
-from surgery.errors import InputError
 from surgery.shipping.download import Download
-from surgery.shipping.ship import Shipped
+from surgery.shipping.ship_folder import Shipped
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,6 @@ def pack_shipment(shipped: Shipped, recipe: str, report: Report) -> Shipment:
         InputError: the disk is full.
     """
     path = shipped.path.with_name(f"{shipped.path.name}.zip")
-    try:
+    with disk_errors("The zip file cannot be written", "free some space"):
         zip_folder(shipped.path, path, lambda share: report(share, "Packing the files"))
-    except OSError as error:
-        raise InputError(f"The zip file cannot be written ({error.strerror or error}): free some space.") from None
     return Shipment(path, path.stat().st_size, recipe, shipped)

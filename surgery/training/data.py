@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from analysis.text import JOIN, Text, Windows, load_text, make_windows
-from surgery.errors import InputError, TextError
+from analysis.text import JOIN, Text, Windows, load_text, make_windows, render_chat
+from surgery.errors import InputError, TextError, brief
 
 SHORTEST_DOCUMENT = 80
 """Characters from which on a paragraph stands for a document: headings and phrases come twice by right."""
@@ -135,9 +135,8 @@ def _hub_rows(source: str) -> Iterator[dict[str, Any]]:
     try:
         yield from datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
     except Exception as error:  # the library raises many kinds; every one means the same to the person
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise TextError(
-            f"The data set {name[:200]!r} could not be streamed ({reason}): check its name and the network."
+            f"The data set {name[:200]!r} could not be streamed ({brief(error)}): check its name and the network."
         ) from None
 
 
@@ -169,15 +168,9 @@ def _messages(row: Any, source: str) -> list[dict[str, Any]]:
 
 def _rendered(tokenizer: Any, messages: list[dict[str, Any]], source: str, ask: bool = False) -> str:
     """Messages by the chat template; `ask` ends where the assistant is to begin."""
-    import jinja2
-
     if not getattr(tokenizer, "chat_template", None):
         raise TextError("The model has no chat template: heal on plain text instead of conversations.")
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise TextError(f"The chat template refuses a row of {source[:200]!r} ({reason}): put it right.") from None
+    return render_chat(tokenizer, messages, f"a row of {source[:200]!r}", "put it right", ask)
 
 
 def answer_spans(tokenizer: Any, messages: list[dict[str, Any]], source: str = "") -> tuple[str, list[tuple[int, int]]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from surgery.checkpoints.save import RECIPE_FILE
-from surgery.common.files import cache_directory, check_free
+from surgery.common.files import cache_directory, new_folder
 from surgery.errors import InputError, RecipeError
 from surgery.recipe.recipe import Recipe
 from surgery.structure.resolve import healing_key
@@ -36,27 +34,11 @@ def save(recipe: Recipe, adapter: Adapter, student: Student, report: dict[str, A
     Raises:
         InputError: the folder is in use, or cannot be written.
     """
-    from safetensors import SafetensorError
-
-    check_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / "result"
-            made.mkdir()
-            adapters.write(adapter, student, recipe.model.id, made)
-            (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
-            (made / REPORT).write_text(
-                json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-            )
-            if out.is_dir():
-                out.rmdir()
-            os.replace(made, out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The result cannot be written to {str(out)!r} ({reason}): free some space or choose another folder."
-        ) from None
+    failure = f"The result cannot be written to {str(out)!r}"
+    with new_folder(out, failure, "free some space or choose another folder") as made:
+        adapters.write(adapter, student, recipe.model.id, made)
+        (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
+        (made / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def remember(recipe: Recipe, adapter: Adapter, student: Student, report: dict[str, Any]) -> Path:

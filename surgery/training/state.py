@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from surgery.errors import InputError
+from surgery.common.files import new_folder
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
@@ -51,28 +49,16 @@ def save(state: TrainingState, folder: Path) -> None:
     Raises:
         InputError: the disk is full or may not be written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {
         f"{name}.{place}": tensor for name in _LISTS for place, tensor in enumerate(getattr(state, name))
     }  # each list has tensors of its own, so nothing is shared
     document = {name: value for name, value in asdict(state).items() if name not in _LISTS}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            made = Path(scratch) / "checkpoint"
-            made.mkdir()
-            save_file(tensors, made / TENSORS)
-            (made / STATE).write_text(json.dumps(document), "utf-8")
-            if folder.is_dir():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(made, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The training's state cannot be kept in {str(folder)!r} ({reason}): free some space."
-        ) from None
+    failure = f"The training's state cannot be kept in {str(folder)!r}"
+    with new_folder(folder, failure, "free some space", replace=True) as made:
+        save_file(tensors, made / TENSORS)
+        (made / STATE).write_text(json.dumps(document), "utf-8")
 
 
 def load(folder: Path, key: str) -> TrainingState | None:

@@ -16,6 +16,7 @@ import torch
 from analysis.seeds import generator_for
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.estimate import perplexity_of
+from surgery.models.failures import out_of_memory
 from surgery.recipe.healing import Heal
 from surgery.training import state as checkpoints
 from surgery.training.data import HealingText
@@ -143,10 +144,8 @@ class Trainer:
         begun = time.perf_counter()
         try:
             return self._run(publish, stop or Event(), begun)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise _short_of_memory() from None
-        except RuntimeError as error:
-            if "allocate memory" in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if out_of_memory(error):
                 raise _short_of_memory() from None
             raise
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from surgery.errors import InputError
 from surgery.models.loading import DEFAULT
@@ -17,19 +20,35 @@ PREFIX = "MODEL_SURGERY_"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
+def _names(value: Any) -> Any:
+    """A variable's text as names of models."""
+    if not isinstance(value, str):
+        return value
+    names = [part.strip() for part in value.split(",") if part.strip()]
+    if not names or not all(name == DEFAULT or HUB_ID.fullmatch(name) for name in names):
+        raise ValueError("no names of models")
+    return names
+
+
 @dataclass(frozen=True)
 class Limits:
-    """None, or an empty set, stands for no limit."""
+    """None, or an empty set, stands for no limit. A field's description says what its variable must hold."""
 
-    models: frozenset[str] = frozenset()
+    models: Annotated[frozenset[str], BeforeValidator(_names)] = Field(
+        default=frozenset(), description="a list of default and Hub ids (owner/name) between commas"
+    )
     """That may be opened: `default` and Hub ids."""
-    tokens: int = 2**17
+    tokens: int = Field(default=2**17, ge=2, description="a whole number of tokens from 2 on")
     """That one measurement may take."""
-    upload: str = "16mb"
+    upload: Annotated[str, BeforeValidator(str.lower), AfterValidator(lambda size: size.replace(" ", ""))] = Field(
+        default="16mb", pattern=r"^[1-9]\d{0,5}\s*(kb|mb|gb)$", description="a size like 16mb"
+    )
     """The largest upload, as Gradio reads it."""
-    minutes: float | None = None
+    minutes: float | None = Field(default=None, gt=0, lt=1e6, description="a number of minutes above 0")
     """The longest healing."""
-    local_files: bool = True
+    local_files: Annotated[bool, BeforeValidator(lambda value: {"0": False, "1": True}.get(value, value))] = Field(
+        default=True, strict=True, description="0 or 1"
+    )
     """Whether a model may be named by a path of the server."""
 
     def check_model(self, source: str) -> None:
@@ -73,43 +92,12 @@ def read_limits(environment: Mapping[str, str]) -> Limits:
     Raises:
         InputError: a value makes no sense; the message names the variable.
     """
-    given = {name: environment.get(PREFIX + name.upper(), "").strip() for name in Limits.__dataclass_fields__}
-    found: dict[str, Any] = {name: _value(name, text) for name, text in given.items() if text}
-    return Limits(**found)
-
-
-def _value(name: str, text: str) -> Any:
+    limits = TypeAdapter(Limits)
+    fields = limits.json_schema()["properties"]
+    given = {name: environment.get(PREFIX + name.upper(), "").strip() for name in fields}
     try:
-        match name:
-            case "models":
-                names = frozenset(part.strip() for part in text.split(",") if part.strip())
-                if not names or not all(one == DEFAULT or HUB_ID.fullmatch(one) for one in names):
-                    raise ValueError
-                return names
-            case "tokens":
-                number = int(text)
-                if number < 2:
-                    raise ValueError
-                return number
-            case "minutes":
-                minutes = float(text)
-                if not 0 < minutes < 1e6:
-                    raise ValueError
-                return minutes
-            case "upload":
-                if not re.fullmatch(r"[1-9]\d{0,5}\s*(kb|mb|gb)", text.lower()):
-                    raise ValueError
-                return text.lower().replace(" ", "")
-            case _:
-                return {"0": False, "1": True}[text]
-    except (ValueError, KeyError):
-        raise InputError(f"{PREFIX}{name.upper()}={text[:80]!r} is not {EXPECTED[name]}: correct it.") from None
-
-
-EXPECTED = {
-    "models": "a list of default and Hub ids (owner/name) between commas",
-    "tokens": "a whole number of tokens from 2 on",
-    "upload": "a size like 16mb",
-    "minutes": "a number of minutes above 0",
-    "local_files": "0 or 1",
-}
+        return limits.validate_python({name: text for name, text in given.items() if text})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        shown = f"{PREFIX}{name.upper()}={given[name][:80]!r}"
+        raise InputError(f"{shown} is not {fields[name]['description']}: correct it.") from None

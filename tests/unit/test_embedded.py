@@ -36,7 +36,7 @@ class Maker:
     def convert(self, gguf: Path, out: Path) -> None:
         assert gguf.read_bytes() == b"GGUF"
         self.converted += 1
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         for name, content in CONTENT.items():
             (out / name).write_bytes(content)
 
@@ -182,7 +182,7 @@ def fetch(scratch):
         file.write("fetch\\n")
     return scratch / "model.gguf"
 def convert(gguf, out):
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     (out / "config.json").write_text("{")
     time.sleep(wait)
     (out / "config.json").write_text("{}")

@@ -25,11 +25,11 @@ from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import Quantize
 from surgery.recipe.texts import TextChoice, text_reference
 from surgery.shipping import folder as ship_files
-from surgery.shipping import ship as shipping
+from surgery.shipping import ship_folder as shipping
 from surgery.shipping import weights as ship_weights
 from surgery.shipping.checksums import SUMS, write_sums
 from surgery.shipping.record import RECORD, SAMPLE, Sample, ShipRecord
-from surgery.shipping.ship import ship
+from surgery.shipping.ship_folder import ship
 from surgery.shipping.verify import verify
 from surgery.shipping.weights import ShipOptions
 from surgery.workbench.open_model import OpenModel

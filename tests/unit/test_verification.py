@@ -19,7 +19,7 @@ from surgery.recipe.texts import TextChoice
 from surgery.shipping import verify as verification
 from surgery.shipping.checksums import SUMS, check_sums, read_sums, write_sums
 from surgery.shipping.record import RECORD, SAMPLE, ShipRecord
-from surgery.shipping.ship import ship
+from surgery.shipping.ship_folder import ship
 from surgery.shipping.verify import Difference, verify
 from surgery.shipping.weights import ShipOptions
 from tests.shipped import TEXT, mixed, source

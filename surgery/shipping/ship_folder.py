@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from analysis.text import Windows
-from surgery.common.files import check_free, refuse_without_room
+from surgery.common.files import check_free, new_folder, refuse_without_room
 from surgery.common.progress import Report, part_of
 from surgery.errors import InputError, VerificationFailed
 from surgery.formats.table import format_of
@@ -109,19 +107,11 @@ def ship(
     refuse_without_room(out.parent, _needed_bytes(model, recipe, structures), "Shipping")
     forms = _measured(model, structures, windows, sample, part_of(report, 0.2, 0.4), stop)
     importance, origin = _importance(model, recipe, structures, calibration), origin_of(model.loaded)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            made = Path(scratch) / out.name
-            job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance, origin)
-            record, notes = write_folder(job, made, part_of(report, 0.4, 0.7), stop)
-            verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
-            _put(made, out)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"The folder {str(out)!r} cannot be written ({reason}): free some space or choose another folder."
-        ) from None
+    failure = f"The folder {str(out)!r} cannot be written"
+    with new_folder(out, failure, "free some space or choose another folder") as made:
+        job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance, origin)
+        record, notes = write_folder(job, made, part_of(report, 0.4, 0.7), stop)
+        verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
     report(1.0, "Shipped and verified")
     return Shipped(out, record, replace(verification, path=out), notes)
 
@@ -233,11 +223,3 @@ def _unused(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
-
-
-def _put(made: Path, out: Path) -> None:
-    """Give the finished folder its name."""
-    check_free(out)
-    if out.is_dir():
-        out.rmdir()
-    os.replace(made, out)
