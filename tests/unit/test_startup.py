@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from surgery.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,11 +57,11 @@ def test_help_loads_nothing_heavy() -> None:
         assert "Usage: " in words and "--help" in words
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_refused_options_load_nothing_heavy(name: str) -> None:
-    (unknown, missing) = ask((name, "default", "--colour"), (name, "--out"))
-    assert (unknown[0], unknown[2]) == (2, []) and "--colour" in unknown[1]
-    assert (missing[0], missing[2]) == (2, []) and len(missing[1].splitlines()) == 1
+def test_refused_options_load_nothing_heavy() -> None:
+    asked = [(name, *wrong) for name in NAMES for wrong in (("default", "--colour"), ("--out",))]
+    for arguments, (code, words, loaded) in zip(asked, ask(*asked), strict=True):
+        assert (code, loaded) == (2, []), arguments
+        assert arguments[-1] in words and len(words.splitlines()) == 1
 
 
 def test_a_recipe_that_cannot_be_read_is_refused_before_anything_heavy() -> None:
@@ -81,9 +79,7 @@ def test_a_recipe_that_cannot_be_read_is_refused_before_anything_heavy() -> None
         assert "/no/recipe.json" in words or "exactly one budget" in words
 
 
-def test_a_heavy_import_in_a_verb_is_seen() -> None:
-    """What the other tests look at shows an import at the top of a verb's file, and one that running a verb needs."""
-    [(code, _, loaded)] = ask(("--help",), first="import surgery.cli.scan, safetensors")
-    assert (code, loaded) == (0, ["safetensors"])
-    [_, (code, _, loaded)] = ask(("methods", "--help"), ("methods",))
-    assert code == 0 and "torch" in loaded
+def test_a_heavy_import_is_seen() -> None:
+    """What the other tests look at shows a library that a verb's file would import at its top."""
+    [(code, _, loaded)] = ask(("--help",), first="import numpy")
+    assert (code, loaded) == (0, ["numpy"])
