@@ -19,17 +19,17 @@ from benchmarks import measuring
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 0.35
 """Most processor time, as a share of the rival's."""
-COMMANDS = {
-    "--help": (0, "--help"),
-    "methods --help": (0, "methods", "--help"),
-    "heal --help": (0, "heal", "--help"),
-    "a wrong option": (2, "evaluate", "default", "--colour"),
-    "a missing argument": (2, "build"),
+COMMANDS: dict[str, tuple[int, list[str]]] = {
+    "--help": (0, ["--help"]),
+    "methods --help": (0, ["methods", "--help"]),
+    "heal --help": (0, ["heal", "--help"]),
+    "a wrong option": (2, ["evaluate", "default", "--colour"]),
+    "a missing argument": (2, ["build"]),
 }
 """By name: the exit code, and what follows `python -m surgery`."""
 
 
-def processor_seconds(checkout: Path, code: int, *arguments: str) -> float:
+def processor_seconds(checkout: Path, code: int, arguments: list[str]) -> float:
     """User and system time of one command.
 
     Raises:
@@ -46,7 +46,7 @@ def processor_seconds(checkout: Path, code: int, *arguments: str) -> float:
 
 def benchmark(rival: Path, rounds: int) -> dict[str, Any]:
     """Everything measured, as JSON values: medians over the rounds, after one round that is thrown away."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, command in COMMANDS.items():
         pairs = [(processor_seconds(ROOT, *command), processor_seconds(rival, *command)) for _ in range(rounds + 1)][1:]
         here, there = (measuring.median(seconds) for seconds in zip(*pairs, strict=True))
