@@ -10,47 +10,30 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from analysis.importance.registry import Evidence
-from surgery.cli.console import (
-    JsonOption,
-    ModelArgument,
-    OutOption,
-    RevisionOption,
-    SpreadOption,
-    TextOption,
-    TrustOption,
-    WindowOption,
-    WindowsOption,
-    emit,
-    open_model,
-    run_job,
-)
-from surgery.evaluation.scan import KINDS
-from surgery.evaluation.scan import scan as scan_model
-from surgery.recipe.texts import TextChoice
-from surgery.workbench import documents
-from surgery.workbench.workbench import Workbench
+from surgery.cli.console import emit, prepare, run_job
+from surgery.cli.options import JsonOption, ModelOptions, OutOption, SpreadOption, TextOptions
+from surgery.common.files import write_atomically
 
 
 def analyze(
-    model: ModelArgument,
-    text: TextOption = "embedded",
-    windows: WindowsOption = 16,
-    window: WindowOption = 256,
+    source: ModelOptions,
+    text: TextOptions = TextOptions(windows=16),
     spread: SpreadOption = False,
     gradients: Annotated[
         bool, typer.Option(help="Also predict what each removal costs, from a backward pass (several times slower).")
     ] = False,
     measure: Annotated[bool, typer.Option(help="Also measure each single removal on the same text (minutes).")] = False,
     out: OutOption = None,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """One pass over a text: influence of blocks and sublayers, head statistics, neuron scores (in the file)."""
-    bench = Workbench()
-    opened = open_model(bench, model, revision, trust)
-    cut = opened.windows(TextChoice(text, window, windows, "calibration", spread=spread))
+    from analysis.importance.registry import Evidence
+    from surgery.evaluation.scan import KINDS
+    from surgery.evaluation.scan import scan as scan_model
+    from surgery.workbench import documents
+
+    bench, opened = prepare(source)
+    cut = opened.windows(text.analysed(spread))
     begun = time.perf_counter()
     statistics = run_job(bench, "Analysing", lambda job: opened.statistics(cut, job.report))
     slopes = run_job(bench, "Gradients", lambda job: opened.gradients(cut, job.report)) if gradients else None
@@ -61,7 +44,7 @@ def analyze(
         document |= documents.measured_document(found, evidence)
     if out is not None:
         whole = document | documents.score_document(opened, cut, evidence)
-        documents.write(out, json.dumps(whole, allow_nan=False) + "\n")
+        write_atomically(out, json.dumps(whole, allow_nan=False) + "\n")
         document["out"] = str(out)
     if as_json:
         emit(document, True)

@@ -7,39 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from surgery.checkpoints.build import build_model
-from surgery.checkpoints.save import save_checkpoint
-from surgery.cli.console import (
-    CalibrationOption,
-    JsonOption,
-    RecipeArgument,
-    SourceOption,
-    TrustOption,
-    complete,
-    emit,
-    open_source,
-    run_job,
-)
+from surgery.cli.console import complete, emit, prepare, run_job
+from surgery.cli.options import JsonOption, RecipeOptions
 from surgery.common.files import check_free
 from surgery.common.jobs import Context
 from surgery.recipe.recipe import Recipe
-from surgery.workbench.workbench import Workbench
 
 
 def build(
-    recipe: RecipeArgument,
+    given: RecipeOptions,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
-    model: SourceOption = None,
-    calibration: CalibrationOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the smaller checkpoint that a recipe describes."""
-    wanted = Recipe.load(recipe)
+    wanted = Recipe.load(given.recipe)
     check_free(out)
-    bench = Workbench()
-    opened = open_source(bench, wanted, model, trust)
-    structure = complete(bench, opened, opened.resolve(wanted), calibration, recipe).structure
+    from surgery.checkpoints.build import build_model
+    from surgery.checkpoints.save import save_checkpoint
+
+    bench, opened = prepare(given.source(wanted))
+    structure = complete(bench, opened, opened.resolve(wanted), given.calibration, given.recipe).structure
 
     def work(job: Context) -> Any:
         job.report(0.0, "Building the model")

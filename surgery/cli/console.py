@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: their options, jobs with progress, and output for people or as JSON."""
+"""What the verbs of the command line share: a model opened, jobs with progress, and output for people or as JSON."""
 
 from __future__ import annotations
 
@@ -6,43 +6,45 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from surgery.cli.options import ModelOptions, calibration_texts
 from surgery.common.jobs import Context, Job
-from surgery.compensation.compensator import Compensated
-from surgery.errors import InputError
-from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
-from surgery.structure.structure import Structure
-from surgery.workbench import documents
-from surgery.workbench.open_model import OpenModel
-from surgery.workbench.workbench import Workbench
+from surgery.errors import InputError, VerificationFailed
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="default, a Hub id, a folder or a .gguf file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")]
-TextOption = Annotated[
-    str, typer.Option("--text", help="embedded, wikitext-2, hub:owner/name, or a .txt, .jsonl or .parquet file.")
-]
-WindowOption = Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")]
-SpreadOption = Annotated[
-    bool, typer.Option("--spread", help="Windows evenly spaced over the whole text instead of its first ones.")
-]
-WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Number of windows.")]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file.")]
-CalibrationOption = Annotated[
-    str | None,
-    typer.Option("--calibration", help="The text on which the recipe's compensations are computed, if not embedded."),
-]
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-SourceOption = Annotated[str | None, typer.Option("--model", help="The source model, if not where the recipe says.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="A file to write.")]
+if TYPE_CHECKING:
+    from surgery.compensation.compensator import Compensated
+    from surgery.structure.structure import Structure
+    from surgery.workbench.open_model import OpenModel
+    from surgery.workbench.workbench import Workbench
+
+
+def prepare(source: ModelOptions) -> tuple[Workbench, OpenModel]:
+    """A workbench with the model open, loaded as a job.
+
+    Raises:
+        InputError: the model cannot be opened.
+    """
+    from surgery.workbench.workbench import Workbench
+
+    bench = Workbench()
+    return bench, run_job(
+        bench, "Loading", lambda job: bench.open(source.model, source.revision, job.report, source.trust)
+    )
+
+
+def complete(
+    bench: Workbench, model: OpenModel, structure: Structure, calibration: str | None, recipe: Path | None = None
+) -> Compensated:
+    """Compute a structure's compensations as a job; a healing's result may lie beside the recipe's file."""
+    texts = calibration_texts(calibration)
+    results = [recipe.parent] if recipe is not None else []
+    return run_job(bench, "Completing", lambda job: model.complete(structure, texts, job.report, job.stop, results))
 
 
 def run_job(bench: Workbench, title: str, work: Callable[[Context], Any], visible: bool = True) -> Any:
@@ -81,6 +83,8 @@ def _follow(job: Job, visible: bool) -> None:
 def emit(document: Any, as_json: bool, rows: dict[str, Any] | None = None) -> None:
     """Print a document as JSON, or as a small table for people."""
     if as_json:
+        from surgery.workbench import documents
+
         print(json.dumps(documents.plain(document), ensure_ascii=False, allow_nan=False))
         return
     table = Table(show_header=False, box=None)
@@ -102,22 +106,29 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def open_model(bench: Workbench, model: str, revision: str | None, trust: bool) -> OpenModel:
-    """Load a model as a job."""
-    return run_job(bench, "Loading", lambda job: bench.open(model, revision, job.report, trust))
+def unless_failed(found: Any, as_json: bool) -> Any:
+    """The result; a failed verification is printed, said in one sentence, and ends the program with 1."""
+    if isinstance(found, VerificationFailed):
+        if as_json and found.verification is not None:
+            emit(found.verification.document(), True)
+        print(" ".join(str(found).split()), file=sys.stderr)
+        raise typer.Exit(1)
+    return found
 
 
-def open_source(bench: Workbench, recipe: Recipe, model: str | None, trust: bool) -> OpenModel:
-    """Load, as a job, the model that a recipe names, or the one that is given instead."""
-    if model:
-        return open_model(bench, model, None, trust)
-    return open_model(bench, recipe.model.id, recipe.model.revision, trust)
-
-
-def complete(
-    bench: Workbench, model: OpenModel, structure: Structure, calibration: str | None, recipe: Path | None = None
-) -> Compensated:
-    """Compute a structure's compensations as a job; a healing's result may lie beside the recipe's file."""
-    texts = [TextChoice(calibration, purpose="calibration")] if calibration is not None else []
-    results = [recipe.parent] if recipe is not None else []
-    return run_job(bench, "Completing", lambda job: model.complete(structure, texts, job.report, job.stop, results))
+def show_verified(document: dict[str, Any], as_json: bool) -> None:
+    """Print a shipped or verified folder as JSON, or for people: a table, then what is too wide for one."""
+    rows = {key: value for key, value in document.items() if not isinstance(value, (dict, list))}
+    emit(document, as_json, rows)
+    if as_json:
+        return
+    for kind, found in document["differences"].items():
+        print(
+            f"{kind}: perplexity {found['perplexity']:.4f} read back, {found['perplexity_recorded']:.4f} recorded; "
+            f"logits differ by at most {found['logits_max_absolute']:.3g}, {found['logits_max_relative']:.3g} of the "
+            f"largest (tolerance {found['logits_tolerance']:g})"
+        )
+    for name, digest in document["sha256"].items():
+        print(f"{digest}  {name}")
+    for note in document.get("notes", []):
+        print(note)

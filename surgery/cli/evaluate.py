@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgery.cli.console import (
-    CalibrationOption,
-    JsonOption,
-    ModelArgument,
-    RecipeOption,
-    RevisionOption,
-    SpreadOption,
-    TextOption,
-    TrustOption,
-    WindowOption,
-    WindowsOption,
-    complete,
-    emit,
-    open_model,
-    run_job,
-)
+from surgery.cli.console import complete, emit, prepare, run_job
+from surgery.cli.options import CalibrationOption, JsonOption, ModelOptions, RecipeOption, SpreadOption, TextOptions
 from surgery.common.jobs import Context
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
-from surgery.structure.structure import Structure, dense
-from surgery.workbench import documents
-from surgery.workbench.workbench import Workbench
+
+if TYPE_CHECKING:
+    from surgery.structure.structure import Structure
 
 
 def evaluate(
-    model: ModelArgument,
+    source: ModelOptions,
     recipe: RecipeOption = None,
-    text: TextOption = "embedded",
-    window: WindowOption = 256,
-    windows: WindowsOption = 4,
+    text: TextOptions = TextOptions(),
     spread: SpreadOption = False,
     calibration: CalibrationOption = None,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the perplexity of a model, or of what a recipe makes of it, paired against the dense model."""
     wanted = Recipe.load(recipe) if recipe is not None else None
-    bench = Workbench()
-    opened = open_model(bench, model, revision, trust)
+    from surgery.structure.structure import dense
+    from surgery.workbench import documents
+
+    bench, opened = prepare(source)
     structure = opened.resolve(wanted) if wanted is not None else dense(opened.architecture)
-    cut = opened.windows(TextChoice(text, window, windows, spread=spread))
+    cut = opened.windows(text.measured(spread))
     completed = complete(bench, opened, structure, calibration, recipe)
 
     def work(job: Context, measured: Structure) -> Any:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.checkpoints.files import CheckpointFiles
-from surgery.checkpoints.mergekit import mergekit_yaml
-from surgery.checkpoints.save import RECIPE_FILE
-from surgery.cli.console import JsonOption, TrustOption, emit, open_source, run_job
+from surgery.cli.console import emit, prepare, run_job
+from surgery.cli.options import JsonOption, ModelOptions, TrustOption
 from surgery.common.files import write_atomically
 from surgery.common.jobs import Context
 from surgery.errors import InputError
-from surgery.gguf.write import write_gguf
-from surgery.models import embedded
-from surgery.models.loading import DEFAULT
 from surgery.recipe.recipe import Recipe
-from surgery.shipping.folder import record_of
-from surgery.shipping.model_card import MODELFILE, model_card
-from surgery.shipping.record import RECORD, Part, ShipRecord
-from surgery.workbench.workbench import Workbench
+
+if TYPE_CHECKING:
+    from surgery.shipping.record import ShipRecord
 
 
 def export(
@@ -44,7 +38,7 @@ def export(
     elif format_name == "mergekit":
         emit(_mergekit(source, out, model, trust), as_json)
     elif format_name == "card":
-        emit(export_card(source, out, model, trust), as_json)
+        emit(_card(source, out, model, trust), as_json)
     else:
         raise InputError(f"There is no export format {format_name!r}: choose gguf, mergekit or card.")
 
@@ -52,13 +46,16 @@ def export(
 def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
     if source.is_file():
         raise InputError(f"{source.name} is a file and GGUF is made from a checkpoint folder: run `build` first.")
-    bench = Workbench()
+    from surgery.gguf.write import write_gguf
+    from surgery.models import embedded
+    from surgery.models.loading import DEFAULT
+    from surgery.workbench.workbench import Workbench
 
     def work(job: Context) -> Any:
         folder = embedded.directory(job.report) if str(source) == DEFAULT else source
         return write_gguf(folder, out, type_name, job.report, job.stop)
 
-    made = run_job(bench, "Writing GGUF", work)
+    made = run_job(Workbench(), "Writing GGUF", work)
     return {
         "path": str(made.path),
         "bytes": made.bytes,
@@ -72,18 +69,21 @@ def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
 
 
 def _mergekit(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
+    from surgery.checkpoints.mergekit import mergekit_yaml
+    from surgery.checkpoints.save import RECIPE_FILE
+
     recipe = Recipe.load(source / RECIPE_FILE if source.is_dir() else source)
-    opened = open_source(Workbench(), recipe, model, trust)
+    _, opened = prepare(ModelOptions.of(recipe, model, trust))
     write_atomically(out, mergekit_yaml(recipe, opened.architecture))
     return {"path": str(out), "bytes": out.stat().st_size, "format": "mergekit"}
 
 
-def export_card(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
-    """Write the model card of a shipped folder again, or one of a checkpoint that `build` made.
+def _card(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, Any]:
+    """Write the model card of a shipped folder again, or one of a checkpoint that `build` made."""
+    from surgery.checkpoints.save import RECIPE_FILE
+    from surgery.shipping.model_card import MODELFILE, model_card
+    from surgery.shipping.record import RECORD, ShipRecord
 
-    Raises:
-        InputError: it is neither, or the card cannot be written.
-    """
     recipe = Recipe.load(source / RECIPE_FILE)
     record = ShipRecord.load(source) if (source / RECORD).is_file() else _built_record(source, recipe, model, trust)
     write_atomically(out, model_card(record, recipe, (source / MODELFILE).is_file()))
@@ -92,8 +92,12 @@ def export_card(source: Path, out: Path, model: str | None, trust: bool) -> dict
 
 def _built_record(folder: Path, recipe: Recipe, model: str | None, trust: bool) -> ShipRecord:
     """What is known of a built checkpoint: all but measurements."""
+    from surgery.checkpoints.files import CheckpointFiles
+    from surgery.shipping.folder import record_of
+    from surgery.shipping.record import Part
+
     files = CheckpointFiles(folder)
-    opened = open_source(Workbench(), recipe, model, trust)
+    _, opened = prepare(ModelOptions.of(recipe, model, trust))
     weights = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
     part = Part(
         kind="checkpoint",

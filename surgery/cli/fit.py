@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from surgery.cli.console import (
-    JsonOption,
-    ModelArgument,
-    RecipeOption,
-    RevisionOption,
-    SpreadOption,
-    TextOption,
-    TrustOption,
-    WindowOption,
-    WindowsOption,
-    emit,
-    open_model,
-    run_job,
-)
-from surgery.fit.fit import Fit
-from surgery.fit.fit import fit as fit_structure
-from surgery.fit.room import room_on
-from surgery.fit.weight_types import type_of_edit
+from surgery.cli.console import emit, prepare, run_job
+from surgery.cli.options import JsonOption, ModelOptions, RecipeOption, SpreadOption, TextOptions
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
-from surgery.search.make_it_fit import FitOptions, Fitting, make_it_fit
-from surgery.workbench.workbench import Workbench
+
+if TYPE_CHECKING:
+    from surgery.fit.fit import Fit
+    from surgery.search.make_it_fit import Fitting
 
 
 def fit(
-    model: ModelArgument,
+    source: ModelOptions,
     device: Annotated[str, typer.Option("--device", help="An id of presets/devices, this-computer, or a .json file.")],
     recipe: RecipeOption = None,
     context: Annotated[int, typer.Option("--context", min=1, help="Tokens of context.")] = 2048,
@@ -46,23 +32,24 @@ def fit(
         bool, typer.Option("--make-it-fit", help="Also look for types and smaller models that fit, and measure them.")
     ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Options that are measured.")] = 6,
-    text: TextOption = "embedded",
-    window: WindowOption = 256,
-    windows: WindowsOption = 4,
+    text: TextOptions = TextOptions(),
     calibration: Annotated[
         str, typer.Option("--calibration", help="The text that smaller models are chosen and compensated on.")
     ] = "embedded",
     calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=2, help="Windows of it.")] = 16,
     spread: SpreadOption = False,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The memory and speed model: does it fit the device, how fast could it run, and what could be made to fit."""
     wanted = Recipe.load(recipe) if recipe is not None else None
-    bench = Workbench()
-    chosen = bench.devices.get(device)
-    opened = open_model(bench, model, revision, trust)
+    from surgery.fit.devices import Devices
+    from surgery.fit.fit import fit as fit_structure
+    from surgery.fit.room import room_on
+    from surgery.fit.weight_types import type_of_edit
+    from surgery.search.make_it_fit import FitOptions, make_it_fit
+
+    chosen = Devices().get(device)
+    bench, opened = prepare(source)
     base = wanted or opened.recipe()
     structure = opened.resolve(base)
     kind = type_of_edit(structure.quantize) if structure.quantize and type_name is None else type_name or "F16"
@@ -73,8 +60,8 @@ def fit(
         document["room"] = room_on(structure, chosen, context, asked or "F16", kv_type).document()
     fitting = None
     if make:
-        measured = opened.windows(TextChoice(text, window, windows))
-        cut = TextChoice(calibration, window, calibration_windows, "calibration", spread=spread)
+        measured = opened.windows(text.measured())
+        cut = TextChoice(calibration, text.window, calibration_windows, "calibration", spread=spread)
         fitting = run_job(
             bench,
             "Making it fit",

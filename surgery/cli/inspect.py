@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from surgery.cli.console import JsonOption, ModelArgument, RevisionOption, TrustOption, emit, open_model
-from surgery.workbench import documents
-from surgery.workbench.workbench import Workbench
+from surgery.cli.console import emit, prepare
+from surgery.cli.options import JsonOption, ModelOptions
 
 
-def inspect(
-    model: ModelArgument, revision: RevisionOption = None, trust: TrustOption = False, as_json: JsonOption = False
-) -> None:
+def inspect(source: ModelOptions, as_json: JsonOption = False) -> None:
     """Show a model's architecture: blocks, heads, widths, parameters, bytes."""
-    document = documents.inspection(open_model(Workbench(), model, revision, trust))
+    from surgery.workbench import documents
+
+    _, opened = prepare(source)
+    document = documents.inspection(opened)
     emit(document, as_json, {key: value for key, value in document.items() if value != ""})

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from surgery.cli.console import JsonOption, RevisionOption, TrustOption, emit, open_model, open_source, run_job
-from surgery.cli.heal import MOST_WINDOWS, PrecisionOption, _load, _precision, edit_of
+from surgery.cli.console import emit, prepare, run_job
+from surgery.cli.healing import HealingTextOptions, PrecisionOption, edit_of
+from surgery.cli.options import FieldsOf, JsonOption, ModelOptions, RevisionOption, TrustOption
 from surgery.common.files import check_free
 from surgery.errors import InputError
-from surgery.healing.presets import EVALUATIONS
-from surgery.healing.rounds import iterate as run_schedule
-from surgery.healing.rounds import schedule_of
-from surgery.pruning import catalogue
+from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice, text_reference
-from surgery.training.data import largest_count, load_healing_text
-from surgery.workbench.workbench import Workbench
+
+SETTINGS = FieldsOf(Heal, ("rank", "learning_rate", "seed"), {"learning_rate": 1e-3})
 
 
 def iterate(
     model: Annotated[str, typer.Argument(help="As elsewhere; or a schedule (.json) that an earlier run has left.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make: a recipe, result and checkpoint a round.")],
+    settings: Annotated[dict[str, Any], SETTINGS],
     method: Annotated[
         str | None, typer.Option("--method", help="A name that `methods` lists: what goes in each round.")
     ] = None,
@@ -33,23 +32,21 @@ def iterate(
     params: Annotated[str | None, typer.Option("--params", help="-20%, 80% or a number, after all rounds.")] = None,
     divisor: Annotated[int, typer.Option("--divisor", min=1, help="Widths are multiples of this.")] = 1,
     calibration: Annotated[str, typer.Option("--calibration", help="The text that the method sees.")] = "embedded",
-    text: Annotated[str, typer.Option("--text", help="The healing text.")] = "embedded",
-    window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")] = 512,
-    windows: Annotated[int | None, typer.Option("--windows", min=2, help="Windows of the healing text.")] = None,
+    text: HealingTextOptions = HealingTextOptions(),
     calibration_windows: Annotated[int, typer.Option(min=1, help="Windows that the method sees.")] = 8,
-    rank: Annotated[int, typer.Option(min=1)] = 8,
-    learning_rate: float = 1e-3,
     where: Annotated[str, typer.Option(help="all or around (the cuts).")] = "all",
     precision: PrecisionOption = "auto",
-    seed: int = 0,
     revision: RevisionOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Cut a little, heal, cut again: each round chooses on what the one before it built."""
     check_free(out)
-    bench = Workbench()
-    choice = TextChoice(calibration, window, calibration_windows, "calibration")
+    from surgery.healing.rounds import iterate as run_schedule
+    from surgery.healing.rounds import schedule_of
+    from surgery.pruning import catalogue
+
+    choice = TextChoice(calibration, text.window, calibration_windows, "calibration")
     asked = {"--method": method, "--rounds": rounds, "--steps": steps}
     if model.endswith(".json"):
         known = [name for name, value in (asked | {"--blocks": blocks, "--params": params}).items() if value]
@@ -57,20 +54,15 @@ def iterate(
             raise InputError(f"The schedule says what to do already: leave {' and '.join(known)} out.")
         recipe = Recipe.load(Path(model))
         edit = schedule_of(recipe)
-        opened = open_source(bench, recipe, None, trust)
-        healing_text = _load(opened, text, edit.heal)
+        bench, opened = prepare(ModelOptions.of(recipe, None, trust))
+        healing_text = text.load_for(opened, edit.heal)
     else:
         if method is None or rounds is None or steps is None:
             missing = [name for name, value in asked.items() if value is None]
             raise InputError(f"Give {' and '.join(missing)}, or a schedule (.json) that an earlier run has left.")
-        opened = open_model(bench, model, revision, trust)
-        count = windows or largest_count(opened.loaded.tokenizer, text, window, MOST_WINDOWS)
-        healing_text = load_healing_text(opened.loaded.tokenizer, text, window, count)
-        settings = {
-            "steps": steps, "rank": rank, "alpha": 2.0 * rank, "learning_rate": learning_rate, "where": where,
-            "seed": seed, "precision": _precision(precision, opened),
-            "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
-        }  # fmt: skip
+        bench, opened = prepare(ModelOptions(model, revision, trust))
+        healing_text = text.load(opened)
+        fields = settings | {"alpha": 2.0 * settings["rank"], "where": where}
         budget = {"blocks": blocks, "params": params, "divisor": divisor}
         recipe = opened.recipe()
         recipe = recipe.with_edits(
@@ -82,7 +74,7 @@ def iterate(
                 "calibration": text_reference(opened.windows(choice)).model_dump()
                 if catalogue.entry(method).needs_text
                 else None,
-                "heal": edit_of(recipe, settings, healing_text).model_dump(),
+                "heal": edit_of(recipe, opened, healing_text, steps, precision, fields).model_dump(),
             }
         )
     done = run_job(

@@ -17,6 +17,7 @@ from surgery.cli.heal import heal
 from surgery.cli.inspect import inspect
 from surgery.cli.iterate import iterate
 from surgery.cli.methods import methods
+from surgery.cli.options import flat
 from surgery.cli.quantize import quantize
 from surgery.cli.read import read
 from surgery.cli.scan import scan
@@ -25,13 +26,16 @@ from surgery.cli.suggest import suggest
 from surgery.cli.verify import verify
 from surgery.errors import InputError
 
+VERBS = (
+    suggest, scan, build, heal, iterate, export, fit, quantize, read, ship, verify, inspect, analyze, methods, evaluate
+)  # fmt: skip
+"""The verbs, in the order in which `--help` lists them."""
+
 application = typer.Typer(
     name="surgery", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for _verb in (
-    suggest, scan, build, heal, iterate, export, fit, quantize, read, ship, verify, inspect, analyze, methods, evaluate
-):  # fmt: skip
-    application.command()(_verb)
+for _verb in VERBS:
+    application.command()(flat(_verb))
 
 
 def main() -> None:

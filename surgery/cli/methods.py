@@ -5,12 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from surgery.cli.console import JsonOption, emit, shown
-from surgery.pruning import catalogue
+from surgery.cli.console import emit, shown
+from surgery.cli.options import JsonOption
 
 
 def methods(as_json: JsonOption = False) -> None:
     """List the importance methods, and the procedures that choose by measuring."""
+    from surgery.pruning import catalogue
+
     listed = catalogue.listed()
     if as_json:
         emit(listed, True)

@@ -5,37 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.cli.console import (
-    JsonOption,
-    RevisionOption,
-    SpreadOption,
-    TextOption,
-    TrustOption,
-    WindowOption,
-    WindowsOption,
-    emit,
-    open_model,
-    run_job,
-)
-from surgery.cli.quantize_packed import PackedChoice, quantize_checkpoint
+from surgery.cli.console import emit, prepare, run_job
+from surgery.cli.options import JsonOption, ModelOptions, RevisionOption, SpreadOption, TextOptions, TrustOption
 from surgery.common.jobs import Context
 from surgery.common.progress import part_of
 from surgery.errors import InputError
 from surgery.formats.table import FORMATS
-from surgery.gguf.mixes import check_type
-from surgery.gguf.write import Exported, write_gguf
-from surgery.models import embedded
-from surgery.models.loading import DEFAULT
-from surgery.quantization.gguf_codecs import importance_of
 from surgery.recipe.base import TextReference
 from surgery.recipe.storage import Quantize
 from surgery.recipe.texts import TextChoice, text_reference
-from surgery.workbench.open_model import OpenModel
-from surgery.workbench.workbench import Workbench
+
+if TYPE_CHECKING:
+    from surgery.gguf.write import Exported
+    from surgery.workbench.open_model import OpenModel
 
 
 def quantize(
@@ -65,9 +51,7 @@ def quantize(
     calibration_window: Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens in a window.")] = 512,
     calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 16,
     spread: SpreadOption = False,
-    text: TextOption = "embedded",
-    window: WindowOption = 256,
-    windows: WindowsOption = 4,
+    text: TextOptions = TextOptions(),
     revision: RevisionOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -75,13 +59,15 @@ def quantize(
     """Store a checkpoint's weights in fewer bits, and measure what that costs on a text."""
     if format_name not in FORMATS:
         raise InputError(f"There is no format {format_name!r}: choose {', '.join(FORMATS)}.")
+    from surgery.cli.quantize_packed import PackedChoice, quantize_checkpoint
+    from surgery.gguf.mixes import check_type
+
     one_file = FORMATS[format_name].one_file
     if one_file:
         check_type(type_name)
-    bench = Workbench()
-    opened = open_model(bench, source, revision, trust)
+    bench, opened = prepare(ModelOptions(source, revision, trust))
     chosen = TextChoice(calibration, calibration_window, calibration_windows, "calibration", spread=spread)
-    measured = TextChoice(text, window, windows)
+    measured = text.measured()
     if one_file:
         if eora is not None:
             raise InputError("A repair beside a GGUF file is made by `ship`, from a recipe with an eora edit.")
@@ -94,6 +80,9 @@ def quantize(
 
 def _folder(source: str, opened: OpenModel) -> Path:
     """Where the checkpoint's files are."""
+    from surgery.models import embedded
+    from surgery.models.loading import DEFAULT
+
     if source == DEFAULT:
         return embedded.directory()
     folder = Path(source)
@@ -139,6 +128,9 @@ class _Gguf:
         }
 
     def _write(self, job: Context, reference: TextReference | None, texts: list[TextChoice]) -> Exported:
+        from surgery.gguf.write import write_gguf
+        from surgery.quantization.gguf_codecs import importance_of
+
         importance = None
         if reference is not None:
             whole = self.opened.evaluator.dense

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.checkpoints.build import readable_model
-from surgery.cli.console import (
-    CalibrationOption,
-    JsonOption,
-    ModelArgument,
-    RecipeOption,
-    RevisionOption,
-    TrustOption,
-    complete,
-    emit,
-    open_model,
-    run_job,
-)
+from surgery.cli.console import complete, emit, prepare, run_job
+from surgery.cli.options import CalibrationOption, JsonOption, ModelOptions, RecipeOption
 from surgery.common.jobs import Context
-from surgery.evaluation.generation import Answer, Sampling, Writer, prompt_ids, side_by_side
+from surgery.evaluation.sampling import Sampling
 from surgery.recipe.recipe import Recipe
-from surgery.workbench.workbench import Workbench
+
+if TYPE_CHECKING:
+    from surgery.evaluation.generation import Answer
 
 
 def read(
-    model: ModelArgument,
+    source: ModelOptions,
     prompt: Annotated[str, typer.Option("--prompt", help="What both models are asked.")],
     recipe: RecipeOption = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask it in a conversation, by the chat template.")] = False,
@@ -35,15 +26,15 @@ def read(
     top_p: Annotated[float, typer.Option("--top-p")] = Sampling.top_p,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws, the same in both models.")] = Sampling.seed,
     calibration: CalibrationOption = None,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let the dense model, and what a recipe makes of it, answer the same prompt with the same draws."""
     sampling = Sampling(tokens, temperature, top_p, seed)
     wanted = Recipe.load(recipe) if recipe is not None else None
-    bench = Workbench()
-    opened = open_model(bench, model, revision, trust)
+    from surgery.checkpoints.build import readable_model
+    from surgery.evaluation.generation import Writer, prompt_ids, side_by_side
+
+    bench, opened = prepare(source)
     loaded = opened.loaded
     ids = prompt_ids(loaded.tokenizer, prompt, chat)
     models = {"dense": loaded.model}

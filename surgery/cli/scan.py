@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from surgery.cli.console import (
-    JsonOption,
-    ModelArgument,
-    OutOption,
-    RevisionOption,
-    TextOption,
-    TrustOption,
-    WindowOption,
-    WindowsOption,
-    emit,
-    open_model,
-    run_job,
-)
-from surgery.cli.suggest import _one_of
-from surgery.evaluation.estimate import Estimate
-from surgery.evaluation.scan import KINDS, Scan
-from surgery.evaluation.scan import scan as scan_model
-from surgery.recipe.texts import TextChoice
-from surgery.workbench import documents
-from surgery.workbench.workbench import Workbench
+from surgery.cli.console import emit, prepare, run_job
+from surgery.cli.options import JsonOption, ModelOptions, OutOption, TextOptions, one_of
+from surgery.common.files import write_atomically
+
+if TYPE_CHECKING:
+    from surgery.evaluation.estimate import Estimate
+    from surgery.evaluation.scan import Scan
 
 
 def scan(
-    model: ModelArgument,
-    edits: Annotated[str, typer.Option("--edits", help="What is removed, one at a time: blocks,attention,mlp.")] = (
-        ",".join(KINDS)
-    ),
-    text: TextOption = "embedded",
-    window: WindowOption = 256,
-    windows: WindowsOption = 4,
+    source: ModelOptions,
+    edits: Annotated[str, typer.Option("--edits", help="What is removed, one at a time.")] = "blocks,attention,mlp",
+    text: TextOptions = TextOptions(),
     out: OutOption = None,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the perplexity without each block, attention or MLP, on the same text as `evaluate`."""
-    kinds = [_one_of(kind.strip(), KINDS, "--edits") for kind in edits.split(",")]
-    bench = Workbench()
-    opened = open_model(bench, model, revision, trust)
-    cut = opened.windows(TextChoice(text, window, windows))
+    from surgery.evaluation.scan import KINDS
+    from surgery.evaluation.scan import scan as scan_model
+    from surgery.workbench import documents
+
+    kinds = [one_of(kind.strip(), KINDS, "--edits") for kind in edits.split(",")]
+    bench, opened = prepare(source)
+    cut = opened.windows(text.measured())
     found = run_job(bench, "Scanning", lambda job: scan_model(opened.evaluator, cut, kinds, job.stop, job.report))
     document = {
         "model": opened.reference.model_dump(exclude_none=True),
@@ -57,7 +41,7 @@ def scan(
         **found.document(),
     }
     if out is not None:
-        documents.write(out, json.dumps(documents.plain(document), allow_nan=False) + "\n")
+        write_atomically(out, json.dumps(documents.plain(document), allow_nan=False) + "\n")
         document["out"] = str(out)
     if as_json:
         emit(document, True)

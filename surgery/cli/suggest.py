@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 
-from surgery.cli.console import (
-    JsonOption,
-    ModelArgument,
-    OutOption,
-    RevisionOption,
-    SpreadOption,
-    TextOption,
-    TrustOption,
-    WindowOption,
-    WindowsOption,
-    open_model,
-    run_job,
-)
+from surgery.cli.console import prepare, run_job
+from surgery.cli.options import JsonOption, ModelOptions, OutOption, SpreadOption, TextOptions, one_of
 from surgery.common.ranges import parse_blocks
-from surgery.errors import InputError
-from surgery.pruning import catalogue
 from surgery.pruning.budget import (
     CFSP_SHARPNESS,
     Allocation,
@@ -31,13 +18,10 @@ from surgery.pruning.budget import (
     Rules,
     parse_expansion_ratio,
 )
-from surgery.pruning.suggest import suggest as suggest_recipe
-from surgery.recipe.texts import TextChoice
-from surgery.workbench.workbench import Workbench
 
 
 def suggest(
-    model: ModelArgument,
+    source: ModelOptions,
     method: Annotated[str, typer.Option("--method", help="A name that `methods` lists.")],
     blocks: Annotated[int | None, typer.Option("--blocks", min=0, help="How many blocks or sublayers go.")] = None,
     params: Annotated[str | None, typer.Option("--params", help="-20%, 80% or a number of parameters.")] = None,
@@ -79,13 +63,9 @@ def suggest(
     protect_blocks: Annotated[
         str, typer.Option("--protect-blocks", help="Blocks that stay whole, such as 3,5-7.")
     ] = "",
-    text: TextOption = "embedded",
-    windows: WindowsOption = 16,
-    window: WindowOption = 256,
+    text: TextOptions = TextOptions(windows=16),
     spread: SpreadOption = False,
     out: OutOption = None,
-    revision: RevisionOption = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a recipe from a method, a budget and rules. The text is for calibration."""
@@ -96,21 +76,23 @@ def suggest(
         protect_first,
         protect_last,
         no_neighbours,
-        _one_of(allocation, get_args(Allocation), "--allocation"),
+        one_of(allocation, get_args(Allocation), "--allocation"),
         sharpness,
         same_width,
-        _one_of(unit, get_args(HeadUnit), "--unit"),
+        one_of(unit, get_args(HeadUnit), "--unit"),
         seed,
         keep_candidates,
         per_parameter,
         parse_blocks(protect_blocks),
     )
+    from surgery.pruning import catalogue
+    from surgery.pruning.suggest import suggest as suggest_recipe
+
     item = catalogue.entry(method)
-    bench = Workbench()
-    opened = open_model(bench, model, revision, trust)
+    bench, opened = prepare(source)
     cut = None
     if item.needs_text or rules.allocation == "cfsp":
-        cut = opened.windows(TextChoice(text, window, windows, "calibration", spread=spread))
+        cut = opened.windows(text.analysed(spread))
     recipe = run_job(
         bench, "Choosing", lambda job: suggest_recipe(opened, method, budget, rules, cut, job.stop, job.report)
     )
@@ -118,9 +100,3 @@ def suggest(
         recipe.save(out)
     if as_json or out is None:
         print(json.dumps(recipe.document()) if as_json else recipe.to_json())
-
-
-def _one_of(value: str, known: tuple[str, ...], option: str) -> Any:
-    if value not in known:
-        raise InputError(f"{value!r} is not a value of {option}: use one of {', '.join(known)}.")
-    return value

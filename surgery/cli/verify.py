@@ -7,13 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from surgery.cli.console import JsonOption, run_job
-from surgery.cli.ship import _show, _unless_failed
+from surgery.cli.console import run_job, show_verified, unless_failed
+from surgery.cli.options import JsonOption
 from surgery.common.jobs import Context
 from surgery.errors import VerificationFailed
 from surgery.recipe.texts import TextChoice
-from surgery.shipping.verify import verify as verify_folder
-from surgery.workbench.workbench import Workbench
 
 
 def verify(
@@ -24,6 +22,9 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check the sums of a shipped folder, read its files back, and compare logits and perplexity with the record."""
+    from surgery.shipping.verify import verify as verify_folder
+    from surgery.workbench.workbench import Workbench
+
     choice = TextChoice(text) if text is not None else None
 
     def work(job: Context) -> Any:
@@ -32,5 +33,4 @@ def verify(
         except VerificationFailed as error:
             return error
 
-    document = _unless_failed(run_job(Workbench(), "Verifying", work), as_json).document()
-    _show(document, as_json)
+    show_verified(unless_failed(run_job(Workbench(), "Verifying", work), as_json).document(), as_json)

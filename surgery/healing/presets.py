@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgery.healing.healer import Healer, TrainingSpeed
 from surgery.recipe.healing import Heal
+
+if TYPE_CHECKING:  # the command line names the presets before torch is loaded
+    from surgery.healing.healer import Healer, TrainingSpeed
 
 EVALUATIONS = 6
 """Held-out measurements of a timed training, the one before it included."""

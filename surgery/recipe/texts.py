@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis.text import Purpose, Windows
 from surgery.recipe.base import TextReference
+
+if TYPE_CHECKING:  # the command line reads its options before torch is loaded
+    from analysis.text import Purpose, Windows
 
 
 def shown_source(source: str) -> str:

@@ -9,7 +9,8 @@ import torch
 
 from surgery.common.jobs import Context, Job
 from surgery.errors import Cancelled
-from surgery.evaluation.generation import Answer, Sampling, Writer, prompt_ids, side_by_side
+from surgery.evaluation.generation import Answer, Writer, prompt_ids, side_by_side
+from surgery.evaluation.sampling import Sampling
 from surgery.pruning.recipe_summary import recipe_words
 from surgery.session.fit import FittingSession
 from surgery.structure.structure import Structure, dense

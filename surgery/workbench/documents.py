@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from analysis.importance import registry, similarity
 from analysis.importance.predictions import predicted_changes, rank_correlation
 from analysis.importance.registry import Evidence, Kind, Method
 from analysis.text import Windows
-from surgery.common.files import write_atomically
 from surgery.evaluation.estimate import Estimate
 from surgery.evaluation.scan import Scan
 from surgery.recipe.recipe import Recipe
@@ -217,8 +215,3 @@ def evaluation(
     }
     document.pop("of_windows")
     return document
-
-
-def write(path: Path, text: str) -> None:
-    """Write a result file; never leaves a part of one."""
-    write_atomically(path, text)

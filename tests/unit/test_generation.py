@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 
 from surgery.checkpoints.build import build_model, readable_model
 from surgery.errors import InputError
-from surgery.evaluation.generation import LONGEST_PROMPT, Sampling, Writer, draw, prompt_ids, side_by_side
+from surgery.evaluation.generation import LONGEST_PROMPT, Writer, draw, prompt_ids, side_by_side
+from surgery.evaluation.sampling import Sampling
 from surgery.workbench.open_model import OpenModel
 from tests.tiny_models import FAMILIES
 from tests.tiny_workbench import open_model

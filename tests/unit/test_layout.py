@@ -21,7 +21,7 @@ ORDER = (
     "analysis.gradients", "analysis.importance", "analysis.figures",
     "surgery.old_names", "surgery", "surgery.errors", "surgery.common", "surgery.recipe", "surgery.models",
     "surgery.structure", "surgery.evaluation", "surgery.checkpoints", "surgery.gguf", "surgery.calibration",
-    "surgery.fit", "surgery.compensation", "surgery.quantization", "surgery.training", "surgery.workbench",
+    "surgery.compensation", "surgery.quantization", "surgery.training", "surgery.formats", "surgery.fit", "surgery.workbench",
     "surgery.pruning", "surgery.healing", "surgery.shipping", "surgery.search", "surgery.session", "surgery.cli",
     "surgery.__main__",
     "ui", "ui.errors", "ui.theme", "ui.presenters", "ui.widgets", "ui.tabs", "ui.inputs", "ui.handlers", "ui.api",

@@ -8,7 +8,8 @@ from threading import Event
 import pytest
 
 from surgery.errors import InputError
-from surgery.evaluation.generation import Answer, Sampling, Writer
+from surgery.evaluation.generation import Answer, Writer
+from surgery.evaluation.sampling import Sampling
 from surgery.session.session import Session
 from surgery.workbench.workbench import Workbench
 from tests.sessions import LONG, SMALL, idle, measured, until

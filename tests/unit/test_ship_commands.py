@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from surgery.cli import main as commands
-from surgery.cli import ship as ship_commands
 from surgery.errors import GatedModel
 from surgery.recipe.base import ModelReference
 from surgery.recipe.edits import PruneNeurons, RemoveMlp
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import Quantize
+from surgery.shipping import hub
 from tests import tiny_checkpoints
 from tests.shipped import source
 from tests.tiny_models import build
@@ -118,7 +118,7 @@ def test_push_is_asked_after_the_folder_holds(place: Path, tmp_path: Path, monke
             raise GatedModel("This token may not write to owner/no: use one that may.")
         return f"https://huggingface.co/{repository}"
 
-    monkeypatch.setattr(ship_commands, "push", push)
+    monkeypatch.setattr(hub, "push", push)
     out = tmp_path / "out"
     found = json.loads(run("ship", place / "mixed.json", "--out", out, *TEXT, "--push", "owner/name", "--json")[0])
     assert calls == [(out, "owner/name", None, True)] and found["repository"] == "https://huggingface.co/owner/name"

@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from surgery.errors import InputError
-from surgery.evaluation.generation import MOST_TOKENS, Sampling, has_chat_template
+from surgery.evaluation.generation import has_chat_template
+from surgery.evaluation.sampling import MOST_TOKENS, Sampling
 from surgery.session.view import View
 from ui.handlers import Update, as_it_is
 from ui.panels.keep import KeepHandlers

@@ -1,0 +1,94 @@
+"""What the verbs `heal` and `iterate` share: the healing text, and a heal edit from options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgery.healing.presets import EVALUATIONS
+from surgery.recipe.healing import Heal
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import text_reference
+
+if TYPE_CHECKING:
+    from surgery.training.data import HealingText
+    from surgery.workbench.open_model import OpenModel
+
+MOST_WINDOWS = 4096
+"""Windows that are taken from a text where no number is given."""
+PrecisionOption = Annotated[
+    str, typer.Option(help="Of the products in training: float32, bfloat16, or auto, what is faster here.")
+]
+
+
+@dataclass(frozen=True)
+class HealingTextOptions:
+    """Which text is learnt from, and how it is cut."""
+
+    text: Annotated[str, typer.Option("--text", help="The healing text: as elsewhere, hub: sets are streamed.")] = (
+        "embedded"
+    )
+    window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")] = 512
+    windows: Annotated[int | None, typer.Option("--windows", min=2, help="Windows; all that there are if absent.")] = (
+        None
+    )
+
+    def load(self, model: OpenModel, answers_only: bool = False) -> HealingText:
+        """The text in windows.
+
+        Raises:
+            TextError: unreadable, empty or too short.
+        """
+        from surgery.training.data import largest_count, load_healing_text
+
+        words = model.loaded.tokenizer
+        count = self.windows or largest_count(words, self.text, self.window, MOST_WINDOWS)
+        return load_healing_text(words, self.text, self.window, count, answers_only=answers_only)
+
+    def load_for(self, model: OpenModel, edit: Heal) -> HealingText:
+        """The text that a recipe's heal edit names, cut as it says.
+
+        Raises:
+            TextError: unreadable, empty or too short.
+        """
+        from surgery.training.data import load_healing_text
+
+        named = edit.text
+        return load_healing_text(
+            model.loaded.tokenizer, self.text, named.window, named.windows, named.spread, edit.answers_only
+        )
+
+
+def edit_of(
+    recipe: Recipe, model: OpenModel, text: HealingText, steps: int, precision: str, settings: dict[str, Any]
+) -> Heal:
+    """A heal edit from loose settings. Where they do not say so, the held-out measurements are spread over the steps.
+
+    Args:
+        recipe: what is healed.
+        model: where it runs, for the precision `auto`.
+        text: the healing text.
+        steps: of the optimiser.
+        precision: as `PrecisionOption`; dropout goes with float32 alone.
+        settings: fields of the edit; None where one is not set.
+
+    Raises:
+        RecipeError: a setting is not valid; the message names it.
+    """
+    from analysis.model.modules import device_of
+    from surgery.healing.healer import heal_of
+    from surgery.training.precision import best_precision
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    if precision == "auto":
+        precision = "float32" if given.get("dropout") else best_precision(device_of(model.loaded.model))
+    edit = {
+        "op": "heal",
+        "text": text_reference(text.windows).model_dump(),
+        "steps": steps,
+        "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
+        "precision": precision,
+    }
+    return heal_of(recipe.with_edits(edit | given))
