@@ -10,8 +10,9 @@ from surgery.errors import InputError
 from surgery.workbench.limits import read_limits
 from surgery.workbench.workbench import Workbench
 from ui.api.zero_gpu import borrowing, on_zero_gpu
-from ui.page import build, launch_arguments
+from ui.page import build
 from ui.tabs import Sessions
+from ui.theme import launch_arguments
 
 
 def main() -> None:

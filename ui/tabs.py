@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock, RLock, Timer
 from typing import Any
@@ -18,7 +19,6 @@ GRACE = 30.0
 
 QUIET = 1.5
 """Seconds after which no hand is on the map or the slider, and no answer is still on its way to the browser."""
-INPUTS = ("map_value", "slider", "detail_value")
 
 
 @dataclass
@@ -39,31 +39,64 @@ class Tab:
     """The blocks whose MLPs the slider narrows; all when None."""
     narrowing: tuple[str, int] | None = None
     """Method and divisor that were last asked for."""
-    sent: dict[str, Any] = field(default_factory=dict)
-    """The last value of every part of the page that the browser has, its own inputs included."""
-    drawn: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    """What each chart was last drawn from."""
+    neuron_method: str = "cfsp_fine"
+    """Whose scores the chart of neurons shows."""
+    head_statistic: str = "entropy"
+    """What the chart of heads shows."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """The numbers of each chart that was drawn, as HTML."""
+    sent: dict[Any, Any] = field(default_factory=dict)
+    """The last value of every component of the page that the browser has."""
+    held: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+    """Of each component that a hand moves: what the browser shows of it, and what else was sent with that."""
+    once: dict[Any, Any] = field(default_factory=dict)
+    """What the next answer sends besides, whatever comes of it: fields that are filled or emptied once."""
     answer: str = "0"
     """Number of the last answer that was sent."""
     shown: str = "0"
     """Number of the last answer that the browser is known to show."""
-    unconfirmed: set[str] = field(default_factory=set)
-    """Parts that were sent since the browser last showed everything."""
+    unconfirmed: set[Any] = field(default_factory=set)
+    """Components that were sent since the browser last showed everything."""
     overlapping: bool = False
     """Whether an answer was sent before the browser showed the one before it: they may have come in another order."""
-    seen: tuple[Any, ...] = (None, None, None)
-    """What the browser showed when it last asked: the answer's number, the map's decisions, the slider's ratio."""
-    seen_detail: Any = None
-    """What its detail of a block showed then."""
+    seen: tuple[str | None, Mapping[Any, Any]] = (None, {})
+    """What the browser showed when it last asked: the answer's number, and what a hand moves, by component."""
     answered: float = 0.0
     """When the last answer was sent."""
     moved: float = 0.0
-    """When the map or the slider was last moved by hand."""
+    """When anything was last moved by hand."""
     lock: RLock = field(default_factory=RLock)
 
     def touched(self) -> None:
-        """A hand has moved the map or the slider, and may be about to do it again."""
+        """A hand has moved something, and may be about to do it again."""
         self.moved = time.monotonic()
+
+    def moved_to(self, component: Any, value: Any) -> None:
+        """A hand has moved a component: the browser shows this already."""
+        self.touched()
+        self.held[component] = (value, self.held.get(component, (None, None))[1])
+
+    def changed(self, component: Any, value: Any, hand: Any = None) -> bool:
+        """Whether the browser does not have this yet. It is sent now if so.
+
+        Args:
+            component: of the page.
+            value: what it is to show.
+            hand: what the browser reports of it then, if a hand moves it.
+        """
+        if hand is not None:
+            before, self.held[component] = self.held.get(component), (hand, value)
+            return before != (hand, value)
+        if component in self.sent and self.sent[component] == value:
+            return False
+        self.sent[component] = value
+        self.unconfirmed.add(component)
+        return True
+
+    def forget(self, *components: Any) -> None:
+        """Send what is in force again: the browser may show a choice that is refused."""
+        for component in components:
+            self.sent.pop(component, None)
 
     def numbered(self) -> str:
         """The number of the answer that goes out now."""
@@ -72,29 +105,26 @@ class Tab:
         self.answered = time.monotonic()
         return self.answer
 
-    def compare(self, answer: str, decisions: dict[str, list[int]], ratio: float | None) -> None:
+    def compare(self, answer: str, reported: Mapping[Any, Any]) -> None:
         """Forget what was sent but is not shown, so that it is sent again.
 
-        What the browser shows twice running is not merely under way, if nothing was sent for a while. Inputs are left
-        alone while a hand may be on them.
+        What the browser shows twice running is not merely under way, if nothing was sent for a while. What a hand moves
+        is left alone while the hand may be on it.
+
+        Args:
+            answer: number of the answer that the browser shows.
+            reported: what it shows of each component that a hand moves; None where that is nothing.
         """
-        before, self.seen = self.seen, (answer, decisions, ratio)
+        before, self.seen = self.seen, (answer, reported)
         self.shown = answer
         stays = answer == before[0] and time.monotonic() - self.answered >= QUIET
         if stays or (answer == self.answer and not self.overlapping):
             self._confirm(answer == self.answer)
         if time.monotonic() - self.moved < QUIET:
             return
-        if decisions == before[1] != self.sent.get("map_value"):
-            self.sent.pop("map_value", None)
-        if ratio is not None and ratio == before[2] != self.sent.get("slider", (None,))[0]:
-            self.sent.pop("slider", None)
-
-    def compare_detail(self, value: Any) -> None:
-        """The same for the detail of a block, which is an input too."""
-        before, self.seen_detail = self.seen_detail, value
-        if time.monotonic() - self.moved >= QUIET and value == before != self.sent.get("detail_value"):
-            self.sent.pop("detail_value", None)
+        for component, value in reported.items():
+            if value is not None and value == before[1].get(component) != self.held.get(component, (None,))[0]:
+                self.held.pop(component, None)
 
     def _confirm(self, last: bool) -> None:
         """The browser shows an answer and stays with it: the last one, or else one that came late.
@@ -102,11 +132,9 @@ class Tab:
         The last one is not enough if others were on their way at the same time: they may have changed places before it.
         """
         if not last:
-            self.unconfirmed |= {*self.sent, *(f"chart_{name}" for name in self.drawn)}
+            self.unconfirmed |= self.sent.keys()
         if not last or self.overlapping:
-            doubtful = self.unconfirmed - set(INPUTS)
-            self.sent = {name: value for name, value in self.sent.items() if name not in doubtful}
-            self.drawn = {name: key for name, key in self.drawn.items() if f"chart_{name}" not in doubtful}
+            self.forget(*self.unconfirmed)
         self.unconfirmed.clear()
         self.shown = self.answer
         self.overlapping = False

@@ -1,25 +1,45 @@
-"""How parts of the page look that are nothing but their content, and how a text leaves it as a file."""
+"""Looks and limits of the page as a whole."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
+UPLOAD_LIMIT = "16mb"
+THREADS = 128
+"""Events that are answered at one time: a look that awaits a number holds one for a moment."""
 PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 """Options of an HTML part without a frame."""
 
 
-def download_js(name: str, kind: str) -> str:
-    """Script of an event that saves the text it is given.
+def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
+    """What `launch` needs for this page: theme, style, limits.
 
     Args:
-        name: of the file.
-        kind: its media type.
+        upload: the largest upload.
     """
-    return f"""(text) => {{
-  if (!text) return;
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {{type: '{kind}'}}));
-  link.download = '{name}';
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}}"""
+    theme = gr.themes.Default(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+        font_mono=("ui-monospace", "Consolas", "monospace"),
+    ).set(
+        body_background_fill="*neutral_50",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
+    return {
+        "theme": theme,
+        "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
+        "max_file_size": upload,
+        "run_history": False,
+        "max_threads": THREADS,
+    }

@@ -38,7 +38,8 @@ def chromium() -> Iterator[Any]:
 def served(sessions: Any) -> Iterator[str]:
     """The address of a page over these sessions, served by threads of this process."""
     os.environ |= {FAST_CLEANUP: "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    from ui.page import build, launch_arguments  # gradio reads the environment
+    from ui.page import build  # gradio reads the environment
+    from ui.theme import launch_arguments
 
     page = build(sessions).queue(default_concurrency_limit=16)
     _, address, _ = page.launch(

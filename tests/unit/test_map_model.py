@@ -18,8 +18,7 @@ from tests.sessions import SMALL, idle, measured
 from tests.tiny_workbench import open_model
 from tests.unit.test_presenters import view
 from ui import inputs
-from ui.presenters import status as presenters
-from ui.presenters.map_widget import COLOURS, block_map_model
+from ui.presenters.map_widget import COLOURS, block_map_model, ratios
 
 
 def scanned(predicted: bool = True) -> Any:
@@ -104,7 +103,7 @@ def widths(shown: View) -> list[int]:
 def test_a_range_of_blocks_is_narrowed_and_the_others_stay(session: Session) -> None:
     session.narrow("maw", 0.5, blocks=(1, 2))
     assert widths(measured(session)) == [80, 36, 36, 80]
-    assert presenters.ratios(session.view(), (1, 2)) == (50, 112) and presenters.ratios(session.view()) == (112, 112)
+    assert ratios(session.view(), (1, 2)) == (50, 112) and ratios(session.view()) == (112, 112)
     session.narrow("maw", 0.25, blocks=(2, 3))
     assert widths(session.view()) == [80, 36, 18, 18]
     session.switch([3], [], [])

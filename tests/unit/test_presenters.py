@@ -28,6 +28,8 @@ from ui.presenters import charts
 from ui.presenters import map_widget as map_model
 from ui.presenters import recipe as recipe_words
 from ui.presenters import status as presenters
+from ui.presenters.fit import fit_table
+from ui.presenters.text import bytes_text, count_text, escape, number_text
 from ui.presenters.tiles import damage, tiles
 
 ESTIMATE = Estimate(
@@ -113,23 +115,23 @@ def job(state: str = "running", **changes: object) -> Job:
      (-2_500_000, "-2.5 MB")],
 )  # fmt: skip
 def test_sizes(count: float, text: str) -> None:
-    assert presenters.bytes_text(count) == text
+    assert bytes_text(count) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(950, "950"), (134_515_008, "134.5 M"), (7_241_732_096, "7.24 B")])
 def test_counts(count: int, text: str) -> None:
-    assert presenters.count_text(count) == text
+    assert count_text(count) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(33.1931, "33.193"), (1234.5, "1,234.500"), (2.5e7, "2.50e+07"), (math.inf, "inf")]
 )
 def test_perplexities(value: float, text: str) -> None:
-    assert presenters.number_text(value) == text
+    assert number_text(value) == text
 
 
 def test_text_is_escaped_for_html_and_for_templates() -> None:
-    assert presenters.escape("<b>${x} {{y}} `z`</b>") == (
+    assert escape("<b>${x} {{y}} `z`</b>") == (
         "&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125; &#96;z&#96;&lt;/b&gt;"
     )
     hostile = "<img src=x onerror=alert(1)> ${alert(1)} {{alert}}"
@@ -193,7 +195,7 @@ def test_the_bar_is_to_scale_and_its_parts_are_named() -> None:
     sizes = [size for size in (shown.fit.weights_bytes, shown.fit.kv_cache_bytes, shown.fit.activation_bytes,
                                shown.fit.overhead_bytes) if size]  # fmt: skip
     assert widths == [pytest.approx(max(100 * size / shown.fit.capacity_bytes, 0.4), abs=0.01) for size in sizes]
-    assert all(presenters.bytes_text(size) in bar for size in sizes) and "ms-fit-end" not in bar
+    assert all(bytes_text(size) in bar for size in sizes) and "ms-fit-end" not in bar
     small = _bench().devices.get("esp32-s3-n16r8")
     over = fit(dense(_model().architecture), small, 2**20, "F32")
     end = re.search(r"left:([\d.]+)%", tile(view(device=small, fit=over), "fit"))
@@ -206,7 +208,7 @@ def test_the_bar_is_to_scale_and_its_parts_are_named() -> None:
      ({"blocks": [1, 2], "attention": [], "mlp": []}, None), ({"blocks": [], "attention": [], "mlp": []}, None)],
 )  # fmt: skip
 def test_the_block_that_a_click_changed(now: dict[str, list[int]], block: int | None) -> None:
-    assert presenters.changed_block({"blocks": [], "attention": [], "mlp": []}, now) == block
+    assert map_model.changed_block({"blocks": [], "attention": [], "mlp": []}, now) == block
 
 
 @pytest.mark.parametrize(
@@ -222,18 +224,18 @@ def test_before_a_model_is_open_everything_can_be_drawn() -> None:
     empty = nothing()
     assert tiles(empty).count('data-state="stale"') == 5
     assert "No model is open" in presenters.status(empty)
-    assert presenters.fit_table(empty) == recipe_words.removed_text(empty) == ""
+    assert fit_table(empty) == recipe_words.removed_text(empty) == ""
     assert map_model.block_map_model(empty)["blocks"] == 0
-    assert presenters.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
-    assert presenters.ratios(empty) is None and not any(presenters.buttons(empty).values())
-    assert "before a model is open" in presenters.chart_note(empty, "")
+    assert map_model.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
+    assert map_model.ratios(empty) is None
+    assert "before a model is open" in charts.chart_note(empty, "")
 
 
 def test_the_fit_table_adds_up_and_labels_every_row() -> None:
     shown = view()
-    table = presenters.fit_table(shown)
+    table = fit_table(shown)
     assert shown.fit is not None
-    for words in (presenters.bytes_text(shown.fit.needed_bytes), presenters.bytes_text(shown.fit.capacity_bytes)):
+    for words in (bytes_text(shown.fit.needed_bytes), bytes_text(shown.fit.capacity_bytes)):
         assert words in table
     rows = re.findall(r"<tr.*?</tr>", table)
     assert len(rows) == len(shown.fit.weights) + 5
@@ -258,17 +260,9 @@ def test_the_status_names_the_next_step() -> None:
     assert presenters.next_step(view()) != presenters.next_step(nothing())
 
 
-def test_buttons_follow_what_can_be_done() -> None:
-    fresh, edited = presenters.buttons(view()), presenters.buttons(view(RemoveBlocks(blocks=(1,))))
-    assert not fresh["undo"] and not fresh["reset"] and fresh["analyse"] and fresh["export"] and not fresh["cancel"]
-    assert edited["undo"] and edited["reset"] and not edited["redo"]
-    assert not presenters.buttons(view(job=job()))["analyse"]
-    assert presenters.buttons(view(can_cancel=True))["cancel"]
-
-
 def test_the_map_shows_decisions_and_kept_shares() -> None:
     shown = view(RemoveBlocks(blocks=(3,)), RemoveAttention(blocks=(1,)), PruneNeurons(removed={0: tuple(range(40))}))
-    assert presenters.decisions(shown) == {"blocks": [3], "attention": [1], "mlp": []}
+    assert map_model.decisions(shown) == {"blocks": [3], "attention": [1], "mlp": []}
     model = map_model.block_map_model(shown)
     assert model["width"] == [0.5, 1.0, 1.0, 1.0] and model["heads"] == [1.0] * 4
     assert model["analysed"] is False and model["block"] == [None] * 4
@@ -287,14 +281,14 @@ def test_the_slider_shows_the_ratio_that_was_asked_for_if_it_is_the_one_in_force
         origin = ChosenBy(method="maw", budget=budget)  # type: ignore[arg-type]
         return view(PruneNeurons(removed=dict.fromkeys(range(4), tuple(range(removed))), chosen_by=origin))
 
-    assert presenters.ratios(view()) == (112, 112)
-    assert presenters.ratios(view(pending_ratio=0.6)) == (60, 112)
-    assert presenters.ratios(narrowed(40)) == (56, 112)
-    assert presenters.ratios(narrowed(40, expansion_ratio=0.5, divisor=1)) == (56, 112), "that would be another width"
-    assert presenters.ratios(narrowed(48, expansion_ratio=0.5, divisor=16)) == (50, 112)
-    assert presenters.ratios(narrowed(48, expansion_ratio=0.46, divisor=32)) == (46, 112), "rounded to the divisor"
-    assert presenters.ratios(narrowed(40, expansion_ratio=0.5, divisor=0)) == (56, 112)
-    assert presenters.ratios(narrowed(40, expansion_ratio="x" * 50)) == (56, 112)  # type: ignore[arg-type]
+    assert map_model.ratios(view()) == (112, 112)
+    assert map_model.ratios(view(pending_ratio=0.6)) == (60, 112)
+    assert map_model.ratios(narrowed(40)) == (56, 112)
+    assert map_model.ratios(narrowed(40, expansion_ratio=0.5, divisor=1)) == (56, 112), "that would be another width"
+    assert map_model.ratios(narrowed(48, expansion_ratio=0.5, divisor=16)) == (50, 112)
+    assert map_model.ratios(narrowed(48, expansion_ratio=0.46, divisor=32)) == (46, 112), "rounded to the divisor"
+    assert map_model.ratios(narrowed(40, expansion_ratio=0.5, divisor=0)) == (56, 112)
+    assert map_model.ratios(narrowed(40, expansion_ratio="x" * 50)) == (56, 112)  # type: ignore[arg-type]
 
 
 def test_a_screen_reader_is_told_what_changes_and_no_numbers_that_tick() -> None:
@@ -307,7 +301,7 @@ def test_a_screen_reader_is_told_what_changes_and_no_numbers_that_tick() -> None
         assert presenters.spoken(failed) == "" and 'role="alert"' in presenters.status(failed)
     assert 'role="status"' not in presenters.status(view(job=job()))
     done = view(estimate=replace(ESTIMATE, windows=ESTIMATE.of_windows), measured=True)
-    assert presenters.spoken(done).startswith(f"Perplexity {presenters.number_text(ESTIMATE.perplexity)}. ")
+    assert presenters.spoken(done).startswith(f"Perplexity {number_text(ESTIMATE.perplexity)}. ")
     assert "Perplexity" not in presenters.spoken(replace(done, measured=False))
 
 
@@ -315,9 +309,9 @@ def test_charts_before_the_analysis_are_a_sentence() -> None:
     for name in charts.NAMES:
         figure = charts.figure(name, view(), "cfsp_fine", "entropy")
         assert figure is None
-    assert "press Analyse" in presenters.chart_note(view(), "")
-    assert "when the analysis is done" in presenters.chart_note(view(job=job()), "")
-    assert presenters.chart_note(view(), "<table>") == "<table>"
+    assert "press Analyse" in charts.chart_note(view(), "")
+    assert "when the analysis is done" in charts.chart_note(view(job=job()), "")
+    assert charts.chart_note(view(), "<table>") == "<table>"
 
 
 def test_scores_of_the_weights_alone_can_be_drawn_at_once() -> None:

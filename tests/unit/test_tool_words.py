@@ -36,9 +36,12 @@ from tests.unit.test_presenters import ESTIMATE, job, tile, view
 from ui import inputs
 from ui.presenters import charts
 from ui.presenters import recipe as recipe_words
+from ui.presenters import ship as ship_words
 from ui.presenters import status as presenters
-from ui.presenters import suggest as tool_words
 from ui.presenters import suggest_form as forms
+from ui.presenters.compensate import compensation_text
+from ui.presenters.scan import scan_text
+from ui.presenters.text import bytes_text
 
 TEXT = TextReference(source="embedded", fingerprint="x", window=16, windows=4)
 LOCKS = {"protect_blocks"}  # the map has them, not the form
@@ -164,32 +167,32 @@ def compensated(*entries: Entry, hows: tuple[str, ...] = ("least_squares",), **c
 
 def test_what_a_compensation_reached_is_said_in_words() -> None:
     entries = (entry(0, "mlp", True, 0.4, 0.1), entry(1, "mlp", False, 0.2, 0.2), entry(2, "run", True, 0.8, 0.3))
-    said = tool_words.compensation_text(compensated(*entries, hows=("least_squares", "linear_patch")))
+    said = compensation_text(compensated(*entries, hows=("least_squares", "linear_patch")))
     assert "Least squares: applied in 1 of 2 places, where it helps; mean error 30% → 15% of the output." in said
     assert "Linear patch: applied in 1 of 1 place, where it helps; mean error 80% → 30% of the output." in said
     assert "64 tokens of the embedded text" in said and said.count("<tr>") == 4 and "left out" in said
-    assert "nothing is narrowed" in tool_words.compensation_text(compensated())
-    assert "no run of removed blocks" in tool_words.compensation_text(compensated(hows=("linear_patch",)))
-    assert "Bias: added in 4 places." in tool_words.compensation_text(compensated(hows=("bias",)))
-    assert tool_words.compensation_text(view()) == ""
+    assert "nothing is narrowed" in compensation_text(compensated())
+    assert "no run of removed blocks" in compensation_text(compensated(hows=("linear_patch",)))
+    assert "Bias: added in 4 places." in compensation_text(compensated(hows=("bias",)))
+    assert compensation_text(view()) == ""
 
 
 def test_a_compensation_that_is_not_computed_is_said_everywhere() -> None:
     running = compensated(compensated=None, compensating=True, measuring=True, measured=False)
     assert "out of date, compensating" in tile(running, "perplexity")
-    assert "Being computed on 64 tokens" in tool_words.compensation_text(running)
+    assert "Being computed on 64 tokens" in compensation_text(running)
     missing = compensated(compensated=None, measured=False, job=job("cancelled", title="Compensating"))
     assert missing.uncompensated and not running.uncompensated and not compensated().uncompensated
     assert "its compensation is not computed" in tile(missing, "perplexity")
     assert 'data-state="stale"' in tile(replace(missing, estimate=None), "perplexity")
     assert "the recipe is kept: compute it" in presenters.status(missing)
-    assert "not computed" in tool_words.compensation_text(missing)
+    assert "not computed" in compensation_text(missing)
 
 
 def test_a_hostile_source_is_escaped() -> None:
     hostile = TextReference(source="<img src=x>${x}", fingerprint="x", window=16, windows=4)
     shown = view(NARROW, Compensate(how="bias", text=hostile))
-    said = tool_words.compensation_text(replace(shown, compensating=True))
+    said = compensation_text(replace(shown, compensating=True))
     assert "<img" not in said and "${" not in said
 
 
@@ -206,12 +209,12 @@ def scanned(predicted: bool = True, text: TextChoice = TextChoice()) -> Scanned:
 
 
 def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
-    said = tool_words.scan_text(scanned())
+    said = scan_text(scanned())
     expected = rank_correlation(torch.tensor([1.0, 0.2, 0.3, 0.1]), torch.tensor([2.0, 0.1, -0.2, 0.3]))
     assert f"blocks 1.00 (first order {expected:.2f}), MLPs 1.00 (first order 0.50)" in said
     assert "measured on 1,020 tokens" in said
-    assert "predictions are missing" in tool_words.scan_text(scanned(predicted=False))
-    assert tool_words.scan_text(None) == ""
+    assert "predictions are missing" in scan_text(scanned(predicted=False))
+    assert scan_text(None) == ""
     figure = charts.figure("predicted", view(scanned=scanned()), "maw", "x")
     assert [trace.name for trace in figure.data] == [
         "Block, measured", "Block, predicted", "MLP, measured", "MLP, predicted"
@@ -220,7 +223,7 @@ def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
     assert list(figure.data[3].customdata) == pytest.approx([3.0, -0.1, 0.5])
     assert len(charts.figure("predicted", view(scanned=scanned(False)), "maw", "x").data) == 2
     assert charts.figure("predicted", view(), "maw", "x") is None
-    assert "measure every removal" in presenters.chart_note(view(), "", "predicted")
+    assert "measure every removal" in charts.chart_note(view(), "", "predicted")
 
 
 def test_the_scale_of_the_chart_keeps_order_and_sign() -> None:
@@ -249,19 +252,14 @@ def test_scans_of_one_text_are_joined() -> None:
 def test_a_build_says_its_size_before_and_what_it_is_afterwards() -> None:
     before = view(RemoveBlocks(blocks=(1,)))
     assert before.structure is not None and before.history is not None
-    size = presenters.bytes_text(4 * before.structure.parameters)
-    assert f"about {size}" in tool_words.build_text(before) and "in float32" in tool_words.build_text(before)
+    size = bytes_text(4 * before.structure.parameters)
+    assert f"about {size}" in ship_words.build_text(before) and "in float32" in ship_words.build_text(before)
     packed = Archive(Path("/x/tiny-1.zip"), "tiny-1", before.history.current.key, 1_234_567, 5_000_000, True)
     after = replace(before, packed=packed)
-    assert "Built: 1.2 M parameters, 5.0 MB; transformers loads it as it is." in tool_words.build_text(after)
+    assert "Built: 1.2 M parameters, 5.0 MB; transformers loads it as it is." in ship_words.build_text(after)
     assert (
-        tool_words.download_label(after) == "Download tiny-1.zip (5.0 MB)" and tool_words.download_label(before) == ""
+        ship_words.download_label(after) == "Download tiny-1.zip (5.0 MB)" and ship_words.download_label(before) == ""
     )
     mixed = replace(before, packed=replace(packed, plain=False, recipe="another"))
-    assert "trust_remote_code=True" in tool_words.build_text(mixed) and "earlier recipe" in tool_words.build_text(mixed)
-    assert size in tool_words.build_text(mixed), "what the recipe in force would be"
-
-
-def test_the_tools_wait_for_a_model_and_for_each_other() -> None:
-    assert all(presenters.buttons(view())[name] for name in ("suggest", "scan", "build"))
-    assert not any(presenters.buttons(view(job=job()))[name] for name in ("suggest", "scan", "build"))
+    assert "trust_remote_code=True" in ship_words.build_text(mixed) and "earlier recipe" in ship_words.build_text(mixed)
+    assert size in ship_words.build_text(mixed), "what the recipe in force would be"

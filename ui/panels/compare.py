@@ -1,15 +1,14 @@
-"""Compare: steps, everything tried, and two pinned recipes: components, handlers, events."""
+"""Steps, everything tried, and two pinned recipes beside each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import gradio as gr
 
 from surgery.session.view import Pin, View
-from ui.handlers import Update, as_it_is
-from ui.panels.read import ReadHandlers
+from ui.panel import Panel, Shown, Wire, button
 from ui.presenters import compare as compare_words
 from ui.tabs import Tab
 from ui.theme import PLAIN
@@ -18,60 +17,43 @@ from ui.widgets.picker import Picker
 PINS: tuple[Pin, ...] = ("a", "b")
 
 
-def compare_fields(parts: dict[str, Any]) -> None:
+class Compare(Panel):
     """The drawing and the steps, the pins and their table."""
-    with gr.Row():
-        with gr.Column(min_width=300):
-            parts["tried"] = Picker(elem_id="tried")
-        with gr.Column(min_width=300):
-            parts["steps"] = Picker(elem_id="steps")
-    with gr.Row(elem_classes="ms-actions"):
-        for pin in PINS:
-            parts[f"pin_{pin}"] = gr.Button(
-                f"Pin as {pin.upper()}", elem_id=f"pin-{pin}", interactive=False, size="md", scale=0, min_width=0
-            )
-    parts["pinned"] = gr.HTML(elem_id="pinned", **PLAIN)
 
+    title = "Compare"
 
-class CompareHandlers(ReadHandlers):
-    """The page's handlers, those of Compare included."""
+    def fields(self) -> None:
+        """Two pictures beside each other, two buttons, the table."""
+        with gr.Row():
+            with gr.Column(min_width=300):
+                self.tried = self.shows(Picker(elem_id="tried"))
+            with gr.Column(min_width=300):
+                self.steps = self.shows(Picker(elem_id="steps"))
+        with gr.Row(elem_classes="ms-actions"):
+            self.pins = {
+                pin: self.shows(button(f"Pin as {pin.upper()}", f"pin-{pin}", interactive=False)) for pin in PINS
+            }
+        self.pinned = self.shows(gr.HTML(elem_id="pinned", **PLAIN))
 
-    def pin(self, place: Pin) -> Callable[..., Update]:
-        """The handler of one pin."""
+    def events(self, wire: Wire) -> None:
+        """Pin the recipe in force; go to one that was tried."""
+        for pin, pressed in self.pins.items():
+            wire.on(pressed.click, partial(_pin, place=pin))
+        for picker in (self.tried, self.steps):
+            wire.on(picker.input, lambda tab, key: tab.session.go_to(key), picker)
 
-        def press(identity: str, *picks: str) -> Update:
-            return self._answer(identity, lambda tab: tab.session.pin(place), picks)
-
-        return press
-
-    def go_to(self, identity: str, key: str, *picks: str) -> Update:
-        """Back, or on, to a recipe that was tried."""
-        return self._answer(identity, lambda tab: tab.session.go_to(key), picks)
-
-    def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
-        yield from super()._values(tab, view)
-        yield "tried", compare_words.drawing(view), _content
-        yield "steps", compare_words.steps(view), _content
-        yield "pinned", compare_words.pinned_text(view), as_it_is
+    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
+        """What was tried, and what is pinned."""
+        yield Shown(self.tried, gr.update(content=compare_words.drawing(view)))
+        yield Shown(self.steps, gr.update(content=compare_words.steps(view)))
+        yield Shown(self.pinned, compare_words.pinned_text(view))
         now = view.history.current.key if view.history is not None else None
-        for pin in PINS:
-            yield f"pin_{pin}", (now is not None, now is not None and view.compared.pins.get(pin) == now, pin), _pin
+        for pin, pressed in self.pins.items():
+            held = now is not None and view.compared.pins.get(pin) == now
+            words = f"{'Let go of' if held else 'Pin as'} {pin.upper()}"
+            yield Shown(pressed, gr.update(value=words, interactive=now is not None))
 
 
-def _content(html: str) -> Any:
-    return Picker(content=html)
-
-
-def _pin(state: tuple[bool, bool, str]) -> Any:
-    able, held, pin = state
-    return gr.Button(f"{'Let go of' if held else 'Pin as'} {pin.upper()}", interactive=able)
-
-
-def connect_compare(
-    handlers: CompareHandlers, inputs: Callable[..., list[Any]], shown: list[Any], quiet: dict[str, Any]
-) -> None:
-    """Which handler answers which event of the panel; the arguments are those of `connect_ship`."""
-    for pin in PINS:
-        handlers.parts[f"pin_{pin}"].click(handlers.pin(pin), inputs(), shown, **quiet)
-    for name in ("tried", "steps"):
-        handlers.parts[name].input(handlers.go_to, inputs(name), shown, **quiet)
+def _pin(tab: Tab, place: Pin) -> None:
+    """Pin the recipe in force, or let go of it."""
+    tab.session.pin(place)

@@ -1,9 +1,8 @@
-"""Read: a prompt answered by the dense and the cut model: components, handlers, and which answers which event."""
+"""A prompt, answered by the dense and by the cut model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import gradio as gr
 
@@ -11,70 +10,54 @@ from surgery.errors import InputError
 from surgery.evaluation.generation import has_chat_template
 from surgery.evaluation.sampling import MOST_TOKENS, Sampling
 from surgery.session.view import View
-from ui.handlers import Update, as_it_is
-from ui.panels.keep import KeepHandlers
+from ui.panel import Panel, Shown, Wire, button
 from ui.presenters import read as read_words
+from ui.presenters.status import can_start
 from ui.tabs import Tab
 from ui.theme import PLAIN
 
-FIELDS = ("prompt", "chat", "tokens", "temperature", "top_p", "seed")
 
-
-def read_fields(parts: dict[str, Any]) -> None:
+class Read(Panel):
     """The prompt, how tokens are drawn, the button, and the answers."""
-    parts["reading_prompt"] = gr.Textbox(
-        read_words.EXAMPLE, label="Prompt", lines=3, max_lines=3, elem_id="read-prompt"
-    )
-    parts["reading_chat"] = gr.Checkbox(
-        False, label="Ask it in a conversation (chat template)", interactive=False, elem_id="read-chat"
-    )
-    with gr.Accordion("More", open=False, elem_id="read-more"), gr.Row():
-        for name, label, value, digits in (
-            ("tokens", f"Tokens to write (up to {MOST_TOKENS})", Sampling.tokens, 0),
-            ("temperature", "Temperature (0: likeliest)", Sampling.temperature, None),
-            ("top_p", "Top-p", Sampling.top_p, None),
-            ("seed", "Seed", Sampling.seed, 0),
-        ):
-            parts[f"reading_{name}"] = gr.Number(
-                value, label=label, precision=digits, elem_id=f"read-{name.replace('_', '-')}", min_width=130
-            )
-    with gr.Row(elem_classes="ms-actions"):
-        parts["read"] = gr.Button(
-            "Read", variant="primary", elem_id="read", interactive=False, size="md", scale=0, min_width=0
+
+    title = "Read"
+
+    def fields(self) -> None:
+        """The prompt, the sampling folded away, the answers."""
+        self.prompt = gr.Textbox(read_words.EXAMPLE, label="Prompt", lines=3, max_lines=3, elem_id="read-prompt")
+        chat = gr.Checkbox(
+            False, label="Ask it in a conversation (chat template)", interactive=False, elem_id="read-chat"
         )
-    parts["answers"] = gr.HTML(elem_id="answers", **PLAIN)
+        self.chat = self.shows(chat)
+        with gr.Accordion("More", open=False, elem_id="read-more"), gr.Row():
+            self.sampling = [
+                gr.Number(value, label=label, precision=digits, elem_id=f"read-{name}", min_width=130)
+                for name, label, value, digits in (
+                    ("tokens", f"Tokens to write (up to {MOST_TOKENS})", Sampling.tokens, 0),
+                    ("temperature", "Temperature (0: likeliest)", Sampling.temperature, None),
+                    ("top-p", "Top-p", Sampling.top_p, None),
+                    ("seed", "Seed", Sampling.seed, 0),
+                )
+            ]
+        with gr.Row(elem_classes="ms-actions"):
+            self.read = self.shows(button("Read", "read", variant="primary", interactive=False))
+        self.answers = self.shows(gr.HTML(elem_id="answers", **PLAIN))
 
+    def events(self, wire: Wire) -> None:
+        """Let both models answer."""
+        wire.on(self.read.click, _read, self.prompt, self.chat, *self.sampling)
 
-class ReadHandlers(KeepHandlers):
-    """The page's handlers, those of Read included."""
-
-    def read(self, identity: str, prompt: str, chat: bool, *rest: Any) -> Update:
-        """Let both models answer. `rest` are the numbers of the sampling, and the charts' choices."""
-        numbers, picks = rest[: len(FIELDS) - 2], rest[len(FIELDS) - 2 :]
-
-        def act(tab: Tab) -> None:
-            if any(number is None for number in numbers):
-                raise InputError("Fill in tokens, temperature, top-p and seed.")
-            tokens, temperature, top_p, seed = numbers
-            tab.session.read(prompt or "", bool(chat), Sampling(int(tokens), temperature, top_p, int(seed)))
-
-        return self._answer(identity, act, picks)
-
-    def _values(self, tab: Tab, view: View) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
-        yield from super()._values(tab, view)
-        yield "read", view.model is not None and not view.working, lambda able: gr.Button(interactive=able)
-        yield "answers", read_words.answers_text(view), as_it_is
+    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
+        """The answers, and whether the model knows conversations."""
+        yield Shown(self.read, gr.update(interactive=can_start(view)))
+        yield Shown(self.answers, read_words.answers_text(view))
         template = view.model is not None and has_chat_template(view.model.loaded.tokenizer)
-        yield "reading_chat", template, _chat
+        yield Shown(self.chat, gr.update(interactive=True) if template else gr.update(value=False, interactive=False))
 
 
-def _chat(template: bool) -> Any:
-    return gr.Checkbox(interactive=True) if template else gr.Checkbox(value=False, interactive=False)
-
-
-def connect_read(
-    handlers: ReadHandlers, inputs: Callable[..., list[Any]], shown: list[Any], quiet: dict[str, Any]
-) -> None:
-    """Which handler answers which event of the panel; the arguments are those of `connect_ship`."""
-    chosen = inputs(*(f"reading_{name}" for name in FIELDS))
-    handlers.parts["read"].click(handlers.read, chosen, shown, **quiet)
+def _read(tab: Tab, prompt: str, chat: bool, *numbers: float | None) -> None:
+    """Let both models answer; the numbers are those of the sampling."""
+    tokens, temperature, top_p, seed = numbers
+    if tokens is None or temperature is None or top_p is None or seed is None:
+        raise InputError("Fill in tokens, temperature, top-p and seed.")
+    tab.session.read(prompt or "", bool(chat), Sampling(int(tokens), temperature, top_p, int(seed)))

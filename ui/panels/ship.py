@@ -1,89 +1,114 @@
-"""The Ship panel: its components, and which handler answers which event."""
+"""Everything to take away: a verified folder, the way to the Hub, and the checkpoint alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, get_args
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from surgery.recipe.storage import GgufType
-from surgery.shipping.weights import AS_RECIPE, NONE
-from ui.panels.ship_handlers import ShipHandlers
+from surgery.session.view import View
+from surgery.shipping.weights import AS_RECIPE, NONE, ShipOptions, gguf_type
+from ui.panel import Panel, Shown, Wire, button, download_button, show_download
+from ui.presenters import ship as ship_words
+from ui.presenters.status import can_start
+from ui.tabs import Tab
 from ui.theme import PLAIN
 
 TYPES = [("As in the recipe", AS_RECIPE), ("No GGUF file", NONE), *((name, name) for name in get_args(GgufType))]
 
 
-def ship_fields(parts: dict[str, Any]) -> None:
-    """What goes in, the button, what was made, and the way to the Hub."""
-    with gr.Row():
-        parts["shipping_type"] = gr.Dropdown(
-            TYPES,
-            value=AS_RECIPE,
-            label="GGUF file",
-            info="For llama.cpp and Ollama: how its weights are stored.",
-            elem_id="ship-type",
-            scale=2,
-            min_width=220,
-        )
-        parts["shipping_checkpoint"] = gr.Checkbox(
-            True,
-            label="Checkpoint",
-            info="For transformers, in safetensors.",
-            elem_id="ship-checkpoint",
-            scale=3,
-            min_width=220,
-        )
-    with gr.Row(elem_classes="ms-actions"):
-        parts["ship"] = gr.Button(
-            "Ship and verify", variant="primary", elem_id="ship", interactive=False, size="md", scale=0, min_width=0
-        )
-        parts["ship_download"] = gr.DownloadButton(
-            visible=False, elem_id="ship-download", size="md", scale=0, min_width=0
-        )
-    parts["ship_note"] = gr.HTML(elem_id="ship-note", **PLAIN)
-    with gr.Accordion("Upload to the Hugging Face Hub", open=False, visible=False, elem_id="hub") as hub:
+class Ship(Panel):
+    """What goes in, what was made, the upload, and a build without the rest."""
+
+    title = "Ship"
+
+    def fields(self) -> None:
+        """The choices, the buttons, and what they made."""
         with gr.Row():
-            parts["shipping_repository"] = gr.Textbox(
-                label="Repository",
-                info="owner/name; made if it is not there.",
-                max_lines=1,
-                elem_id="ship-repository",
-                min_width=200,
+            self.type = gr.Dropdown(
+                TYPES,
+                value=AS_RECIPE,
+                label="GGUF file",
+                info="For llama.cpp and Ollama: how its weights are stored.",
+                elem_id="ship-type",
+                scale=2,
+                min_width=220,
             )
-            parts["shipping_token"] = gr.Textbox(
-                label="Token",
-                info="With the right to write. Used once, kept nowhere.",
-                type="password",
-                max_lines=1,
-                elem_id="ship-token",
-                min_width=200,
-            )
-            parts["shipping_private"] = gr.Checkbox(
-                True, label="Private", info="If it is made now.", elem_id="ship-private", min_width=120
+            self.checkpoint = gr.Checkbox(
+                True,
+                label="Checkpoint",
+                info="For transformers, in safetensors.",
+                elem_id="ship-checkpoint",
+                scale=3,
+                min_width=220,
             )
         with gr.Row(elem_classes="ms-actions"):
-            parts["push"] = gr.Button("Upload", elem_id="push", interactive=False, size="md", scale=0, min_width=0)
-    parts["hub"] = hub
+            self.ship = self.shows(button("Ship and verify", "ship", variant="primary", interactive=False))
+            self.ship_download = self.shows(download_button("ship-download"))
+        self.ship_note = self.shows(gr.HTML(elem_id="ship-note", **PLAIN))
+        self._hub_fields()
+        gr.HTML("<h3>Checkpoint only</h3>", elem_id="build-heading", **PLAIN)
+        self.build_note = self.shows(gr.HTML(elem_id="build-note", **PLAIN))
+        with gr.Row(elem_classes="ms-actions"):
+            self.build = self.shows(button("Build and download", "build", interactive=False))
+            self.download = self.shows(download_button("download", variant="primary"))
+
+    def _hub_fields(self) -> None:
+        with gr.Accordion("Upload to the Hugging Face Hub", open=False, visible=False, elem_id="hub") as hub:
+            with gr.Row():
+                self.repository = gr.Textbox(
+                    label="Repository",
+                    info="owner/name; made if it is not there.",
+                    max_lines=1,
+                    elem_id="ship-repository",
+                    min_width=200,
+                )
+                token = gr.Textbox(
+                    label="Token",
+                    info="With the right to write. Used once, kept nowhere.",
+                    type="password",
+                    max_lines=1,
+                    elem_id="ship-token",
+                    min_width=200,
+                )
+                self.token = self.shows(token)
+                self.private = gr.Checkbox(
+                    True, label="Private", info="If it is made now.", elem_id="ship-private", min_width=120
+                )
+            with gr.Row(elem_classes="ms-actions"):
+                self.push = self.shows(button("Upload", "push", interactive=False))
+        self.hub = self.shows(hub)
+
+    def events(self, wire: Wire) -> None:
+        """Ship, upload, build."""
+        wire.on(self.ship.click, _ship, self.type, self.checkpoint)
+        wire.on(self.push.click, self._push, self.repository, self.token, self.private)
+        wire.on(self.build.click, lambda tab: tab.session.build(Path(get_upload_folder())))
+
+    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
+        """What was made, and whether more can be."""
+        shipment, able = view.shipment, can_start(view)
+        yield Shown(self.ship, gr.update(interactive=able))
+        yield Shown(self.push, gr.update(interactive=able and shipment is not None))
+        yield Shown(self.ship_note, ship_words.ship_text(view))
+        yield Shown(self.ship_download, show_download(*ship_words.download(shipment)))
+        yield Shown(self.hub, gr.update(visible=shipment is not None))
+        yield Shown(self.build, gr.update(interactive=able))
+        yield Shown(self.build_note, ship_words.build_text(view))
+        path = None if view.packed is None else str(view.packed.path)
+        yield Shown(self.download, show_download(path, ship_words.download_label(view)))
+
+    def _push(self, tab: Tab, repository: str, token: str, private: bool) -> None:
+        """Upload the folder; the token leaves the page with this answer."""
+        tab.once[self.token] = ""
+        tab.session.push(repository, token, bool(private))
 
 
-def connect_ship(
-    handlers: ShipHandlers, inputs: Callable[..., list[Any]], shown: list[Any], quiet: dict[str, Any]
-) -> None:
-    """Which handler answers which event of the panel.
-
-    Args:
-        handlers: with all parts of the page.
-        inputs: the tab, the parts of those names, and the charts' choices.
-        shown: every part that a handler may send.
-        quiet: options of buttons.
-    """
-    parts = handlers.parts
-    parts["ship"].click(handlers.ship, inputs("shipping_type", "shipping_checkpoint"), shown, **quiet)
-    parts["push"].click(
-        handlers.push,
-        inputs("shipping_repository", "shipping_token", "shipping_private"),
-        [*shown, parts["shipping_token"]],
-        **quiet,
-    )
+def _ship(tab: Tab, type_name: str, checkpoint: bool) -> None:
+    """Make and verify the folder, where Gradio serves its zip file from without a copy."""
+    recipe = tab.session.recipe
+    tab.session.ship(ShipOptions(bool(checkpoint), gguf_type(recipe, type_name)), Path(get_upload_folder()))

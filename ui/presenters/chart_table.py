@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ui.presenters.status import escape
+from ui.presenters.text import escape
 
 
 def table(figure: Any, title: str) -> str:

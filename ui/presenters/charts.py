@@ -7,8 +7,9 @@ from typing import Any
 from analysis.figures import analysis as figures
 from analysis.importance import registry, similarity
 from surgery.session.view import View
-from ui.presenters import status as presenters
-from ui.presenters import suggest as tool_words
+from ui.presenters.map_widget import decisions
+from ui.presenters.scan import series
+from ui.presenters.text import escape
 
 NAMES = {
     "blocks": "Block influence",
@@ -18,6 +19,9 @@ NAMES = {
     "heads": "Heads",
     "predicted": "Predicted and measured",
 }
+NEURON_METHODS = [(entry.title, entry.name) for entry in registry.METHODS if entry.kind == "neurons"]
+DRAWN_METHODS = [(title, name) for title, name in NEURON_METHODS if not registry.method(name).needs_gradients]
+"""Those whose scores the analysis gives; gradients are gathered when a suggestion asks for them."""
 
 
 def needs_analysis(name: str, neuron_method: str) -> bool:
@@ -30,7 +34,7 @@ def key(name: str, view: View, neuron_method: str, head_statistic: str) -> tuple
     if name == "predicted":
         return name, view.scanned
     choice = {"neurons": neuron_method, "heads": head_statistic}.get(name)
-    removed = tuple(presenters.decisions(view)["blocks"]) if name == "blocks" else ()
+    removed = tuple(decisions(view)["blocks"]) if name == "blocks" else ()
     analysed = view.analysed.fingerprint if view.analysed is not None and view.statistics is not None else None
     return name, view.model.loaded.fingerprint if view.model else None, analysed, choice, removed
 
@@ -41,7 +45,7 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
     if model is None or (statistics is None and needs_analysis(name, neuron_method)):
         return None
     if name == "predicted":
-        return None if view.scanned is None else figures.predicted_and_measured(tool_words.series(view.scanned))
+        return None if view.scanned is None else figures.predicted_and_measured(series(view.scanned))
     if name == "neurons":
         method = registry.method(neuron_method, "neurons")
         if not model.knows(method, view.analysed):
@@ -51,7 +55,7 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
     assert statistics is not None  # checked above
     similarities = statistics.similarities
     if name == "blocks":
-        return figures.block_influence(similarity.block_influence(similarities), presenters.decisions(view)["blocks"])
+        return figures.block_influence(similarity.block_influence(similarities), decisions(view)["blocks"])
     if name == "sublayers":
         return figures.sublayer_influence(
             similarity.attention_influence(similarities), similarity.mlp_influence(similarities)
@@ -63,3 +67,17 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
         for block in statistics.blocks
     ]
     return figures.head_statistic(rows, head_statistic)
+
+
+def chart_note(view: View, table: str, name: str = "blocks") -> str:
+    """What stands below a chart: its table, or, where there is none, why."""
+    if table:
+        return table
+    words = "This chart shows what the analysis finds: press Analyse."
+    if name == "predicted":
+        words = "This chart compares what each removal costs with what the gradients predict: measure every removal."
+    if view.model is None:
+        words = "There is nothing to draw before a model is open."
+    elif view.working:
+        words = f"This chart is drawn when the {'measurement' if name == 'predicted' else 'analysis'} is done."
+    return f'<p class="ms-empty">{escape(words)}</p>'

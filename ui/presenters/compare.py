@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from surgery.session.view import Attempt, Tried, View
-from ui.presenters.status import bytes_text, count_text, escape, loss_text, number_text
-from ui.presenters.suggest import note
+from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
 """Of the drawing, and of its margins, in its own units."""

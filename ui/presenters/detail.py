@@ -1,4 +1,4 @@
-"""The numbers of one block in words: what it is, what is left of it, what it matters. Pure, like `presenters`."""
+"""The numbers of one block in words: what it is, what is left of it, what it matters. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from surgery.session.view import View
 from surgery.structure.removal import RemovalKind
 from surgery.structure.structure import BlockSpec
 from ui.presenters.detail_widget import block_of, specs_of
-from ui.presenters.status import count_text, escape, loss_text, number_text
-from ui.presenters.suggest import note
+from ui.presenters.text import count_text, escape, loss_text, note, number_text
 
 NONE = "none"
 """What the list of blocks sends for no block."""

@@ -1,4 +1,4 @@
-"""From a session's view to what the widget of one block shows and decides. Pure, like `presenters`."""
+"""From a session's view to what the widget of one block shows and decides. Pure."""
 
 from __future__ import annotations
 

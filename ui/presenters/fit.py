@@ -1,12 +1,19 @@
-"""From a session's view to the words and the table of "Make it fit". Pure, like `presenters`."""
+"""From a session's view to the memory on the device, itemised, and the words of "Make it fit". Pure."""
 
 from __future__ import annotations
 
 from surgery.errors import InputError
+from surgery.fit.fit import Fit
 from surgery.search.make_it_fit import Option
 from surgery.session.view import View
-from ui.presenters.status import bytes_text, count_text, escape, number_text
-from ui.presenters.suggest import note
+from ui.presenters.text import bytes_text, count_text, escape, note, number_text
+
+CLASSES = {"mlp": "MLP", "norms": "norms and biases"}
+RUNTIMES = {
+    "llama.cpp": "llama.cpp",
+    "transformers": "Python and transformers",
+    "microcontroller": "a program without an operating system",
+}
 
 
 def room_text(view: View) -> str:
@@ -74,3 +81,48 @@ def number_of(chosen: object) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 3:
         raise InputError("Choose one of the options from the list.")
     return int(text)
+
+
+def fit_table(view: View) -> str:
+    """The itemised memory of the edited model on the device."""
+    fit = view.fit
+    if fit is None or view.model is None:
+        return ""
+    items = [(f"Weights: {CLASSES.get(name, name)}", size, "arithmetic") for name, size in fit.weights.items()]
+    items += [
+        (f"KV cache, {fit.context:,} tokens in {fit.kv_type}", fit.kv_cache_bytes, "arithmetic"),
+        ("Activations, at their peak", fit.activation_bytes, "estimated"),
+        (f"Runtime: {RUNTIMES[fit.runtime]}", fit.overhead_bytes, "estimated"),
+    ]
+    largest = max(fit.capacity_bytes, fit.needed_bytes, 1)
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="ms-number">{bytes_text(size)}</td>'
+        f'<td><div class="ms-bar"><i style="width:{100 * size / largest:.2f}%"></i></div></td>'
+        f'<td class="ms-kind">{kind}</td></tr>'
+        for name, size, kind in items
+    )
+    total = (
+        f'<tr class="ms-total"><td>Needed</td><td class="ms-number">{bytes_text(fit.needed_bytes)}</td>'
+        '<td></td><td class="ms-kind">estimated</td></tr>'
+        f"<tr><td>Capacity of {escape(view.device.name)}, less what its system keeps</td>"
+        f'<td class="ms-number">{bytes_text(fit.capacity_bytes)}</td>'
+        '<td></td><td class="ms-kind">from the device file</td></tr>'
+    )
+    notes = escape(" ".join((_speed_words(fit), *fit.notes)))
+    return f'<table class="ms-table"><tbody>{rows}{total}</tbody></table><p class="ms-note">{notes}</p>'
+
+
+def _speed_words(fit: Fit) -> str:
+    speed = fit.speed
+    words = (
+        f"Decoding at most {speed.decode_bound:,.1f} tokens/s (bandwidth and compute), "
+        f"reading a prompt at most {speed.prefill_bound:,.0f} tokens/s (compute): upper bounds, estimated."
+    )
+    if speed.basis == "expected":
+        words = (
+            f"Expected of llama.cpp: decoding {speed.decode:,.1f} tokens/s, reading a prompt {speed.prefill:,.0f} "
+            f"tokens/s, estimated from what its kernels reach on a CPU. {words}"
+        )
+    if speed.energy_joules_per_token is not None:
+        words += f" Energy for each decoded token about {speed.energy_joules_per_token:.2g} J, estimated."
+    return words

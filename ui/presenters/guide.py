@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ui.presenters.status import escape
+from ui.presenters.text import escape
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from surgery.session.heal import NOTHING_CUT, cuts_of
 from surgery.session.view import View
-from ui.presenters.status import download_text
-from ui.presenters.suggest import note
+from ui.presenters.text import download_text, note
 
 METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
 TEXTS = [("Embedded calibration text", "embedded"), ("Pasted text", "pasted"), ("Uploaded file", "file")]

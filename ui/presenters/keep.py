@@ -1,4 +1,4 @@
-"""What the Keep panel says: the link, the ready recipes, the lines that reproduce. Pure, like `presenters`."""
+"""What the Keep panel says: the link, the ready recipes, the lines that reproduce. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from surgery.recipe.recipe import Recipe
 from surgery.session.reproduce import lines_of
 from surgery.session.view import View
-from ui.presenters.status import escape
-from ui.presenters.suggest import note
+from ui.presenters.text import escape, note
 
 
 def ready_choices(ready: Mapping[str, Recipe]) -> list[tuple[str, str]]:

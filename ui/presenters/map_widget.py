@@ -1,4 +1,4 @@
-"""From a session's view to what the block map shows. Pure, like `presenters`."""
+"""From a session's view to what the block map and the expansion ratio show. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from analysis.importance.similarity import attention_influence, block_influence, mlp_influence
-from analysis.model.architecture import Block
+from analysis.model.architecture import Block, Mlp
+from surgery.pruning.neurons import WidthBudget
+from surgery.recipe.recipe import Recipe
 from surgery.session.view import View
 from surgery.structure.choices import Choices
 from surgery.structure.removal import RemovalKind
@@ -118,3 +120,55 @@ def _sizes(structure: Structure) -> dict[int, tuple[int, int]]:
         )
         for spec in structure.blocks
     }
+
+
+def decisions(view: View) -> dict[str, list[int]]:
+    """The block map's value."""
+    if view.history is None:
+        return {"blocks": [], "attention": [], "mlp": []}
+    choices = Choices.of(view.history.current)
+    return {
+        "blocks": sorted(choices.blocks),
+        "attention": sorted(choices.attention - choices.blocks),
+        "mlp": sorted(choices.mlp - choices.blocks),
+    }
+
+
+def changed_block(before: dict[str, list[int]], now: dict[str, list[int]]) -> int | None:
+    """The one block in which two values of the block map differ; None if it is none or several."""
+    changed = {block for name, blocks in now.items() for block in set(blocks) ^ set(before.get(name, []))}
+    return changed.pop() if len(changed) == 1 else None
+
+
+def ratios(view: View, blocks: tuple[int, ...] | None = None) -> tuple[int, int] | None:
+    """The slider's value and maximum, in percent: the ratio that was asked for, and the source's widest.
+
+    Args:
+        view: what there is to show.
+        blocks: those that the slider narrows; all when None.
+    """
+    if view.structure is None or view.dense is None or view.history is None:
+        return None
+    most = math.ceil(100 * max(view.dense.expansion_ratios, default=0))
+    if view.pending_ratio is not None:
+        return min(round(100 * view.pending_ratio), most), most
+    narrowed = [spec for spec in view.structure.blocks if blocks is None or spec.source in blocks]
+    widest = max(narrowed or view.structure.blocks, key=lambda spec: len(spec.neurons))
+    source = view.structure.architecture.blocks[widest.source].mlp
+    if source is None or len(widest.neurons) == source.width:
+        return most, most
+    now = len(widest.neurons) / view.structure.architecture.hidden_size
+    asked = _asked_ratio(view.history.current, source, len(widest.neurons))
+    return max(1, min(round(100 * (now if asked is None else asked)), most)), most
+
+
+def _asked_ratio(recipe: Recipe, mlp: Mlp, width: int) -> float | None:
+    """The expansion ratio that was asked for; notes are not what counts, so it must give this very width."""
+    origin = Choices.of(recipe).origins.get("prune_neurons")
+    budget = origin.budget if origin else {}
+    asked, divisor = budget.get("expansion_ratio"), budget.get("divisor", 1)
+    if not isinstance(asked, int | float) or not isinstance(divisor, int):
+        return None
+    if not 0 < asked < 100 or not 0 < divisor <= mlp.width:
+        return None
+    return asked if WidthBudget("expansion_ratio", asked, divisor).width(mlp) == width else None

@@ -1,4 +1,4 @@
-"""From a session's view to the choices and words of the Quantise panel. Pure, like `presenters`."""
+"""From a session's view to the choices and words of the Quantise panel. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from surgery.recipe.edits import Eora
 from surgery.recipe.storage import GgufType, Quantize
 from surgery.session.view import View
 from surgery.shipping.download import file_name
-from ui.presenters.status import bytes_text, escape, number_text
-from ui.presenters.suggest import note
+from ui.presenters.text import bytes_text, escape, note, number_text
 
 AS_IT_IS = "none"
 CHOICES = [(PLAIN.title, AS_IT_IS), *((row.title, row.name) for row in FORMATS.values())]

@@ -1,12 +1,11 @@
-"""What the Read panel says: two answers beside each other, and where they part. Pure, like `presenters`."""
+"""What the Read panel says: two answers beside each other, and where they part. Pure."""
 
 from __future__ import annotations
 
 from surgery.evaluation.generation import Answer
 from surgery.session.read import READING
 from surgery.session.view import View
-from ui.presenters.status import escape
-from ui.presenters.suggest import note
+from ui.presenters.text import escape, note
 
 MOST_SHOWN = 120
 """Characters of the prompt that are repeated above the answers."""

@@ -1,10 +1,10 @@
-"""The line under the map: what a recipe leaves of the model, in words. Pure, like `presenters`."""
+"""The line under the map: what a recipe leaves of the model, in words. Pure."""
 
 from __future__ import annotations
 
 from surgery.pruning.recipe_summary import recipe_words
 from surgery.session.view import View
-from ui.presenters.status import escape
+from ui.presenters.text import escape
 
 
 def removed_text(view: View) -> str:

@@ -12,9 +12,10 @@ from surgery.session.view import View
 from ui.presenters import compare as compare_words
 from ui.presenters import keep as keep_words
 from ui.presenters import recipe as recipe_words
-from ui.presenters import status as presenters
+from ui.presenters.fit import fit_table
 from ui.presenters.heal import words as heal_words
-from ui.presenters.status import escape
+from ui.presenters.status import summary
+from ui.presenters.text import escape
 from ui.presenters.tiles import tiles
 
 STYLE = """
@@ -44,10 +45,10 @@ def report(view: View, when: datetime) -> str:
     text = "a pasted text" if view.text.content is not None else f"“{Path(view.text.source).name}”"
     protocol = f"Measured on {text}, {view.text.windows} windows of {view.text.window} tokens, each by itself, float32."
     sections = (
-        ("Model", f"<p>{escape(presenters.summary(view))}</p>"),
+        ("Model", f"<p>{escape(summary(view))}</p>"),
         ("Recipe", recipe_words.removed_text(view) + f'<pre class="ms-lines">{escape(_recipe(view))}</pre>'),
         ("Numbers", tiles(view) + f'<p class="ms-note">{escape(protocol)}</p>'),
-        ("Memory on the device", presenters.fit_table(view)),
+        ("Memory on the device", fit_table(view)),
         ("Healing", heal_words(view) if view.healed is not None else ""),
         ("Everything tried", compare_words.drawing(view) + compare_words.steps(view)),
         ("Compared", compare_words.pinned_text(view) if view.compared.pins else ""),

@@ -1,14 +1,14 @@
-"""From a session's view to the words about what was shipped. Pure, like `presenters`."""
+"""From a session's view to the words about what was shipped or built. Pure."""
 
 from __future__ import annotations
 
 from surgery.evaluation.estimate import perplexity_of
 from surgery.session.view import View
+from surgery.shipping.download import checkpoint_bytes
 from surgery.shipping.record import Part
 from surgery.shipping.shipment import Shipment
 from surgery.shipping.verify import Difference
-from ui.presenters.status import bytes_text, count_text, download_text, escape, number_text
-from ui.presenters.suggest import note
+from ui.presenters.text import bytes_text, count_text, download_text, escape, note, number_text
 
 WHAT = (
     "Makes a folder with the model, its recipe, a model card with these numbers, checksums and a Modelfile for Ollama; "
@@ -68,3 +68,30 @@ def download(shipment: Shipment | None) -> tuple[str | None, str]:
     if shipment is None:
         return None, ""
     return str(shipment.zip), download_text(shipment.zip, shipment.bytes)
+
+
+def build_text(view: View) -> str:
+    """How large a build would be, or what the last one is."""
+    if view.model is None or view.structure is None or view.history is None:
+        return ""
+    dtype = next(iter(view.model.architecture.bytes_by_dtype))
+    size = bytes_text(checkpoint_bytes(view.model, view.structure))
+    count = count_text(view.structure.parameters)
+    words = f"The recipe makes a checkpoint of about {size} ({count} parameters in {dtype})."
+    packed = view.packed
+    if packed is None:
+        return note(words)
+    loads = (
+        "transformers loads it as it is"
+        if packed.plain
+        else "its blocks differ, so transformers loads it with trust_remote_code=True and the file that is inside"
+    )
+    old = "" if packed.recipe == view.history.current.key else " It was built from an earlier recipe."
+    return note(f"Built: {count_text(packed.parameters)} parameters, {bytes_text(packed.bytes)}; {loads}.{old}") + (
+        note(words) if old else ""
+    )
+
+
+def download_label(view: View) -> str:
+    """What the download button says."""
+    return "" if view.packed is None else download_text(view.packed.path, view.packed.bytes)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from surgery.evaluation.estimate import Estimate
 from surgery.fit.fit import Fit
 from surgery.session.view import Attempt, View
-from ui.presenters.status import bytes_text, count_text, escape, loss_text, number_text
+from ui.presenters.text import bytes_text, count_text, escape, loss_text, number_text
 
 DAMAGE = (
     (0.02, "no difference that one reads"),

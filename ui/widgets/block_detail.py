@@ -1,16 +1,13 @@
-"""One block by hand: its heads by KV group, switched off by a click, and its neurons as a strip that is narrowed.
-
-The widget knows only JSON. What the person decided about the block travels in ``value``; what the page knows of it
-(statistics, scores) travels in the read-only prop ``model``, which the browser never posts back.
-"""
+"""One block by hand: its heads by KV group, switched off by a click, and its neurons as a strip that is narrowed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import ClassVar, TypedDict
 
 import gradio as gr
+
+from ui.widgets.json_widget import JsonWidget
 
 MOST_UNITS = 2**16
 """Heads that a value may list."""
@@ -63,66 +60,24 @@ def _number(item: object, name: str) -> int:
     return item
 
 
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-class BlockDetail(gr.HTML):
+class BlockDetail(JsonWidget):
     """Heads by KV group as buttons and neurons as a strip with a boundary, worked by pointer or keyboard.
 
-    Listen with ``.input(..., trigger_mode="always_last", show_progress="hidden")``; a drag is one event. Handlers
-    update it with ``BlockDetail(value=...)``, ``BlockDetail(model=...)`` or both at once. Without a block it is empty.
-    It looks like the block map, whose style sheet it shares.
+    Its value is a `Cut`, its model is of `ui.presenters.detail_widget`. Without a block it is empty. It looks like the
+    block map, whose style sheet it shares.
     """
 
-    def __init__(
-        self,
-        value: Cut | None = None,
-        *,
-        model: Mapping[str, Any] | None = None,
-        label: str | None = None,
-        visible: bool = True,
-        elem_id: str | None = None,
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | tuple[int | str, ...] | None = None,
-    ) -> None:
-        """Make the widget: `value` holds the decision, `model` what is shown (see `ui.presenters.detail_widget`)."""
-        super().__init__(
-            value=no_block() if value is None else value,
-            model={"block": None} if model is None else dict(model),
-            label=label,
-            html_template=_asset("block_detail.html"),
-            css_template=_asset("block_map.css") + _asset("block_detail.css"),
-            js_on_load=_asset("block_detail.js"),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-        )
+    HTML, CSS, JS = "block_detail.html", ("block_map.css", "block_detail.css"), "block_detail.js"
+    BLANK: ClassVar = {"block": None}
 
-    def preprocess(self, payload: object) -> Cut:  # type: ignore[override]
-        """The decision that the browser posted, checked; an empty widget posts nothing."""
-        return no_block() if payload is None else clean(payload)
-
-    def postprocess(self, value: object) -> Cut:  # type: ignore[override]
-        """The decision on its way to the browser, checked in the same way; None shows no block."""
-        return no_block() if value is None else clean(value)
-
-    def api_info(self) -> dict[str, Any]:
-        """The JSON schema of the value."""
-        return {"type": "object"}
-
-    def example_payload(self) -> Cut:
-        """A value as it is posted."""
+    def nothing(self) -> Cut:
+        """No block is shown."""
         return no_block()
 
-    def example_value(self) -> Cut:
-        """A value as a handler returns it."""
-        return no_block()
+    def checked(self, value: object) -> Cut:
+        """The decision on one block.
+
+        Raises:
+            gr.Error: it is none.
+        """
+        return clean(value)

@@ -1,16 +1,13 @@
-"""The clickable map of a model's blocks: one column per block, its attention and its MLP switched off by a click.
-
-The map knows only JSON. What the person decided travels in ``value``; what the page knows about the model
-(influences, kept shares) travels in the read-only prop ``model``, which the browser never posts back.
-"""
+"""The clickable map of a model's blocks: one column per block, its attention and its MLP switched off by a click."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypedDict
 
 import gradio as gr
+
+from ui.widgets.json_widget import JsonWidget
 
 
 class Decisions(TypedDict):
@@ -74,72 +71,33 @@ def _indices(items: object, name: str, blocks: int) -> set[int]:
     return set(items)
 
 
-def _asset(kind: str) -> str:
-    """The text of the file beside this module that holds the widget's html, css or js."""
-    return Path(__file__).with_suffix(f".{kind}").read_text(encoding="utf-8")
-
-
-class BlockMap(gr.HTML):
+class BlockMap(JsonWidget):
     """Blocks x {attention, MLP} as tiles that are clicked, dragged over or driven by the keyboard.
 
-    Listen with ``.input(..., trigger_mode="always_last", show_progress="hidden")``; a drag is one event.
-    Handlers update it with ``BlockMap(value=...)``, ``BlockMap(model=...)`` or both at once. To hide it, hide the
-    column around it: Gradio 6.31 drops the props of a `gr.HTML` that itself went through ``visible=False``.
+    Its value are `Decisions`, its model a `BlockMapModel`. To hide it, hide the column around it: Gradio 6.31 drops the
+    props of a `gr.HTML` that itself went through ``visible=False``.
     """
 
-    def __init__(
-        self,
-        value: Decisions | Callable[..., Decisions] | None = None,
-        *,
-        model: BlockMapModel | None = None,
-        label: str | None = None,
-        visible: bool = True,
-        elem_id: str | None = None,
-        elem_classes: list[str] | str | None = None,
-        scale: int | None = None,
-        min_width: int | None = None,
-        render: bool = True,
-        key: int | str | tuple[int | str, ...] | None = None,
-    ) -> None:
-        """Make the map: `value` holds the decisions, `model` what is shown (see `BlockMapModel`)."""
-        super().__init__(
-            value=nothing_removed() if value is None else value,
-            model={"blocks": 0} if model is None else model,
-            label=label,
-            html_template=_asset("html"),
-            css_template=_asset("css"),
-            js_on_load=_asset("js"),
-            apply_default_css=False,
-            visible=visible,
-            elem_id=elem_id,
-            elem_classes=elem_classes,
-            scale=scale,
-            min_width=min_width,
-            render=render,
-            key=key,
-        )
+    HTML, CSS, JS = "block_map.html", ("block_map.css",), "block_map.js"
+    BLANK: ClassVar = {"blocks": 0}
 
     @property
     def block_count(self) -> int:
         """How many blocks the model on the map has."""
         return int(self.props["model"].get("blocks", 0))
 
-    def preprocess(self, payload: object) -> Decisions:  # type: ignore[override]
-        """The decisions that the browser posted, checked; a cleared map posts nothing."""
-        return nothing_removed() if payload is None else clean(payload, self.block_count)
+    def nothing(self) -> Decisions:
+        """Nothing is removed."""
+        return nothing_removed()
 
-    def postprocess(self, value: object) -> Decisions:  # type: ignore[override]
-        """The decisions on their way to the browser, checked in the same way; None removes nothing."""
-        return nothing_removed() if value is None else clean(value, self.block_count)
+    def checked(self, value: object) -> Decisions:
+        """Decisions on the blocks of the model on the map.
+
+        Raises:
+            gr.Error: they are none.
+        """
+        return clean(value, self.block_count)
 
     def api_info(self) -> dict[str, Any]:
         """The JSON schema of the value."""
         return {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "integer"}}}
-
-    def example_payload(self) -> Decisions:
-        """A value as it is posted."""
-        return nothing_removed()
-
-    def example_value(self) -> Decisions:
-        """A value as a handler returns it."""
-        return nothing_removed()

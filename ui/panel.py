@@ -1,0 +1,163 @@
+"""What a panel of the page is: its fields, its events, and what it shows. No panel knows another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ClassVar, NamedTuple
+
+import gradio as gr
+
+from surgery.session.view import View
+from surgery.workbench.workbench import Workbench
+from ui.tabs import Tab
+
+# Past Gradio's queue: it costs two more requests an event, and what takes long is a job of the core's own.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+LAST = {**QUIET, "trigger_mode": "always_last"}
+
+Update = dict[Any, Any]
+"""What a handler sends: new values by component."""
+
+
+class Shown(NamedTuple):
+    """What a component shows now. It is sent if the browser does not have it yet."""
+
+    component: Any
+    value: Any
+    """Its value, or a `gr.update` of it."""
+    send: Callable[[], Any] | None = None
+    """Makes what is sent, where that is not the value itself."""
+    hand: Any = None
+    """Of a component that a hand moves (see `Panel.moves`): what the browser reports of it when it shows this."""
+
+    def sent(self) -> Any:
+        """What is sent."""
+        if self.send is not None:
+            return self.send()
+        return dict(self.value) if isinstance(self.value, dict) else self.value  # Gradio empties what it is given
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Connects the events of a panel.
+
+    Args:
+        tab: the component that holds a tab's id.
+        shown: every component that an answer may update.
+        answer: does something with a tab of that id; what has changed.
+        ask: reads something from a tab of that id.
+    """
+
+    tab: Any
+    shown: list[Any]
+    answer: Callable[[str, Callable[[Tab], None]], Update]
+    ask: Callable[[str, Callable[[Tab], str]], str]
+
+    def on(self, events: Any, action: Callable[..., None], *fields: Any, last: bool = False) -> None:
+        """Let an action answer events.
+
+        Args:
+            events: one, or a list of them.
+            action: gets the tab and what the fields hold.
+            fields: components.
+            last: of several events only the last one counts, as for fields that are moved or typed into.
+        """
+
+        @wraps(action)
+        def answer(identity: str, *values: Any) -> Update:
+            return self.answer(identity, lambda tab: action(tab, *values))
+
+        gr.on(events, answer, [self.tab, *fields], self.shown, **(LAST if last else QUIET))
+
+    def fetch(self, event: Any, read: Callable[[Tab], str], into: Any) -> Any:
+        """Let an event put a text into a component, for a script that follows; the event's dependency."""
+
+        @wraps(read)
+        def answer(identity: str) -> str:
+            return self.ask(identity, read)
+
+        return event(answer, [self.tab], [into], **QUIET)
+
+
+class Panel:
+    """One part of the page, with components of its own.
+
+    Args:
+        bench: the workbench that the page's sessions share.
+    """
+
+    title: ClassVar[str] = ""
+    """Of the panel's tab, where it stands in a row of tabs."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.outputs: list[Any] = []
+        """The components that `values` may yield."""
+        self.moved: list[Any] = []
+        """Those of them that a hand moves."""
+
+    def shows(self, component: Any) -> Any:
+        """Declare a component that an answer may update; the component itself."""
+        self.outputs.append(component)
+        return component
+
+    def moves(self, component: Any) -> Any:
+        """Declare one that a hand moves as well: the browser reports it, and it is put right if it shows another value
+        than the last that was sent.
+        """
+        self.moved.append(component)
+        return self.shows(component)
+
+    def fields(self) -> None:
+        """Make the components, inside of the Gradio context that is open."""
+        raise NotImplementedError
+
+    def events(self, wire: Wire) -> None:
+        """Say what answers which event."""
+
+    def values(self, tab: Tab, view: View) -> Iterable[Shown]:
+        """What the panel shows of a tab."""
+        return ()
+
+    def start(self, tab: Tab, kept: Any) -> None:
+        """A page was loaded: take up what its browser has kept.
+
+        Raises:
+            InputError: something of it makes no sense.
+        """
+
+    def ended(self, sentence: str) -> Update:
+        """Say that the tab's session is gone."""
+        return {}
+
+
+def button(words: str, name: str, **options: Any) -> Any:
+    """A button as wide as its words."""
+    return gr.Button(words, elem_id=name, size="md", scale=0, min_width=0, **options)
+
+
+def download_button(name: str, **options: Any) -> Any:
+    """A button that gives a file; hidden until there is one."""
+    return gr.DownloadButton(visible=False, elem_id=name, size="md", scale=0, min_width=0, **options)
+
+
+def show_download(path: str | None, words: str) -> dict[str, Any]:
+    """Such a button with a file, or none."""
+    return gr.update(value=path, label=words, visible=path is not None)
+
+
+def show_choices(found: list[tuple[str, str]]) -> dict[str, Any]:
+    """A list with these choices, of which the first is chosen; hidden if there are none."""
+    return gr.update(choices=found, value=found[0][1] if found else None, visible=bool(found))
+
+
+def follow_text(chosen: Any, pasted: Any, upload: Any) -> None:
+    """Show the field for a pasted text, or for a file, when the list of texts says so."""
+    chosen.input(
+        lambda name: (gr.Textbox(visible=name == "pasted"), gr.File(visible=name == "file")),
+        chosen,
+        [pasted, upload],
+        **QUIET,
+    )
