@@ -131,7 +131,7 @@ def test_a_block_is_locked_and_the_map_shows_it(handlers: DetailHandlers, tab: t
     assert handlers.lock(identity, False, *PICKS)["map"].props["model"]["locked"] == []
     handlers.select(identity, "none", *PICKS)
     handlers.lock(identity, True, *PICKS)
-    assert made.session.locked == ()
+    assert made.session.state.locked == ()
 
 
 def test_the_map_is_coloured_otherwise(handlers: DetailHandlers, tab: tuple[str, Tab]) -> None:

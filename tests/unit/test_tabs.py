@@ -12,7 +12,7 @@ import pytest
 
 from surgery.errors import NoNetwork
 from surgery.recipe.texts import TextChoice
-from surgery.session.view import Target
+from surgery.session.state import Target
 from surgery.workbench import workbench
 from surgery.workbench.workbench import Workbench
 from tests.tiny_workbench import loaded
@@ -60,9 +60,9 @@ def opened(handlers: ToolHandlers, kept: Any = None) -> tuple[str, Tab]:
     identity = handlers.load(kept, *PICKS)["tab"]
     tab = handlers.sessions.get(identity)
     assert tab is not None
-    tab.session.text = TextChoice(window=16, windows=2)
+    tab.session.state.text = TextChoice(window=16, windows=2)
     until(lambda: tab.session.view().model is not None)
-    tab.session.calibration = TextChoice(window=16, windows=2, purpose="calibration")
+    tab.session.state.calibration = TextChoice(window=16, windows=2, purpose="calibration")
     settle(handlers, identity)
     return identity, tab
 
@@ -83,7 +83,7 @@ def settle(handlers: ToolHandlers, identity: str) -> dict[str, Any]:
     """Tick as the browser does until nothing is under way; everything that was sent."""
     tab, sent = handlers.sessions.get(identity), {}
     assert tab is not None
-    until(lambda: not (v := tab.session.view()).working and not v.measuring)
+    until(lambda: not (v := tab.session.view()).working and not v.measure.measuring)
     sent.update(tick(handlers, identity))
     return sent
 
@@ -224,7 +224,7 @@ def test_a_tab_may_be_closed_while_its_look_waits_for_a_number(
     handlers: ToolHandlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity, tab = opened(handlers)
-    monkeypatch.setattr(tab.session, "wait_for_number", lambda seconds: handlers.sessions.free(identity))
+    monkeypatch.setattr(tab.session.measure, "wait_for_number", lambda seconds: handlers.sessions.free(identity))
     answer, *inputs = shown(handlers, identity)
     assert handlers.tick(identity, answer, *inputs, *PICKS) is not None
     assert handlers.sessions.get(identity) is None
@@ -239,7 +239,7 @@ def test_an_unforeseen_error_is_one_sentence(handlers: ToolHandlers, monkeypatch
     def broken() -> None:
         raise ZeroDivisionError("secret path")
 
-    monkeypatch.setattr(tab.session, "reset", broken)
+    monkeypatch.setattr(tab.session.edit, "reset", broken)
     status = handlers.reset(identity, *PICKS)["status"]
     assert "Something unforeseen went wrong (ZeroDivisionError)" in status and "secret" not in status
 

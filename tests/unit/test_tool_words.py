@@ -31,8 +31,10 @@ from surgery.recipe.edits import (
     RemoveBlocks,
 )
 from surgery.recipe.texts import TextChoice
-from surgery.session.view import Scanned, View
+from surgery.session.scan import Scanned
+from surgery.session.view import View
 from surgery.shipping.download import Packed
+from tests.sessions import changed
 from tests.unit.test_presenters import ESTIMATE, job, tile, view
 from ui import inputs
 from ui.presenters import charts
@@ -160,7 +162,7 @@ def compensated(*entries: Entry, hows: tuple[str, ...] = ("least_squares",), **c
     shown = view(NARROW, *(Compensate(how=how, text=TEXT) for how in hows))  # type: ignore[arg-type]
     assert shown.structure is not None
     found = Compensated(replace(shown.structure, compensations=()), entries)
-    return replace(shown, **({"compensated": found} | changes))  # type: ignore[arg-type]
+    return changed(shown, **({"measure_compensated": found} | changes))
 
 
 def test_what_a_compensation_reached_is_said_in_words() -> None:
@@ -176,13 +178,15 @@ def test_what_a_compensation_reached_is_said_in_words() -> None:
 
 
 def test_a_compensation_that_is_not_computed_is_said_everywhere() -> None:
-    running = compensated(compensated=None, compensating=True, measuring=True, measured=False)
+    running = compensated(
+        measure_compensated=None, measure_compensating=True, measure_measuring=True, measure_measured=False
+    )
     assert "out of date, compensating" in tile(running, "perplexity")
     assert "Being computed on 64 tokens" in tool_words.compensation_text(running)
-    missing = compensated(compensated=None, measured=False, job=job("cancelled", title="Compensating"))
+    missing = compensated(measure_compensated=None, measure_measured=False, job=job("cancelled", title="Compensating"))
     assert missing.uncompensated and not running.uncompensated and not compensated().uncompensated
     assert "its compensation is not computed" in tile(missing, "perplexity")
-    assert 'data-state="stale"' in tile(replace(missing, estimate=None), "perplexity")
+    assert 'data-state="stale"' in tile(changed(missing, measure_estimate=None), "perplexity")
     assert "the recipe is kept: compute it" in presenters.status(missing)
     assert "not computed" in tool_words.compensation_text(missing)
 
@@ -190,7 +194,7 @@ def test_a_compensation_that_is_not_computed_is_said_everywhere() -> None:
 def test_a_hostile_source_is_escaped() -> None:
     hostile = TextReference(source="<img src=x>${x}", fingerprint="x", window=16, windows=4)
     shown = view(NARROW, Compensate(how="bias", text=hostile))
-    said = tool_words.compensation_text(replace(shown, compensating=True))
+    said = tool_words.compensation_text(changed(shown, measure_compensating=True))
     assert "<img" not in said and "${" not in said
 
 
@@ -213,13 +217,13 @@ def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
     assert "measured on 1,020 tokens" in said
     assert "predictions are missing" in tool_words.scan_text(scanned(predicted=False))
     assert tool_words.scan_text(None) == ""
-    figure = charts.figure("predicted", view(scanned=scanned()), "maw", "x")
+    figure = charts.figure("predicted", view(scan=scanned()), "maw", "x")
     assert [trace.name for trace in figure.data] == [
         "Block, measured", "Block, predicted", "MLP, measured", "MLP, predicted"
     ]  # fmt: skip
     assert list(figure.data[0].customdata) == [2.0, 0.1, -0.2, 0.3] and list(figure.data[2].x) == [0, 2, 3]
     assert list(figure.data[3].customdata) == pytest.approx([3.0, -0.1, 0.5])
-    assert len(charts.figure("predicted", view(scanned=scanned(False)), "maw", "x").data) == 2
+    assert len(charts.figure("predicted", view(scan=scanned(False)), "maw", "x").data) == 2
     assert charts.figure("predicted", view(), "maw", "x") is None
     assert "measure every removal" in presenters.chart_note(view(), "", "predicted")
 
@@ -228,13 +232,13 @@ def test_the_scale_of_the_chart_keeps_order_and_sign() -> None:
     values = [-3.0, -0.02, 0.0, 0.001, 0.02, 1.0, 8.0]
     bent = [figures._bent(value) for value in values]
     assert bent == sorted(bent) and bent[2] == 0 and figures._bent(-0.02) == -figures._bent(0.02)
-    ticks = charts.figure("predicted", view(scanned=scanned()), "maw", "x").layout.yaxis
+    ticks = charts.figure("predicted", view(scan=scanned()), "maw", "x").layout.yaxis
     assert list(ticks.tickvals) == [figures._bent(float(text)) for text in ticks.ticktext]
 
 
 def test_a_drawn_scan_is_drawn_again_when_there_is_another() -> None:
     one, other = scanned(), scanned(False)
-    keys = [charts.key("predicted", view(scanned=found), "maw", "x") for found in (one, one, other, None)]
+    keys = [charts.key("predicted", view(scan=found), "maw", "x") for found in (one, one, other, None)]
     assert keys[0] == keys[1] and keys[0] != keys[2] and keys[3] != keys[0]
 
 
@@ -253,12 +257,12 @@ def test_a_build_says_its_size_before_and_what_it_is_afterwards() -> None:
     size = presenters.bytes_text(4 * before.structure.parameters)
     assert f"about {size}" in tool_words.build_text(before) and "in float32" in tool_words.build_text(before)
     packed = Packed(Path("/x/tiny-1.zip"), "tiny-1", before.history.current.key, 1_234_567, 5_000_000, True)
-    after = replace(before, packed=packed)
+    after = replace(before, build=packed)
     assert "Built: 1.2 M parameters, 5.0 MB; transformers loads it as it is." in tool_words.build_text(after)
     assert (
         tool_words.download_label(after) == "Download tiny-1.zip (5.0 MB)" and tool_words.download_label(before) == ""
     )
-    mixed = replace(before, packed=replace(packed, plain=False, recipe="another"))
+    mixed = replace(before, build=replace(packed, plain=False, recipe="another"))
     assert "trust_remote_code=True" in tool_words.build_text(mixed) and "earlier recipe" in tool_words.build_text(mixed)
     assert size in tool_words.build_text(mixed), "what the recipe in force would be"
 
