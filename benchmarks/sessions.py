@@ -65,20 +65,21 @@ def headless(sessions: Sessions, narrowed: bool = False) -> Iterator[Work]:
     """Sessions that are worked by their methods; with `narrowed` each has MLPs of a width of its own as well."""
 
     def measured(view: View) -> bool:
-        return view.measured and not view.measuring and view.estimate is not None and view.estimate.complete
+        found = view.measure
+        return found.measured and not found.measuring and found.estimate is not None and found.estimate.complete
 
     def work(number: int) -> Close:
         identity = sessions.new()
         tab = sessions.get(identity)
         assert tab is not None
         session: Session = tab.session
-        session.open("default")
+        session.edit.open("default")
         wait_until(lambda: measured(session.view()))
-        session.analyse().wait(LONG)
-        session.switch(cut(number), [], [])
+        session.analyse.start().wait(LONG)
+        session.edit.switch(cut(number), [], [])
         wait_until(lambda: measured(session.view()))
         if narrowed:
-            session.narrow("maw", 2.5 - 0.1 * number, 32)
+            session.analyse.narrow("maw", 2.5 - 0.1 * number, 32)
             wait_until(lambda: measured(session.view()))
         return lambda: sessions.free(identity)
 

@@ -76,7 +76,7 @@ class Page:
     def settle(self, identity: str) -> dict[str, Any]:
         """Tick as the browser does when nothing is under way any more; what was sent."""
         tab = self.tab(identity)
-        until(lambda: not (view := tab.session.view()).working and not view.measuring)
+        until(lambda: not (view := tab.session.view()).working and not view.measure.measuring)
         return self.look(identity)
 
     def rest(self, identity: str) -> None:

@@ -87,7 +87,7 @@ class Handlers:
             return update
         with tab.lock:
             tab.compare(answer, dict(zip(self.moved, reported, strict=True)))
-        tab.session.wait_for_number(LONGEST_WAIT)  # rather than be asked again and again
+        tab.session.measure.wait_for_number(LONGEST_WAIT)  # rather than be asked again and again
         return self._answer(tab, lambda tab: None)  # even if it was closed meanwhile: nobody is to be told
 
     def answer(self, identity: str, action: Callable[[Tab], None]) -> Update:
@@ -131,7 +131,7 @@ class Handlers:
 
     def _values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """What the components show that nobody sees."""
-        waited = HEAVY_TICK if view.working and not view.measuring else BUSY_TICK
+        waited = HEAVY_TICK if view.working and not view.measure.measuring else BUSY_TICK
         seconds = waited if tab.session.busy or tab.overlapping else IDLE_TICK
         yield Shown(self.timer, seconds, lambda: gr.Timer(seconds, active=True))
         if view.history is not None:

@@ -10,7 +10,8 @@ from surgery.errors import InputError
 from surgery.pruning.budget import Budget, Rules
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
-from surgery.session.view import Target, View
+from surgery.session.state import Target
+from surgery.session.view import View
 from ui.presenters import suggest_form as forms
 
 LONGEST_PASTE = 2**20

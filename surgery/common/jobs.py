@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 import traceback
 import uuid
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from threading import Event, Lock
 from typing import Any, Literal
 
@@ -24,6 +26,27 @@ MESSAGES = 50
 """Messages a job remembers."""
 
 
+class JobKind(Enum):
+    """What a job is for. Titles are for people only; code asks for the kind."""
+
+    OPEN = auto()
+    ANALYSE = auto()
+    SUGGEST = auto()
+    SCAN = auto()
+    BUILD = auto()
+    FORECAST = auto()
+    HEAL = auto()
+    SHIP = auto()
+    PUSH = auto()
+    FIT = auto()
+    READ = auto()
+    COMPLETE = auto()
+    """Computes the compensations and the quantisation of a recipe."""
+    MEASURE = auto()
+    OTHER = auto()
+    """Work of which no session is told: a command, a call of the API."""
+
+
 @dataclass
 class Job:
     """One piece of work. Read by any thread; written by its own and by `cancel`."""
@@ -32,6 +55,7 @@ class Job:
     title: str
     lane: Lane
     state: State = "queued"
+    kind: JobKind = JobKind.OTHER
     progress: float = 0.0
     message: str = ""
     messages: deque[str] = field(default_factory=lambda: deque(maxlen=MESSAGES))
@@ -50,6 +74,12 @@ class Job:
     finished: float | None = None
     stop: Event = field(default_factory=Event)
     future: Future[None] | None = None
+    product_reference: weakref.ref[Any] | None = None
+
+    @property
+    def product(self) -> Any:
+        """The files that it makes; None if it makes none, or once nobody else holds them: finished jobs are kept."""
+        return None if self.product_reference is None else self.product_reference()
 
     @property
     def over(self) -> bool:
@@ -128,13 +158,31 @@ class JobRegistry:
             "live": ThreadPoolExecutor(live, thread_name_prefix="live"),
         }
 
-    def submit(self, title: str, work: Work, lane: Lane = "heavy") -> Job:
-        """Queue work and return its job at once."""
-        job = Job(uuid.uuid4().hex, title, lane)
+    def submit(
+        self,
+        title: str,
+        work: Work,
+        lane: Lane = "heavy",
+        kind: JobKind = JobKind.OTHER,
+        product: object = None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> Job:
+        """Queue work and return its job at once.
+
+        Args:
+            title: what people are shown.
+            work: the function to run.
+            lane: which queue it waits in.
+            kind: what it is for.
+            product: the files that it makes. The job does not keep them alive.
+            ended: called by the job's thread when the job is over.
+        """
+        reference = None if product is None else weakref.ref(product)
+        job = Job(uuid.uuid4().hex, title, lane, kind=kind, product_reference=reference)
         with self._lock:
             self._jobs[job.id] = job
             self._forget()
-        job.future = self._pools[lane].submit(_run, job, work)
+        job.future = self._pools[lane].submit(_run, job, work, ended)
         return job
 
     def get(self, identity: str | None) -> Job | None:
@@ -169,7 +217,7 @@ class JobRegistry:
             del self._jobs[identity]
 
 
-def _run(job: Job, work: Work) -> None:
+def _run(job: Job, work: Work, ended: Callable[[], None]) -> None:
     job.started = time.monotonic()
     job.state = "running"
     state: State = "done"
@@ -195,5 +243,6 @@ def _run(job: Job, work: Work) -> None:
     finally:
         job.finished = time.monotonic()
         job.state = state
+        ended()
         if job.lane == "heavy" and hasattr(psutil, "heap_trim"):  # not every C library can
             psutil.heap_trim()  # what a job let go of stays with the C library else, and adds up over many people's

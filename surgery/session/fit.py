@@ -1,31 +1,68 @@
-"""Making a person's model fit the device: how much room there is, and options that fit, measured."""
+"""How a person's model fits the device: sizes, the room there is, and options that fit, measured."""
 
 from __future__ import annotations
 
-from surgery.common.jobs import Context, Job
+from dataclasses import dataclass, replace
+
+from surgery.common.jobs import Context, Job, JobKind
 from surgery.errors import InputError
+from surgery.fit.fit import Fit, fit
 from surgery.fit.room import Room, room_on
-from surgery.fit.weight_types import type_of_edit
+from surgery.fit.weight_types import WeightType, type_of_edit
+from surgery.recipe.recipe import Recipe
+from surgery.recipe.texts import TextChoice
 from surgery.search.make_it_fit import Fitting, make_it_fit
-from surgery.session.ship import ShippingSession
-from surgery.session.view import Fitted, Target
+from surgery.session.edit import SessionEdit
+from surgery.session.jobs import SessionJobs
+from surgery.session.state import SessionState, Target
 from surgery.structure.structure import Structure
-from surgery.workbench.workbench import Workbench
+from surgery.workbench.open_model import OpenModel
+
+MOST_FITS = 400
+"""Sizes of structures that are remembered."""
 
 
-class FittingSession(ShippingSession):
-    """See the module.
+@dataclass(frozen=True)
+class Fitted:
+    """Options that fit a target, and what they were asked of."""
 
-    Args:
-        bench: what all sessions share.
-    """
+    fingerprint: str
+    """Of the model."""
+    target: Target
+    text: TextChoice
+    """That was measured on."""
+    asked: Recipe
+    fitting: Fitting
 
-    def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench)
+    def of(self, model: OpenModel, target: Target, text: TextChoice) -> bool:
+        """Whether they hold for that model, device, context and text: the weight type is what they choose."""
+        same = replace(self.target, type=target.type) == target
+        return same and (self.fingerprint, self.text) == (model.loaded.fingerprint, text)
+
+
+@dataclass(frozen=True)
+class FitView:
+    """Sizes on the device in force; None before a model is open."""
+
+    now: Fit | None = None
+    """Of the recipe in force."""
+    dense: Fit | None = None
+    room: Room | None = None
+    """What the device has room for."""
+    found: Fitted | None = None
+    """Options that fit the device, if they were looked for."""
+
+
+class SessionFit:
+    """Works out sizes for the session's target, and looks for options that fit it."""
+
+    def __init__(self, state: SessionState, jobs: SessionJobs, edit: SessionEdit) -> None:
+        self.state, self.jobs, self.edit = state, jobs, edit
         self._fitted: Fitted | None = None
         self._room: tuple[tuple[str, Target], Room] | None = None
+        self._fits: dict[tuple[str, Target, str], Fit] = {}
 
-    def make_it_fit(self) -> Job:
+    def start(self) -> Job:
         """Look for types and smaller models that fit the target, and measure them (as a job).
 
         What has been measured is kept when the rest is cancelled.
@@ -33,13 +70,14 @@ class FittingSession(ShippingSession):
         Raises:
             InputError: no model is open, or another job is under way.
         """
-        model = self._need_model()
-        with self._lock:
-            recipe, target, text, calibration = self.recipe, self.target, self.text, self.calibration
-            device = self._device
+        state = self.state
+        model = state.need_model()
+        with state.lock:
+            recipe, target, text, calibration = self.edit.current_recipe(), state.target, state.text, state.calibration
+            device = state.device
 
             def work(job: Context) -> Fitted:
-                self._calibration_windows(model)  # the options' recipes name it
+                state.calibration_windows(model)  # the options' recipes name it
 
                 def fitted(fitting: Fitting) -> Fitted:
                     return Fitted(model.loaded.fingerprint, target, text, recipe, fitting)
@@ -54,12 +92,12 @@ class FittingSession(ShippingSession):
                     calibration=calibration,
                     report=job.report,
                     stop=job.stop,
-                    found=lambda fitting: self._finish_fitting(fitted(fitting)),
+                    found=lambda fitting: self._finish(fitted(fitting)),
                 )
-                self._finish_fitting(fitted(found))
+                self._finish(fitted(found))
                 return fitted(found)
 
-            return self._start("Making it fit", work)
+            return self.jobs.start(JobKind.FIT, "Making it fit", work)
 
     def take_option(self, number: int) -> None:
         """Make one of the found options the current recipe.
@@ -70,28 +108,55 @@ class FittingSession(ShippingSession):
         Raises:
             InputError: there is no such option.
         """
-        with self._lock:
+        with self.state.lock:
             options = self._fitted.fitting.options if self._fitted is not None else ()
             if not 1 <= number <= len(options):
                 raise InputError("Choose one of the options from the list.")
-            self.take(options[number - 1].recipe)
+            self.edit.take(options[number - 1].recipe)
 
-    def _finish_fitting(self, found: Fitted) -> None:
-        with self._lock:
-            self._fitted = found
-            self._changed()
+    def of(self, shape: Structure) -> Fit:
+        """A structure's sizes on the session's target; what a recipe quantises is counted as it says."""
+        target, device = self.state.target, self.state.device
+        key = (shape.key, target, device.name)
+        if key not in self._fits:
+            for oldest in list(self._fits)[: max(0, len(self._fits) - MOST_FITS)]:
+                del self._fits[oldest]
+            self._fits[key] = fit(shape, device, target.context, self._type(shape), target.kv_type)
+        return self._fits[key]
 
-    def _shown_fitting(self) -> Fitted | None:
-        found, model = self._fitted, self._model
-        return found if found is not None and model and found.of(model, self.target, self.text) else None
+    def take_over(self, job: Job) -> bool:
+        """Show the options of a search that was found again."""
+        if job.kind is not JobKind.FIT:
+            return False
+        if job.result is not None:
+            self._finish(job.result)
+        return True
 
-    def _shown_room(self, structure: Structure | None) -> Room | None:
+    def shown(self) -> FitView:
+        """Sizes, room and options for the target in force."""
+        state, found = self.state, self._fitted
+        structure, model = state.structure, state.model
+        holds = found is not None and model is not None and found.of(model, state.target, state.text)
+        return FitView(
+            now=self.of(structure) if structure else None,
+            dense=self.of(state.dense) if state.dense else None,
+            room=self._room_for(structure) if structure else None,
+            found=found if holds else None,
+        )
+
+    def _room_for(self, structure: Structure) -> Room:
         """What the device has room for; worked out once for a structure and a target."""
-        if structure is None:
-            return None
-        key = structure.key, self.target
+        target = self.state.target
+        key = structure.key, target
         if self._room is None or self._room[0] != key:
-            target, edit = self.target, structure.quantize
-            wanted = target.type if edit is None else type_of_edit(edit)
-            self._room = key, room_on(structure, self._device, target.context, wanted, target.kv_type)
+            room = room_on(structure, self.state.device, target.context, self._type(structure), target.kv_type)
+            self._room = key, room
         return self._room[1]
+
+    def _type(self, shape: Structure) -> str | WeightType:
+        return self.state.target.type if shape.quantize is None else type_of_edit(shape.quantize)
+
+    def _finish(self, found: Fitted) -> None:
+        with self.state.lock:
+            self._fitted = found
+            self.state.changed()

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 from analysis.model.modules import device_of
 from analysis.text import Text, make_windows
 from surgery.common.files import disk_errors, zip_folder
-from surgery.common.jobs import Context, Job
+from surgery.common.jobs import Context, Job, JobKind
 from surgery.errors import Cancelled, InputError
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Edit, Recipe
 from surgery.recipe.texts import TextChoice
-from surgery.session.edit import EditingSession
+from surgery.session.edit import SessionEdit
+from surgery.session.jobs import SessionJobs
+from surgery.session.state import SessionState
 from surgery.shipping.download import Download, file_name
 from surgery.structure.choices import AFTER_CUTS, Choices
-from surgery.structure.structure import Healing, Structure
+from surgery.structure.structure import Healing
 from surgery.workbench.open_model import OpenModel
-from surgery.workbench.workbench import Workbench
 
 if TYPE_CHECKING:  # the healing package takes seconds to import
     from surgery.healing.healer import Healer
@@ -30,8 +31,6 @@ HEALING_WINDOW = 512
 """Tokens in a window of the healing text."""
 MOST_WINDOWS = 4096
 HEAL_METHODS = ("lora", "distill")
-HEALING = "Healing"
-"""Title of the job."""
 NOTHING_CUT = "Nothing is cut, so there is nothing to heal: remove or narrow something first."
 
 
@@ -67,24 +66,32 @@ class AdapterFile:
     """Holds the file's folder."""
 
 
-class HealingSession(EditingSession):
-    """See the module.
+@dataclass(frozen=True)
+class HealView:
+    """The training that runs, and what the last ones have left."""
 
-    Args:
-        bench: what all sessions share.
-    """
+    progress: Progress | None = None
+    """Of the running training, also of one that was started before a reload."""
+    forecast: Forecast | None = None
+    """What the preset that was last asked about would do to the cuts in force."""
+    outcome: Outcome | None = None
+    """How the last training ended, while its result is in the recipe."""
+    adapter: AdapterFile | None = None
+    """The result of the recipe's healing as a file, if it was asked for."""
 
-    def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench)
+
+class SessionHeal:
+    """Heals the current cuts and puts the result into the recipe."""
+
+    def __init__(self, state: SessionState, jobs: SessionJobs, edit: SessionEdit) -> None:
+        self.state, self.jobs, self.edit = state, jobs, edit
         self._forecasted: Forecasted | None = None
         self._healed: HealedCuts | None = None
         self._adapter: AdapterFile | None = None
 
-    def close(self, stop_job: bool = True) -> None:
-        """Stop what still runs, see `JobHolder.close`, and let go of the adapter's file."""
-        super().close(stop_job)
-        with self._lock:
-            self._adapter = None
+    def close(self) -> None:
+        """Let go of the adapter's file."""
+        self._adapter = None
 
     def pack_adapter(self, base: Path | None = None) -> None:
         """Put the result of the recipe's healing into one file to take away. A session keeps one.
@@ -97,7 +104,7 @@ class HealingSession(EditingSession):
         """
         from surgery.training import results
 
-        model, healing = self._need_model(), self._need_editor().structure.healing
+        model, healing = self.state.need_model(), self.state.need_editor().structure.healing
         if healing is None:
             raise InputError("The recipe is not healed, so there is no adapter: heal first.")
         folder, _ = results.locate(healing)
@@ -105,9 +112,9 @@ class HealingSession(EditingSession):
         path = download.folder / f"{file_name(model.loaded.id)}-{healing.key}-adapter.zip"
         with disk_errors("The adapter cannot be written", "free some disk space"):
             zip_folder(folder, path)
-        with self._lock:
+        with self.state.lock:
             self._adapter = AdapterFile(path, path.stat().st_size, healing, download)
-            self._changed()
+            self.state.changed()
 
     def forecast(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
         """Say what a preset would do on this machine (as a job), from a short measurement.
@@ -127,9 +134,9 @@ class HealingSession(EditingSession):
             assert self._forecasted is not None
             return self._forecasted
 
-        return self._start("Asking what healing would do", work)
+        return self.jobs.start(JobKind.FORECAST, "Asking what healing would do", work)
 
-    def heal(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
+    def start(self, preset_name: str, method: str, text: TextChoice | None = None) -> Job:
         """Heal the current cuts (as a job), and put the result into the recipe as one step that can be undone.
 
         Cancelled during the training, the best state so far is kept; before it, nothing changes. The arguments and
@@ -145,8 +152,8 @@ class HealingSession(EditingSession):
 
             def publish(progress: Progress) -> None:
                 job.partial(progress)
-                with self._lock:
-                    self._changed()
+                with self.state.lock:
+                    self.state.changed()
                 job.report(progress.step / progress.steps, f"Step {progress.step} of {progress.steps}")
 
             healed = healer.run(publish, job.stop)
@@ -155,21 +162,46 @@ class HealingSession(EditingSession):
             results.remember(healed.recipe, healed.adapter, healed.student, healed.report())
             edit = heal_of(healed.recipe)
             result = HealedCuts(model.loaded.fingerprint, cuts_of(recipe), edit, healed.outcome)
-            self._finish_healing(result)
+            self._finish(result)
             return result
 
-        job = self._start(HEALING, work)
-        with self._lock:
+        with self.state.lock:
+            job = self.jobs.start(JobKind.HEAL, "Healing", work)
             self._healed = None
-        return job
+            return job
+
+    def take_over(self, job: Job) -> bool:
+        """Show a forecast that was found again, or put the result of a healing into the recipe."""
+        if job.kind not in (JobKind.FORECAST, JobKind.HEAL):
+            return False
+        if job.result is not None and job.kind is JobKind.FORECAST:
+            self._forecasted = job.result
+        elif job.result is not None:
+            self._finish(job.result)
+        return True
+
+    def shown(self) -> HealView:
+        """What is known of the cuts in force."""
+        job, editor, structure = self.jobs.job, self.state.editor, self.state.structure
+        training = job is not None and job.kind is JobKind.HEAL and not job.over
+        edits = editor.history.current.edits if editor is not None else ()
+        asked, healed, file = self._forecasted, self._healed, self._adapter
+        return HealView(
+            progress=job.partial if job is not None and training else None,
+            forecast=asked.forecast
+            if asked is not None and editor is not None and self._cuts() == asked.cuts
+            else None,
+            outcome=healed.outcome if healed is not None and healed.edit in edits else None,
+            adapter=file if file is not None and structure is not None and file.healing == structure.healing else None,
+        )
 
     def _to_heal(self, preset_name: str, method: str) -> tuple[OpenModel, Recipe]:
         from surgery.healing.presets import PRESETS
 
-        model, recipe = self._need_model(), self._need_editor().history.current
+        model, recipe = self.state.need_model(), self.state.need_editor().history.current
         if preset_name not in PRESETS:
             raise InputError(f"There is no preset {preset_name!r}: use one of {', '.join(PRESETS)}.")
-        self.bench.limits.check_minutes(PRESETS[preset_name].minutes)
+        self.state.bench.limits.check_minutes(PRESETS[preset_name].minutes)
         if method not in HEAL_METHODS:
             raise InputError(f"There is no way of healing {method!r}: use one of {', '.join(HEAL_METHODS)}.")
         if not cuts_of(recipe):
@@ -195,7 +227,7 @@ class HealingSession(EditingSession):
             given_text = Text(chosen.source, chosen.content)
             count = min(make_windows(tokenizer, given_text, HEALING_WINDOW).count, MOST_WINDOWS)
         healing = load_healing_text(tokenizer, chosen.source, HEALING_WINDOW, count, content=chosen.content)
-        check_apart(healing.documents, model.text(self.text).content)
+        check_apart(healing.documents, model.text(self.state.text).content)
         precision = best_precision(device_of(model.loaded.model))
         settings = {"steps": 1, "evaluate_every": 1, "precision": precision, **preset.settings}
         if method == "distill":
@@ -203,7 +235,7 @@ class HealingSession(EditingSession):
         reference = text_reference(healing.windows).model_dump()
         given = {"op": "heal", "method": method, "text": reference, **settings}
         edit = heal_of(recipe.with_edits(*recipe.edits, given))
-        texts = list(self._texts.values())
+        texts = list(self.state.texts.values())
 
         def healer_for(edit: Heal) -> Healer:
             return Healer(model, with_heal(recipe, edit), healing, texts, report=job.report, stop=job.stop)
@@ -211,47 +243,26 @@ class HealingSession(EditingSession):
         job.report(0.0, "Measuring the speed of a step")
         first = healer_for(edit)
         found = forecast(first, measure_speed(first), preset.minutes)
-        with self._lock:
+        with self.state.lock:
             self._forecasted = Forecasted(cuts_of(recipe), found)
-            self._changed()
+            self.state.changed()
         job.report(0.0, found.words)
         return healer_for(timed(edit, found))
 
-    def _shown_progress(self) -> Progress | None:
-        """Of the training that runs, also of one that was started before a reload."""
-        job = self._job
-        return job.partial if job is not None and job.title == HEALING and not job.over else None
+    def _cuts(self) -> tuple[Edit, ...]:
+        """The cuts in force."""
+        return Choices.of_edits(cuts_of(self.state.need_editor().history.current)).edits()
 
-    def _shown_outcome(self) -> Outcome | None:
-        """Of the last training, while its result is in the recipe."""
-        if self._healed is None or self._editor is None:
-            return None
-        there = self._healed.edit in self._editor.history.current.edits
-        return self._healed.outcome if there else None
-
-    def _shown_adapter(self, structure: Structure | None) -> AdapterFile | None:
-        """The file of the healing in force."""
-        known = self._adapter
-        return known if known is not None and structure is not None and known.healing == structure.healing else None
-
-    def _finish_healing(self, result: HealedCuts) -> None:
+    def _finish(self, result: HealedCuts) -> None:
         """Put a healing into the recipe if its cuts are still those that were healed."""
-        with self._lock:
-            model, editor = self._need_model(), self._need_editor()
+        with self.state.lock:
+            model, cuts = self.state.need_model(), self._cuts()
             self._healed = result
-            current = Choices.of_edits(cuts_of(editor.history.current)).edits()
-            if model.loaded.fingerprint != result.fingerprint or current != result.cuts:
-                self.error = "The cuts changed during the healing, so it was left out of the recipe: heal again."
-                self._changed()
+            if model.loaded.fingerprint != result.fingerprint or cuts != result.cuts:
+                self.state.error = "The cuts changed during the healing, so it was left out of the recipe: heal again."
+                self.state.changed()
                 return
-            self._edit(lambda editor: editor.change(lambda choices: choices.replaced(("heal",), (result.edit,))))
-
-    def _shown_forecast(self) -> Forecast | None:
-        """The last forecast, if it is of the cuts in force."""
-        if self._forecasted is None or self._editor is None:
-            return None
-        current = Choices.of_edits(cuts_of(self._editor.history.current)).edits()
-        return self._forecasted.forecast if current == self._forecasted.cuts else None
+            self.edit.apply(lambda editor: editor.change(lambda choices: choices.replaced(("heal",), (result.edit,))))
 
 
 def cuts_of(recipe: Recipe) -> tuple[Edit, ...]:

@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 
-from surgery.common.jobs import Context, Job
+from surgery.common.jobs import Context, Job, JobKind
 from surgery.errors import Cancelled
 from surgery.evaluation.generation import Answer, Writer, prompt_ids, side_by_side
 from surgery.evaluation.sampling import Sampling
 from surgery.pruning.recipe_summary import recipe_words
-from surgery.session.fit import FittingSession
+from surgery.session.edit import SessionEdit
+from surgery.session.jobs import SessionJobs
+from surgery.session.state import SessionState
 from surgery.structure.structure import Structure, dense
 from surgery.workbench.open_model import OpenModel
-from surgery.workbench.workbench import Workbench
-
-READING = "Reading"
-"""Title of the job."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,14 @@ class Reading:
     cut: Answer | None
 
 
-class ReadingSession(FittingSession):
-    """See the module.
+class SessionRead:
+    """Keeps the last answers."""
 
-    Args:
-        bench: what all sessions share.
-    """
-
-    def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench)
+    def __init__(self, state: SessionState, jobs: SessionJobs, edit: SessionEdit) -> None:
+        self.state, self.jobs, self.edit = state, jobs, edit
         self._reading: Reading | None = None
 
-    def read(self, prompt: str, chat: bool = False, sampling: Sampling | None = None) -> Job:
+    def start(self, prompt: str, chat: bool = False, sampling: Sampling | None = None) -> Job:
         """Let the dense and the cut model answer (as a job), a token each in turn. Cancelled, what was written stays.
 
         Args:
@@ -58,8 +52,8 @@ class ReadingSession(FittingSession):
         Raises:
             InputError: nothing is asked, it is too long, or another job is under way.
         """
-        model, drawing = self._need_model(), sampling or Sampling()
-        recipe = self.current_recipe()
+        model, drawing = self.state.need_model(), sampling or Sampling()
+        recipe = self.edit.current_recipe()
         structure = model.resolve(recipe)
         words = recipe_words(recipe, structure, dense(model.architecture))
         ids = prompt_ids(model.loaded.tokenizer, prompt, chat)
@@ -69,9 +63,9 @@ class ReadingSession(FittingSession):
             cut = answers[1] if recipe.edits else None
             reading = Reading(model.loaded.fingerprint, recipe.key, words, prompt, drawing, answers[0], cut)
             job.partial(reading)
-            with self._lock:
+            with self.state.lock:
                 self._reading = reading
-                self._changed()
+                self.state.changed()
             return reading
 
         def work(job: Context) -> Reading:
@@ -88,7 +82,22 @@ class ReadingSession(FittingSession):
                 job.report(max(answer.tokens for answer in answers) / drawing.tokens, "Writing")
             return reading
 
-        return self._start(READING, work)
+        return self.jobs.start(JobKind.READ, "Reading", work)
+
+    def take_over(self, job: Job) -> bool:
+        """Show the answers of a job that was found again; a cancelled one has no result, but what was written."""
+        if job.kind is not JobKind.READ:
+            return False
+        if job.partial is not None:
+            self._reading = job.partial
+        return True
+
+    def shown(self) -> Reading | None:
+        """The last answers of the open model, also those that are being written since before a reload."""
+        job, model, known = self.jobs.followed, self.state.model, self._reading
+        if job is not None and job.kind is JobKind.READ and job.partial is not None:
+            known = job.partial
+        return known if known and model and known.fingerprint == model.loaded.fingerprint else None
 
     def _cut_writer(
         self, job: Context, model: OpenModel, structure: Structure, ids: torch.Tensor, drawing: Sampling
@@ -96,14 +105,8 @@ class ReadingSession(FittingSession):
         from surgery.checkpoints.build import readable_model
 
         job.report(0.0, "Building the cut model")
-        done = model.complete(structure, self._texts_for(structure), job.report, job.stop).structure
+        done = model.complete(structure, self.state.texts_for(structure), job.report, job.stop).structure
         return self._writer(model, readable_model(model.loaded.model, model.architecture, done), ids, drawing)
 
     def _writer(self, model: OpenModel, reader: Any, ids: torch.Tensor, drawing: Sampling) -> Writer:
         return Writer(reader, model.loaded.tokenizer, ids, drawing, model.evaluator.turn)
-
-    def _shown_reading(self) -> Reading | None:
-        """The last answers of the open model, also those that are being written since before a reload."""
-        job = self._followed
-        known = job.partial if job is not None and isinstance(job.partial, Reading) else self._reading
-        return known if known and self._model and known.fingerprint == self._model.loaded.fingerprint else None

@@ -70,8 +70,7 @@ def _python(view: View, edited: bool, source: str) -> str:
     ]
     lines = [
         *(["from pathlib import Path", ""] if edited else []),
-        *(["from surgery.recipe.recipe import Recipe"] if edited else []),
-        "from surgery.recipe.texts import TextChoice; from surgery.workbench.workbench import Workbench",
+        f"from surgery import {'Recipe, ' if edited else ''}TextChoice, Workbench",
         "",
         f"model = Workbench().open({opening})",
         *(structure if edited else ["structure = model.evaluator.dense"]),

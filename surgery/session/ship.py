@@ -5,65 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from surgery.common.jobs import Context, Job
+from surgery.common.jobs import Context, Job, JobKind
 from surgery.common.progress import part_of
 from surgery.errors import InputError, VerificationFailed
-from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
-from surgery.session.heal import HealingSession
+from surgery.session.jobs import SessionJobs
+from surgery.session.state import SessionState
 from surgery.shipping.download import file_name
 from surgery.shipping.hub import push
 from surgery.shipping.origin import origin_of
 from surgery.shipping.ship_folder import ship
 from surgery.shipping.shipment import Shipment, ShippingDownload, pack_shipment
 from surgery.shipping.weights import ShipOptions
-from surgery.workbench.workbench import Workbench
 
 PUBLIC = ("embedded", "wikitext-2")
 """Texts, beside those of the Hub, whose tokens may go along with a folder."""
 
 
-class ShippingSession(HealingSession):
-    """See the module.
+class SessionShip:
+    """Ships the current recipe. A session keeps one shipment."""
 
-    Args:
-        bench: what all sessions share.
-    """
+    def __init__(self, state: SessionState, jobs: SessionJobs) -> None:
+        self.state, self.jobs = state, jobs
+        self._download: ShippingDownload | None = None
 
-    def __init__(self, bench: Workbench) -> None:
-        super().__init__(bench)
-        self._shipping: ShippingDownload | None = None
-
-    def attach(self, identity: str | None) -> bool:
-        """Follow a job that was started before the page was reloaded; whether it is still under way."""
-        attached = super().attach(identity)
-        found = self.bench.downloads.get(identity or "")
-        if attached and isinstance(found, ShippingDownload):
-            with self._lock:
-                self._shipping = found
-        return attached
-
-    def close(self, stop_job: bool = True) -> None:
-        """Stop what still runs, see `JobHolder.close`, and let go of the shipped files."""
-        super().close(stop_job)
-        with self._lock:
-            self._shipping = None
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe in force.
-
-        Raises:
-            InputError: no model is open.
-        """
-        return self._need_editor().history.current
-
-    @property
-    def shipment(self) -> Shipment | None:
-        """The last shipment, if it is complete."""
-        return self._shipping.shipment if self._shipping is not None else None
-
-    def ship(self, options: ShipOptions, base: Path | None = None) -> Job:
+    def start(self, options: ShipOptions, base: Path | None = None) -> Job:
         """Ship the current recipe (as a job), measured on the session's text. A session keeps one shipment.
 
         The measured text's token ids go along only if the text is a public one.
@@ -75,12 +41,13 @@ class ShippingSession(HealingSession):
         Raises:
             InputError: no model is open, or another job is under way.
         """
-        model = self._need_model()
-        with self._lock:
-            self._refuse_second_job()
-            recipe, text, texts = self.recipe, self.text, list(self._texts.values())
+        state = self.state
+        model = state.need_model()
+        with state.lock:
+            self.jobs.refuse_second()
+            recipe, text, texts = state.need_editor().history.current, state.text, list(state.texts.values())
             options = replace(options, keep_windows=options.keep_windows and is_public(text))
-            self._shipping = None  # its room is needed
+            self._download = None  # its room is needed
             download = ShippingDownload(base)
 
             def work(job: Context) -> None:
@@ -91,9 +58,8 @@ class ShippingSession(HealingSession):
                     raise VerificationFailed(error.message, error.verification) from None
                 download.shipment = pack_shipment(shipped, recipe.key, part_of(job.report, 0.9, 1.0))
 
-            job = self._start("Shipping", work)
-            self._shipping = self.bench.downloads[job.id] = download
-            return job
+            self._download = download
+            return self.jobs.start(JobKind.SHIP, "Shipping", work, download)
 
     def push(self, repository: str, token: str, private: bool = True) -> Job:
         """Upload the last shipment to the Hub (as a job).
@@ -106,9 +72,9 @@ class ShippingSession(HealingSession):
         Raises:
             InputError: nothing was shipped, there is no token, or another job is under way.
         """
-        with self._lock:
-            self._refuse_second_job()
-            download, shipment = self._shipping, self.shipment
+        with self.state.lock:
+            self.jobs.refuse_second()
+            download, shipment = self._download, self.shown()
             if download is None or shipment is None:
                 raise InputError("Nothing is shipped yet: make the folder first.")
             if not token.strip():
@@ -119,9 +85,24 @@ class ShippingSession(HealingSession):
                 address = push(folder, repository.strip(), token.strip(), private, job.report, job.stop)
                 download.shipment = replace(shipment, repository=address)
 
-            job = self._start("Uploading", work)
-            self.bench.downloads[job.id] = download
-            return job
+            return self.jobs.start(JobKind.PUSH, "Uploading", work, download)
+
+    def hold(self, job: Job) -> None:
+        """Keep the files of a job that is found again, which its own session may let go of."""
+        if job.kind in (JobKind.SHIP, JobKind.PUSH):
+            self._download = job.product
+
+    def take_over(self, job: Job) -> bool:
+        """Nothing is left to do: the files have been held since the job was found."""
+        return job.kind in (JobKind.SHIP, JobKind.PUSH)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._download = None
+
+    def shown(self) -> Shipment | None:
+        """The last shipment, if it is complete."""
+        return self._download.shipment if self._download is not None else None
 
 
 def is_public(text: TextChoice) -> bool:

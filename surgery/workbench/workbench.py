@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 from collections import OrderedDict
 from threading import Lock
-from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 import psutil
 
@@ -18,9 +16,6 @@ from surgery.models.loading import DEFAULT, Loaded, load
 from surgery.recipe.presets import ReadyRecipes
 from surgery.workbench.limits import Limits
 from surgery.workbench.open_model import OpenModel
-
-if TYPE_CHECKING:
-    from surgery.shipping.download import Download
 
 SHORT_OF_MEMORY = 0.15
 """Share of the machine's memory under which models that are not in use leave."""
@@ -42,8 +37,6 @@ class Workbench:
         self.devices = Devices()
         self.ready_recipes = ReadyRecipes()
         self.jobs = JobRegistry()
-        self.downloads: WeakValueDictionary[str, Download] = WeakValueDictionary()
-        """Builds by the id of the job that makes them; sessions hold them."""
         self._open: OrderedDict[tuple[str, str | None], OpenModel] = OrderedDict()
         self._lock = Lock()
         self._loading = Lock()

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from surgery.errors import UnknownModel
-from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
 from surgery.workbench import workbench
 from surgery.workbench.workbench import Workbench
-from tests.sessions import SMALL
+from tests.sessions import measured, opened
 from tests.tiny_workbench import loaded, open_model
 
 
@@ -30,8 +29,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbench]:
 
 
 @pytest.fixture
-def session(bench: Workbench) -> Session:
-    made = Session(bench)
-    made.text, made.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
-    made.adopt(open_model())
+def session(bench: Workbench, request: pytest.FixtureRequest) -> Session:
+    """Measured, on a tiny model of the family that a test file names in `FAMILY`."""
+    made = opened(bench, open_model(getattr(request.module, "FAMILY", "smollm")))
+    measured(made)
     return made

@@ -122,7 +122,7 @@ def test_a_block_is_locked_and_the_map_shows_it(page: Page, tab: tuple[str, Tab]
     assert page.fire("detail-lock", "input", identity, False)["map"].props["model"]["locked"] == []
     page.fire("detail-block", "input", identity, "none")
     page.fire("detail-lock", "input", identity, True)
-    assert made.session.locked == ()
+    assert made.session.state.locked == ()
 
 
 def test_the_map_is_coloured_otherwise(page: Page, tab: tuple[str, Tab]) -> None:

@@ -14,7 +14,7 @@ from surgery.recipe.edits import ArrangeBlocks, MergeKvHeads, RemoveAttention, R
 from surgery.session.session import Session
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
-from tests.sessions import idle, measured
+from tests.sessions import changed, idle, measured
 from tests.unit.test_session_detail import on
 from ui.presenters import detail as detail_words
 from ui.presenters import detail_widget as detail_model
@@ -25,7 +25,7 @@ def edited(bench: Workbench, family: str, *edits: Any) -> View:
     session = on(bench, family)
     model = session.view().model
     assert model is not None
-    session.take(model.recipe(*edits))
+    session.edit.take(model.recipe(*edits))
     return session.view()
 
 
@@ -55,8 +55,8 @@ def test_the_list_of_blocks_is_read_with_care() -> None:
 
 
 def test_the_numbers_of_a_block_and_where_they_come_from(session: Session) -> None:
-    session.switch_heads(1, [0])
-    session.narrow_block(1, 60, "maw")
+    session.edit.switch_heads(1, [0])
+    session.analyse.narrow_block(1, 60, "maw")
     view = session.view()
     found = words(view, 1)
     assert found["Influence"] == ("not measured yet: press Analyse", "")
@@ -71,7 +71,7 @@ def test_the_numbers_of_a_block_and_where_they_come_from(session: Session) -> No
     assert "Measure every removal" in found["Without it"][0]
     text = detail_words.detail_text(view, 1)
     assert "<caption>Block 1 of 0 to 3</caption>" in text and text.count("<tr>") == len(found) + 1
-    session.analyse()
+    session.analyse.start()
     idle(session)
     influence, kind = words(session.view(), 1)["Influence"]
     assert influence.startswith("block 0.") or influence.startswith("block 1.")
@@ -79,22 +79,22 @@ def test_the_numbers_of_a_block_and_where_they_come_from(session: Session) -> No
 
 
 def test_a_scan_says_what_a_removal_cost_and_what_was_predicted(session: Session) -> None:
-    session.scan()
+    session.scan.start()
     idle(session)
     view = measured(session)
     block = detail_model.block_of(view, 2)
-    assert block is not None and view.scanned is not None
+    assert block is not None and view.scan is not None
     rows = list(detail_words.facts(view, block))
     removals = [row for row in rows if row[0].startswith("Without")]
     assert [name for name, _, _ in removals] == [
         f"Without {what}" for what in ("the block", "its attention", "its MLP") for _ in range(2)
     ]
-    estimate = view.scanned.scan.removals["blocks"][2]
+    estimate = view.scan.scan.removals["blocks"][2]
     assert estimate is not None
     assert f"loss {estimate.difference:+.3f}" in removals[0][1] and removals[0][2] == "measured on 45 tokens, dense"
     assert "second order" in removals[1][1] and removals[1][2] == "estimated from gradients"
-    only = replace(view.scanned, predicted=None, scan=replace(view.scanned.scan, removals={"mlp": [None] * 4}))
-    assert "Measure every removal" in words(replace(view, scanned=only), 2)["Without it"][0]
+    only = replace(view.scan, predicted=None, scan=replace(view.scan.scan, removals={"mlp": [None] * 4}))
+    assert "Measure every removal" in words(replace(view, scan=only), 2)["Without it"][0]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_heads_are_coloured_by_what_is_known(session: Session) -> None:
     assert shown("entropy")["values"] is None and shown("minitron_heads")["shades"] is None
     known = shown("magnitude_heads")
     assert len(known["values"]) == 9 and min(known["shades"]) == 0 and max(known["shades"]) == 1
-    session.analyse()
+    session.analyse.start()
     idle(session)
     for title, name in detail_model.COLOURS:
         found = shown(name)
@@ -171,12 +171,12 @@ def test_neurons_are_ranked_as_they_would_be_cut(session: Session) -> None:
         return widget_model(session.view(), 2, method, "entropy")["mlp"]
 
     assert shown("cfsp_fine")["ranked"] is False and "scores" not in shown("cfsp_fine")
-    session.narrow_block(2, 50, "vow")
+    session.analyse.narrow_block(2, 50, "vow")
     assert shown("vow")["chosen"] is True and shown("vow")["cut"] == [0.0] * 50 + [1.0] * 30
     other = shown("maw")
     assert other["chosen"] is False and sum(other["cut"]) == 30
     assert decision(session.view(), 2)["width"] == 50
-    assert decision(replace(session.view(), pending_widths={2: 33}), 2)["width"] == 33
+    assert decision(changed(session.view(), analyse_pending_widths={2: 33}), 2)["width"] == 33
 
 
 def test_a_wide_strip_is_sampled_and_its_scale_shows_every_column() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
 
 import pytest
 
-from surgery.common.jobs import MESSAGES, Context, Job, JobRegistry
+from surgery.common.jobs import MESSAGES, Context, Job, JobKind, JobRegistry
 from surgery.errors import Cancelled, TextError
 
 LONG = 20.0
@@ -115,6 +116,38 @@ def test_a_queued_job_that_is_cancelled_never_starts(registry: JobRegistry) -> N
     go.set()
     second.wait(LONG)
     assert second.state == "cancelled" and not ran.is_set()
+
+
+def test_a_job_does_not_keep_what_it_makes(registry: JobRegistry) -> None:
+    class Files:
+        pass
+
+    files = Files()
+    job = registry.submit("Making", lambda context: None, kind=JobKind.BUILD, product=files)
+    assert job.product is files and job.kind is JobKind.BUILD
+    job.wait(LONG)
+    assert job.product is files
+    del files
+    gc.collect()
+    assert job.product is None and registry.submit("Other", lambda context: None).product is None
+
+
+@pytest.mark.parametrize("error", [None, TextError("No."), KeyError("surprise"), Cancelled("Cancelled.")])
+def test_whoever_waits_is_told_once_a_job_is_over(registry: JobRegistry, error: Exception | None) -> None:
+    seen: list[bool] = []
+    made: list[Job] = []
+    known = Event()
+
+    def work(job: Context) -> None:
+        assert known.wait(LONG) and not seen
+        if error is not None:
+            raise error
+
+    job = registry.submit("Working", work, "live", ended=lambda: seen.append(made[0].over))
+    made.append(job)
+    known.set()
+    job.wait(LONG)
+    assert seen == [True]
 
 
 def test_cancelling_what_is_over_or_unknown_does_nothing(registry: JobRegistry) -> None:

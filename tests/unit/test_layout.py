@@ -25,8 +25,8 @@ ORDER = (
     "surgery.workbench",
     "surgery.pruning", "surgery.healing", "surgery.shipping", "surgery.search", "surgery.session", "surgery.cli",
     "surgery.__main__",
-    "ui", "ui.errors", "ui.theme", "ui.presenters", "ui.widgets", "ui.tabs", "ui.inputs", "ui.handlers", "ui.api",
-    "ui.panels", "ui.page",
+    "ui", "ui.errors", "ui.scripts", "ui.theme", "ui.tabs", "ui.presenters", "ui.widgets", "ui.inputs", "ui.api",
+    "ui.panel", "ui.panels", "ui.handlers", "ui.page",
     "app",
 )  # fmt: skip
 """Packages, and the files that stand beside them, from the lowest to the highest: each may import itself and lower

@@ -11,7 +11,7 @@ from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
 from surgery.workbench.limits import Limits, hosted, read_limits
 from surgery.workbench.workbench import Workbench
-from tests.sessions import SMALL, measured
+from tests.sessions import SMALL, measured, opened
 from tests.tiny_workbench import open_model
 
 
@@ -40,7 +40,7 @@ def test_a_value_that_makes_no_sense_names_its_variable(name: str, value: str) -
 @pytest.mark.parametrize("source", ["owner/name", "/etc/passwd", "model.gguf", "../default"])
 def test_only_allowed_models_are_opened(source: str) -> None:
     session = Session(Workbench(limits=Limits(models=frozenset({"default"}))))
-    job = session.open(source)
+    job = session.edit.open(source)
     assert job is not None
     job.wait(30)
     assert job.state == "failed" and job.error == "This server opens only default: choose one of them."
@@ -56,9 +56,7 @@ def test_a_hosted_server_opens_no_paths(source: str) -> None:
 
 
 def session_with(**limits: Any) -> Session:
-    made = Session(Workbench(limits=Limits(**limits)))
-    made.text = SMALL
-    made.adopt(open_model("llama"))
+    made = opened(Workbench(limits=Limits(**limits)), open_model("llama"))
     measured(made)
     return made
 
@@ -66,14 +64,14 @@ def session_with(**limits: Any) -> Session:
 def test_long_measurements_are_refused() -> None:
     session = session_with(tokens=64)
     with pytest.raises(InputError, match="at most 64 tokens"):
-        session.set_text(TextChoice(window=16, windows=5))
+        session.edit.set_text(TextChoice(window=16, windows=5))
     assert session.view().text == SMALL
 
 
 def test_long_healings_are_refused() -> None:
     session = session_with(minutes=2)
-    session.switch([1], [], [])
-    for ask in (session.heal, session.forecast):
+    session.edit.switch([1], [], [])
+    for ask in (session.heal.start, session.heal.forecast):
         with pytest.raises(InputError, match="at most 2 minutes"):
             ask("ten-minutes", "lora")
     assert not session.view().working

@@ -41,12 +41,12 @@ def test_a_measure_that_is_not_known_colours_nothing() -> None:
 
 
 def test_the_map_is_coloured_by_what_was_measured_and_predicted() -> None:
-    model = block_map_model(view(scanned=scanned()), "measured loss")
+    model = block_map_model(view(scan=scanned()), "measured loss")
     assert model["block"] == pytest.approx([0, 0.1, 0.2, -0.5])
     assert model["attention"] == [0, pytest.approx(0.1), pytest.approx(0.2), None] and model["mlp"] == [None] * 4
-    model = block_map_model(view(scanned=scanned()), "predicted loss")
+    model = block_map_model(view(scan=scanned()), "predicted loss")
     assert model["block"] == [1.0] * 4 and model["mlp"] == [1, None, 3, 4]
-    assert block_map_model(view(scanned=scanned(predicted=False)), "predicted loss")["mlp"] == [None] * 4
+    assert block_map_model(view(scan=scanned(predicted=False)), "predicted loss")["mlp"] == [None] * 4
 
 
 def test_kv_groups_are_shown_one_by_one() -> None:
@@ -63,7 +63,7 @@ def test_a_suggestion_is_marked_where_it_takes_something() -> None:
         RemoveBlocks(blocks=(3,)), RemoveAttention(blocks=(0, 1)), PruneNeurons(removed={2: (0,)})
     )  # fmt: skip
     assert block_map_model(before)["going"]["blocks"] == []
-    marked = block_map_model(view(RemoveAttention(blocks=(1,)), suggestion=SimpleNamespace(structure=after.structure)))
+    marked = block_map_model(view(RemoveAttention(blocks=(1,)), suggest=SimpleNamespace(structure=after.structure)))
     assert marked["going"] == {
         "blocks": [3], "attention": [0], "mlp": [], "narrower_attention": [], "narrower_mlp": [2]
     }  # fmt: skip
@@ -89,8 +89,8 @@ def test_a_range_of_blocks_is_read_and_refused() -> None:
 def session() -> Any:
     bench = Workbench()
     made = Session(bench)
-    made.text, made.calibration = SMALL, TextChoice(window=16, windows=2, purpose="calibration")
-    made.adopt(open_model())
+    made.state.text, made.state.calibration = SMALL, TextChoice(window=16, windows=2, purpose="calibration")
+    made.edit.adopt(open_model())
     yield made
     bench.jobs.close()
 
@@ -101,30 +101,30 @@ def widths(shown: View) -> list[int]:
 
 
 def test_a_range_of_blocks_is_narrowed_and_the_others_stay(session: Session) -> None:
-    session.narrow("maw", 0.5, blocks=(1, 2))
+    session.analyse.narrow("maw", 0.5, blocks=(1, 2))
     assert widths(measured(session)) == [80, 36, 36, 80]
     assert ratios(session.view(), (1, 2)) == (50, 112) and ratios(session.view()) == (112, 112)
-    session.narrow("maw", 0.25, blocks=(2, 3))
+    session.analyse.narrow("maw", 0.25, blocks=(2, 3))
     assert widths(session.view()) == [80, 36, 18, 18]
-    session.switch([3], [], [])
-    session.narrow("maw", 99.0, blocks=(1, 2, 3))
+    session.edit.switch([3], [], [])
+    session.analyse.narrow("maw", 99.0, blocks=(1, 2, 3))
     assert widths(session.view()) == [80, 80, 80]
     with pytest.raises(InputError, match="None of these blocks"):
-        session.narrow("maw", 0.5, blocks=(3,))
+        session.analyse.narrow("maw", 0.5, blocks=(3,))
 
 
 def test_a_range_waits_for_its_analysis(session: Session) -> None:
-    assert session.narrow("cfsp_fine", 0.5, blocks=(0,)) is not None
+    assert session.analyse.narrow("cfsp_fine", 0.5, blocks=(0,)) is not None
     shown = session.view()
-    assert shown.pending_ratio == 0.5 or shown.statistics is not None
-    assert shown.pending_widths == {}
+    assert shown.analyse.pending_ratio == 0.5 or shown.analyse.statistics is not None
+    assert shown.analyse.pending_widths == {}
     idle(session)
     assert widths(measured(session)) == [36, 80, 80, 80]
 
 
 def test_locks_come_back_with_the_model(session: Session) -> None:
-    session.remember_locked((2, 9))
-    session.adopt(open_model())
+    session.edit.remember_locked((2, 9))
+    session.edit.adopt(open_model())
     assert session.view().locked == (2,)
-    session.adopt(open_model())
+    session.edit.adopt(open_model())
     assert session.view().locked == (), "another model has blocks of its own"

@@ -18,7 +18,8 @@ from surgery.recipe.edits import PruneNeurons, RemoveAttention, RemoveBlocks
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
 from surgery.session.history import History
-from surgery.session.view import Target, View
+from surgery.session.state import Target
+from surgery.session.view import View
 from surgery.structure.structure import dense
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
@@ -92,7 +93,7 @@ def view(*edits: object, **changes: object) -> View:
 def nothing() -> View:
     """Before a model is open."""
     empty = dict.fromkeys(("model", "history", "structure", "dense", "fit", "dense_fit", "estimate"))
-    return view(**empty, measured=False)
+    return view(**empty, measure_measured=False)
 
 
 def tile(shown: View, name: str) -> str:
@@ -157,20 +158,22 @@ def test_every_tile_says_what_its_number_is() -> None:
 
 
 def test_a_number_that_is_out_of_date_is_marked() -> None:
-    old = view(measured=False, measuring=True)
+    old = view(measure_measured=False, measure_measuring=True)
     assert 'data-state="stale"' in tile(old, "perplexity") and "out of date, measuring" in tile(old, "perplexity")
-    assert "out of date" in tile(view(measured=False), "perplexity")
+    assert "out of date" in tile(view(measure_measured=False), "perplexity")
     part = replace(ESTIMATE, windows=1, tokens=255)
-    running = tile(view(measuring=True, estimate=part), "perplexity")
+    running = tile(view(measure_measuring=True, measure_estimate=part), "perplexity")
     assert 'data-state="stale"' in running and "window 1 of 4" in running
-    assert "stopped: measured on 1 of 4 windows" in tile(view(estimate=part), "perplexity")
+    assert "stopped: measured on 1 of 4 windows" in tile(view(measure_estimate=part), "perplexity")
     assert 'data-state="current"' in tile(view(), "perplexity")
-    assert "measuring" in tile(view(estimate=None, measured=False, measuring=True), "perplexity")
+    assert "measuring" in tile(
+        view(measure_estimate=None, measure_measured=False, measure_measuring=True), "perplexity"
+    )
 
 
 def test_an_overflowing_perplexity_is_shown_as_such() -> None:
     wild = replace(ESTIMATE, perplexity=math.inf, nll=900.0, standard_error=math.inf, difference=896.0)
-    shown = tile(view(estimate=wild), "perplexity")
+    shown = tile(view(measure_estimate=wild), "perplexity")
     assert ">inf<" in shown and "± inf" not in shown
 
 
@@ -183,22 +186,23 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
     small = _bench().devices.get("esp32-s3-n16r8")
     structure = dense(_model().architecture)
     whole = fit(structure, small, 2**20, "F32")
-    shown = tile(view(device=small, fit=whole), "fit")
+    shown = tile(view(device=small, fit_now=whole), "fit")
     assert not whole.fits and "Does not fit" in shown and "missing" in shown and 'data-state="bad"' in shown
 
 
 def test_the_bar_is_to_scale_and_its_parts_are_named() -> None:
     shown = view(RemoveBlocks(blocks=(1,)))
-    assert shown.fit is not None
+    assert shown.fit.now is not None
     bar = tile(shown, "fit")
     widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bar)]
-    sizes = [size for size in (shown.fit.weights_bytes, shown.fit.kv_cache_bytes, shown.fit.activation_bytes,
-                               shown.fit.overhead_bytes) if size]  # fmt: skip
-    assert widths == [pytest.approx(max(100 * size / shown.fit.capacity_bytes, 0.4), abs=0.01) for size in sizes]
+    now = shown.fit.now
+    sizes = [size for size in (now.weights_bytes, now.kv_cache_bytes, now.activation_bytes,
+                               shown.fit.now.overhead_bytes) if size]  # fmt: skip
+    assert widths == [pytest.approx(max(100 * size / shown.fit.now.capacity_bytes, 0.4), abs=0.01) for size in sizes]
     assert all(bytes_text(size) in bar for size in sizes) and "ms-fit-end" not in bar
     small = _bench().devices.get("esp32-s3-n16r8")
     over = fit(dense(_model().architecture), small, 2**20, "F32")
-    end = re.search(r"left:([\d.]+)%", tile(view(device=small, fit=over), "fit"))
+    end = re.search(r"left:([\d.]+)%", tile(view(device=small, fit_now=over), "fit"))
     assert end is not None and float(end[1]) == pytest.approx(100 * over.capacity_bytes / over.needed_bytes, abs=0.01)
 
 
@@ -234,11 +238,11 @@ def test_before_a_model_is_open_everything_can_be_drawn() -> None:
 def test_the_fit_table_adds_up_and_labels_every_row() -> None:
     shown = view()
     table = fit_table(shown)
-    assert shown.fit is not None
-    for words in (bytes_text(shown.fit.needed_bytes), bytes_text(shown.fit.capacity_bytes)):
+    assert shown.fit.now is not None
+    for words in (bytes_text(shown.fit.now.needed_bytes), bytes_text(shown.fit.now.capacity_bytes)):
         assert words in table
     rows = re.findall(r"<tr.*?</tr>", table)
-    assert len(rows) == len(shown.fit.weights) + 5
+    assert len(rows) == len(shown.fit.now.weights) + 5
     assert all(re.search(r'class="ms-kind">(arithmetic|estimated|from the device file)<', row) for row in rows)
     assert "upper bounds, estimated" in table
 
@@ -282,7 +286,7 @@ def test_the_slider_shows_the_ratio_that_was_asked_for_if_it_is_the_one_in_force
         return view(PruneNeurons(removed=dict.fromkeys(range(4), tuple(range(removed))), chosen_by=origin))
 
     assert map_model.ratios(view()) == (112, 112)
-    assert map_model.ratios(view(pending_ratio=0.6)) == (60, 112)
+    assert map_model.ratios(view(analyse_pending_ratio=0.6)) == (60, 112)
     assert map_model.ratios(narrowed(40)) == (56, 112)
     assert map_model.ratios(narrowed(40, expansion_ratio=0.5, divisor=1)) == (56, 112), "that would be another width"
     assert map_model.ratios(narrowed(48, expansion_ratio=0.5, divisor=16)) == (50, 112)
@@ -300,7 +304,7 @@ def test_a_screen_reader_is_told_what_changes_and_no_numbers_that_tick() -> None
     for failed in (view(error="It failed."), view(job=job("failed", error="It failed."))):
         assert presenters.spoken(failed) == "" and 'role="alert"' in presenters.status(failed)
     assert 'role="status"' not in presenters.status(view(job=job()))
-    done = view(estimate=replace(ESTIMATE, windows=ESTIMATE.of_windows), measured=True)
+    done = view(measure_estimate=replace(ESTIMATE, windows=ESTIMATE.of_windows), measure_measured=True)
     assert presenters.spoken(done).startswith(f"Perplexity {number_text(ESTIMATE.perplexity)}. ")
     assert "Perplexity" not in presenters.spoken(replace(done, measured=False))
 

@@ -24,8 +24,8 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(workbench, "load", lambda *rest: pytest.fail("nothing is loaded here"))
     bench = Workbench()
     made = Session(bench)
-    made.text, made.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
-    made.adopt(open_wide("llama_tied"))
+    made.state.text, made.state.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
+    made.edit.adopt(open_wide("llama_tied"))
     measured(made)
     yield made
     bench.jobs.close()
@@ -38,25 +38,31 @@ def recipe_edits(session: Session) -> tuple[Any, ...]:
 
 
 def test_types_are_measured_and_remembered(session: Session) -> None:
-    dense = measured(session).estimate
-    session.quantise({"format": "gguf", "type": "Q2_K"})
+    dense = measured(session).measure.estimate
+    session.edit.quantise({"format": "gguf", "type": "Q2_K"})
     view = measured(session)
-    assert view.estimate is not None and dense is not None and view.estimate.perplexity != dense.perplexity
-    session.quantise({"format": "gguf", "type": "F32"})
+    assert (
+        view.measure.estimate is not None and dense is not None and view.measure.estimate.perplexity != dense.perplexity
+    )
+    session.edit.quantise({"format": "gguf", "type": "F32"})
     view = measured(session)
-    assert view.tried.keys() == {("", False), ("Q2_K", False), ("F32", False)}
-    assert view.tried["F32", False] == pytest.approx(view.tried["", False]) != view.tried["Q2_K", False]
+    assert view.measure.tried.keys() == {("", False), ("Q2_K", False), ("F32", False)}
+    assert (
+        view.measure.tried["F32", False]
+        == pytest.approx(view.measure.tried["", False])
+        != view.measure.tried["Q2_K", False]
+    )
     shown = words.table(view)
     assert shown.count("<tr") == 1 + len(get_args(GgufType)) and shown.count('aria-current="true"') == 1
     assert '<tr aria-current="true"><td>F32</td><td>32.00</td>' in shown
-    session.switch([1], [], [])
-    assert measured(session).tried.keys() == {("F32", False)}  # of another recipe
-    session.undo()
-    assert measured(session).tried.keys() == {("", False), ("Q2_K", False), ("F32", False)}
+    session.edit.switch([1], [], [])
+    assert measured(session).measure.tried.keys() == {("F32", False)}  # of another recipe
+    session.edit.undo()
+    assert measured(session).measure.tried.keys() == {("", False), ("Q2_K", False), ("F32", False)}
 
 
 def test_sizes_in_the_table_are_those_of_the_plan(session: Session) -> None:
-    session.quantise({"format": "gguf", "type": "Q4_K_M"})
+    session.edit.quantise({"format": "gguf", "type": "Q4_K_M"})
     view = measured(session)
     assert view.model is not None and view.structure is not None
     plan = view.model.gguf_plan(view.structure)
@@ -65,59 +71,59 @@ def test_sizes_in_the_table_are_those_of_the_plan(session: Session) -> None:
 
 
 def test_the_mix_is_told_and_rows_that_no_block_fits(session: Session) -> None:
-    session.quantise({"format": "gguf", "type": "Q4_K_M"})
+    session.edit.quantise({"format": "gguf", "type": "Q4_K_M"})
     view = measured(session)
     assert "Q4_K_M here: matrices " in words.table(view) and "stay in F16" not in words.table(view)
     assert view.model is not None and view.structure is not None
     found = view.model.gguf_plan(view.structure).mix("Q4_K_M")
     assert sum(found.values()) == 1 + 7 * 3 and found["Q4_K"] > found["Q6_K"] > 0  # embeddings, and seven a block
-    session.take(view.model.recipe(PruneNeurons(removed={1: (3,)}), Quantize(type="Q4_K_M")))
+    session.edit.take(view.model.recipe(PruneNeurons(removed={1: (3,)}), Quantize(type="Q4_K_M")))
     assert "1 of the matrices stay in F16" in words.table(measured(session))
 
 
 def test_importance_matrix_takes_the_calibration_text(session: Session) -> None:
-    session.quantise({"format": "gguf", "type": "IQ4_NL", "importance": True})
+    session.edit.quantise({"format": "gguf", "type": "IQ4_NL", "importance": True})
     view = measured(session)
     (edit,) = recipe_edits(session)
     assert isinstance(edit, Quantize) and edit.text is not None and edit.text.windows == 4
-    assert view.measured and ("IQ4_NL", True) in view.tried
+    assert view.measure.measured and ("IQ4_NL", True) in view.measure.tried
     assert "with the importance matrix" in words.table(view) and words.controls(view)["importance"]
 
 
 def test_packed_formats_and_repair(session: Session) -> None:
-    session.quantise({"format": "compressed-tensors", "type": "int3", "group_size": 64, "method": "gptq"})
-    plain = measured(session).estimate
+    session.edit.quantise({"format": "compressed-tensors", "type": "int3", "group_size": 64, "method": "gptq"})
+    plain = measured(session).measure.estimate
     assert words.table(session.view()) == "" and "GPTQ" in words.words(session.view())
-    session.repair(8)
-    repaired = measured(session).estimate
+    session.edit.repair(8)
+    repaired = measured(session).measure.estimate
     assert [edit.op for edit in recipe_edits(session)] == ["quantize", "eora"]
     assert plain is not None and repaired is not None and repaired.perplexity != plain.perplexity
     assert words.controls(session.view()) | {} == {
         "format": "compressed-tensors", "rank": "8", "type": "int3", "group": "64", "method": "gptq", "symmetric": True,
         "act_order": False,
     }  # fmt: skip
-    session.quantise(None)
-    assert recipe_edits(session) == () and measured(session).measured
+    session.edit.quantise(None)
+    assert recipe_edits(session) == () and measured(session).measure.measured
 
 
 def test_quantisation_stays_behind_other_edits(session: Session) -> None:
-    session.quantise({"format": "gguf", "type": "Q8_0"})
-    session.compensate({"bias"}, True)
-    session.switch([], [0], [])
+    session.edit.quantise({"format": "gguf", "type": "Q8_0"})
+    session.edit.compensate({"bias"}, True)
+    session.edit.switch([], [0], [])
     assert [edit.op for edit in recipe_edits(session)] == ["remove_attention", "compensate", "quantize"]
-    assert isinstance(recipe_edits(session)[1], Compensate) and measured(session).measured
+    assert isinstance(recipe_edits(session)[1], Compensate) and measured(session).measure.measured
 
 
 def test_what_cannot_be_is_refused_and_nothing_changes(session: Session) -> None:
     before = recipe_edits(session)
     for wrong in ({"format": "gguf", "type": "int4"}, {"format": "compressed-tensors", "type": "int9"}):
         with pytest.raises(RecipeError, match="has no type"):
-            session.quantise(wrong)
+            session.edit.quantise(wrong)
     with pytest.raises(InputError, match="nothing to repair"):
-        session.repair(8)
-    session.quantise({"format": "gguf", "type": "Q8_0"})
+        session.edit.repair(8)
+    session.edit.quantise({"format": "gguf", "type": "Q8_0"})
     with pytest.raises(RecipeError):
-        session.repair(10**6)
+        session.edit.repair(10**6)
     assert before == () and [edit.op for edit in recipe_edits(session)] == ["quantize"]
 
 

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 
-import pytest
-
 from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
-from surgery.workbench.workbench import Workbench
-from tests.sessions import SMALL, measured
-from tests.tiny_workbench import open_model
+from tests.sessions import changed, measured
 from ui.presenters.report import report
 
 WHEN = datetime(2026, 1, 2, 3, 4)
-
-
-@pytest.fixture
-def session() -> Session:
-    made = Session(Workbench())
-    made.text = SMALL
-    made.adopt(open_model("llama"))
-    measured(made)
-    return made
+FAMILY = "llama"
 
 
 def test_it_holds_recipe_numbers_protocol_and_lines(session: Session) -> None:
-    session.switch([1], [0], [])
+    session.edit.switch([1], [0], [])
     view = measured(session)
     shown = report(view, WHEN)
-    assert view.estimate is not None and view.fit is not None
+    assert view.measure.estimate is not None and view.fit.now is not None
     for words in (
-        f"{view.estimate.perplexity:,.3f}", "3 windows of 16 tokens", "remove_blocks", "2026-01-02 03:04",
+        f"{view.measure.estimate.perplexity:,.3f}", "3 windows of 16 tokens", "remove_blocks", "2026-01-02 03:04",
         "python -m surgery evaluate", "to spare", "arithmetic", "estimated",
     ):  # fmt: skip
         assert words in shown, words
@@ -42,14 +29,14 @@ def test_it_holds_recipe_numbers_protocol_and_lines(session: Session) -> None:
 
 def test_nothing_runs_and_nothing_is_fetched(session: Session) -> None:
     hostile = "<script>alert(1)</script>"
-    view = replace(measured(session), text=TextChoice("pasted", 16, 3, content=hostile), measure_error=hostile)
+    view = changed(measured(session), text=TextChoice("pasted", 16, 3, content=hostile), measure_error=hostile)
     shown = report(view, WHEN)
     assert "<script" not in shown and "default-src 'none'" in shown
     assert not re.findall(r"""(?:src|href)\s*=|url\(|@import|\son\w+=""", shown)
 
 
 def test_its_tags_are_balanced(session: Session) -> None:
-    session.switch([1], [], [])
+    session.edit.switch([1], [], [])
     open_tags: list[str] = []
 
     class Balance(HTMLParser):

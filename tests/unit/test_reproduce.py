@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,10 @@ from surgery.session.reproduce import lines_of
 from surgery.session.session import Session
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
-from tests.sessions import SMALL, measured
+from tests.sessions import measured
 from tests.tiny_workbench import open_model
 
-
-@pytest.fixture
-def session() -> Session:
-    made = Session(Workbench())
-    made.text = SMALL
-    made.adopt(open_model("llama"))
-    measured(made)
-    return made
+FAMILY = "llama"
 
 
 def test_nothing_before_a_model_is_open() -> None:
@@ -37,17 +31,19 @@ def test_the_python_lines_give_the_number_on_screen(
 ) -> None:
     monkeypatch.setattr(Workbench, "open", lambda self, *given: open_model("llama"))
     monkeypatch.chdir(tmp_path)
-    for change in (lambda: None, lambda: session.switch([1], [0], [])):
+    for change in (lambda: None, lambda: session.edit.switch([1], [0], [])):
         change()
         view = measured(session)
-        Path("recipe.json").write_text(session.exported())
+        Path("recipe.json").write_text(session.build.exported())
         lines = lines_of(view)
-        assert lines is not None and view.estimate is not None
+        assert lines is not None and view.measure.estimate is not None
+        names = "Recipe, TextChoice, Workbench" if view.history.current.edits else "TextChoice, Workbench"  # type: ignore[union-attr]
+        assert re.findall("^from surgery.*", lines.python, re.M) == [f"from surgery import {names}"]
         assert lines.notes == (("Export the recipe as recipe.json first.",) if view.history.current.edits else ())  # type: ignore[union-attr]
         printed = io.StringIO()
         with redirect_stdout(printed):
             exec(compile(lines.python, "lines", "exec"), {})
-        assert float(printed.getvalue()) == pytest.approx(view.estimate.perplexity, abs=5e-4)
+        assert float(printed.getvalue()) == pytest.approx(view.measure.estimate.perplexity, abs=5e-4)
 
 
 def words_of(view: View, verb: str) -> list[str]:
@@ -61,7 +57,7 @@ def test_the_commands_say_model_text_and_device(session: Session) -> None:
     assert words_of(view, "evaluate")[-6:] == ["--text", "embedded", "--window", "16", "--windows", "3"]
     aimed = " ".join(words_of(view, "fit"))
     assert "--device raspberry-pi-5-8gb --context 2048 --type F16 --kv-type F16" in aimed and "--recipe" not in aimed
-    session.switch([1], [], [])
+    session.edit.switch([1], [], [])
     assert "--recipe recipe.json" in " ".join(words_of(session.view(), "evaluate"))
     assert words_of(session.view(), "build")[-1] == "smaller"
 

@@ -27,45 +27,47 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def ops(session: Session) -> list[str]:
-    return [edit.op for edit in session.recipe.edits]
+    return [edit.op for edit in session.edit.current_recipe().edits]
 
 
 def test_a_healing_is_one_step_that_another_cut_takes_away(session: Session, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Nothing is cut"):
-        session.heal("two-minutes", "lora")
-    session.switch([1], [], [])
-    session.forecast("two-minutes", "distill")
+        session.heal.start("two-minutes", "lora")
+    session.edit.switch([1], [], [])
+    session.heal.forecast("two-minutes", "distill")
     view = idle(session)
     assert view.job is not None and view.job.state == "done", view.job and view.job.error
-    assert view.heal_forecast is not None and "steps" in view.heal_forecast.words
+    assert view.heal.forecast is not None and "steps" in view.heal.forecast.words
     assert ops(session) == ["remove_blocks"]
-    session.heal("two-minutes", "lora")
+    session.heal.start("two-minutes", "lora")
     view = idle(session)
-    assert view.healed is not None and view.heal_progress is None and view.healed.history, view.job and view.job.error
+    assert view.heal.outcome is not None and view.heal.progress is None and view.heal.outcome.history, (
+        view.job and view.job.error
+    )
     assert ops(session) == ["remove_blocks", "heal"] and not session.error
-    assert measured(session).estimate is not None
-    assert view.adapter is None
-    session.pack_adapter(tmp_path / "uploads")
-    packed = idle(session).adapter
+    assert measured(session).measure.estimate is not None
+    assert view.heal.adapter is None
+    session.heal.pack_adapter(tmp_path / "uploads")
+    packed = idle(session).heal.adapter
     assert packed is not None and packed.bytes == packed.path.stat().st_size
     with zipfile.ZipFile(packed.path) as archive:
         names = {Path(name).name for name in archive.namelist()}
         assert names == {"adapter_config.json", "adapter_model.safetensors", "recipe.json", "report.json"}
-    session.switch([], [0], [])
-    assert ops(session) == ["remove_attention"] and session.view().adapter is None
+    session.edit.switch([], [0], [])
+    assert ops(session) == ["remove_attention"] and session.view().heal.adapter is None
     with pytest.raises(InputError, match="not healed"):
-        session.pack_adapter(tmp_path)
-    session.undo()
+        session.heal.pack_adapter(tmp_path)
+    session.edit.undo()
     assert ops(session) == ["remove_blocks", "heal"]
-    assert session.view().adapter == packed
-    session.undo()
+    assert session.view().heal.adapter == packed
+    session.edit.undo()
     assert ops(session) == ["remove_blocks"]
 
 
 def test_a_healing_of_other_cuts_is_left_out(session: Session) -> None:
-    session.switch([1], [], [])
-    session.heal("two-minutes", "lora")
-    session.switch([0], [], [])
+    session.edit.switch([1], [], [])
+    session.heal.start("two-minutes", "lora")
+    session.edit.switch([0], [], [])
     idle(session)
     assert ops(session) == ["remove_blocks"] and "cuts changed" in session.error
 
@@ -80,14 +82,14 @@ def test_a_cancel_keeps_what_was_gained_and_before_the_first_step_nothing_change
         session.cancel()
         return genuine(*arguments)
 
-    session.switch([1], [], [])
-    session.forecast("two-minutes", "lora")
+    session.edit.switch([1], [], [])
+    session.heal.forecast("two-minutes", "lora")
     idle(session)
     monkeypatch.setattr(Trainer, at, cancelled)
-    session.heal("two-minutes", "lora")
+    session.heal.start("two-minutes", "lora")
     view = idle(session)
     assert view.job is not None and view.job.state == ("done" if kept else "cancelled"), view.job.error
-    assert ops(session) == ["remove_blocks", *kept] and (view.healed is not None) is bool(kept)
-    if view.healed is not None:
-        assert view.healed.ending == "cancelled" and view.healed.steps == 1
+    assert ops(session) == ["remove_blocks", *kept] and (view.heal.outcome is not None) is bool(kept)
+    if view.heal.outcome is not None:
+        assert view.heal.outcome.ending == "cancelled" and view.heal.outcome.steps == 1
     measured(session)

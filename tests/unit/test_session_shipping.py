@@ -21,7 +21,7 @@ from surgery.shipping import verify as verification
 from surgery.shipping.record import Sample
 from surgery.shipping.weights import ShipOptions
 from surgery.workbench.workbench import Workbench
-from tests.sessions import LONG, SMALL, idle, measured, until
+from tests.sessions import LONG, idle, measured, opened
 from tests.shipped import source
 from ui.presenters import ship as ship_words
 
@@ -36,30 +36,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def session(model: Any) -> Iterator[Session]:
     bench = Workbench()
-    made = Session(bench)
-    made.text, made.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
-    made.adopt(model)
-    made.take(model.recipe(RemoveBlocks(blocks=(1,))))
+    made = opened(bench, model)
+    made.edit.take(model.recipe(RemoveBlocks(blocks=(1,))))
     yield made
     bench.jobs.close()
 
 
 def shipped(session: Session, base: Path, options: ShipOptions = ShipOptions()) -> View:
-    session.ship(options, base)
+    session.ship.start(options, base)
     view = idle(session)
     assert view.job is not None and view.job.state == "done", view.job and view.job.error
     return view
 
 
 def test_what_ships_is_what_the_page_shows(session: Session, tmp_path: Path) -> None:
-    shown = measured(session).estimate
+    shown = measured(session).measure.estimate
     assert shown is not None and ship_words.ship_text(session.view()).startswith('<p class="ms-note ">Makes a folder')
     view = shipped(session, tmp_path, ShipOptions(gguf="Q8_0"))
-    shipment = view.shipment
+    shipment = view.ship
     assert shipment is not None and shipment.bytes == shipment.zip.stat().st_size
     checkpoint, file = shipment.shipped.verification.differences
     assert checkpoint.recorded_nll == shown.nll and file.kind == "gguf"
-    assert shipment.recipe == session.recipe.key != shipment.shipped.record.recipe
+    assert shipment.recipe == session.edit.current_recipe().key != shipment.shipped.record.recipe
     with zipfile.ZipFile(shipment.zip) as archive:
         names = archive.namelist()
     assert {f"{shipment.zip.stem}/{name}" for name in shipment.shipped.verification.sums.sha256} < set(names)
@@ -67,19 +65,19 @@ def test_what_ships_is_what_the_page_shows(session: Session, tmp_path: Path) -> 
     assert "Checkpoint, float32" in text and "GGUF, Q8_0" in text and f"{shown.perplexity:.3f}" in text
     assert str(tmp_path) not in text and "<b>" not in text and "README.md" in text
     assert ship_words.download(shipment)[1].startswith(f"Download {shipment.zip.name} (")
-    session.switch([2], [], [])
+    session.edit.switch([2], [], [])
     assert "made from an earlier recipe" in ship_words.ship_text(session.view())
     assert ship_words.download(None) == (None, "") and ship_words.ship_text(replace(view, model=None)) == ""
 
 
 def test_one_shipment_is_kept_until_the_next_one_or_the_end(session: Session, tmp_path: Path) -> None:
-    first = shipped(session, tmp_path).shipment
-    second = shipped(session, tmp_path).shipment
+    first = shipped(session, tmp_path).ship
+    second = shipped(session, tmp_path).ship
     assert first is not None and second is not None and first.zip != second.zip
     del first
     assert [entry.name for entry in tmp_path.iterdir()] == [second.zip.parent.name]
     session.close()
-    assert session.view().shipment is None and list(tmp_path.iterdir()) == []
+    assert session.view().ship is None and list(tmp_path.iterdir()) == []
 
 
 def test_a_reloaded_page_gets_the_shipment_and_not_a_build(
@@ -87,7 +85,7 @@ def test_a_reloaded_page_gets_the_shipment_and_not_a_build(
 ) -> None:
     plain = session_shipping.ship
     attached: list[bool] = []
-    again = Session(session.bench)
+    again = Session(session.state.bench)
 
     def waiting(*arguments: Any) -> Any:
         attached.append(again.attach(job_id[0]))
@@ -95,29 +93,28 @@ def test_a_reloaded_page_gets_the_shipment_and_not_a_build(
 
     monkeypatch.setattr(session_shipping, "ship", waiting)
     job_id = [""]
-    real = session.bench.jobs.submit
+    real = session.state.bench.jobs.submit
 
-    def submit(title: str, work: Any, *rest: Any) -> Any:
+    def submit(title: str, work: Any, *rest: Any, **options: Any) -> Any:
         def later(job: Any) -> Any:
             job_id[0] = job.job.id
-            until(session, lambda _: job.job.id in session.bench.downloads)
             return work(job)
 
-        return real(title, later, *rest)
+        return real(title, later, *rest, **options)
 
-    monkeypatch.setattr(session.bench.jobs, "submit", submit)
-    session.ship(ShipOptions(), tmp_path)
+    monkeypatch.setattr(session.state.bench.jobs, "submit", submit)
+    session.ship.start(ShipOptions(), tmp_path)
     idle(session)
     session.close(stop_job=False)
-    again.adopt(model)
-    assert attached == [True] and again.view().shipment is not None and again.view().packed is None
+    again.edit.adopt(model)
+    assert attached == [True] and again.view().ship is not None and again.view().build is None
     again.close()
 
 
 def test_a_cancelled_or_failed_shipment_leaves_nothing(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = session.recipe
+    before = session.edit.current_recipe()
 
     def cancelling(*arguments: Any) -> Any:
         session.cancel()
@@ -125,27 +122,27 @@ def test_a_cancelled_or_failed_shipment_leaves_nothing(
 
     plain = session_shipping.ship
     monkeypatch.setattr(session_shipping, "ship", cancelling)
-    job = session.ship(ShipOptions(), tmp_path)
+    job = session.ship.start(ShipOptions(), tmp_path)
     job.wait(LONG)
-    assert job.state == "cancelled" and session.view().shipment is None and session.recipe == before
+    assert job.state == "cancelled" and session.view().ship is None and session.edit.current_recipe() == before
     assert [entry for folder in tmp_path.iterdir() for entry in folder.iterdir()] == []
     monkeypatch.setattr(session_shipping, "ship", plain)
     monkeypatch.setattr(verification, "LOSS_TOLERANCE", dict.fromkeys(verification.LOSS_TOLERANCE, -1.0))
-    job = session.ship(ShipOptions(), tmp_path)
+    job = session.ship.start(ShipOptions(), tmp_path)
     job.wait(LONG)
     assert job.state == "failed" and not job.bad_input and "is not what was shipped" in job.error
     assert str(tmp_path) not in job.error and job.details == "", (
         "a person on the page has no use for the server's folders"
     )
-    assert session.view().shipment is None and session.recipe == before
+    assert session.view().ship is None and session.edit.current_recipe() == before
 
 
 def test_bad_choices_are_said(session: Session, tmp_path: Path) -> None:
-    job = session.ship(ShipOptions(checkpoint=False), tmp_path)
+    job = session.ship.start(ShipOptions(checkpoint=False), tmp_path)
     job.wait(LONG)
     assert job.bad_input and "nothing to ship" in job.error
     with pytest.raises(InputError, match="Nothing is shipped yet"):
-        session.push("owner/name", SECRET)
+        session.ship.push("owner/name", SECRET)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +161,8 @@ def test_only_public_texts_go_along(text: TextChoice, public: bool) -> None:
 
 
 def test_a_pasted_text_stays_at_home(session: Session, tmp_path: Path) -> None:
-    session.set_text(TextChoice("pasted", 16, 3, content="My own words, and nobody else's business at all. " * 4))
-    shipment = shipped(session, tmp_path).shipment
+    session.edit.set_text(TextChoice("pasted", 16, 3, content="My own words, and nobody else's business at all. " * 4))
+    shipment = shipped(session, tmp_path).ship
     assert shipment is not None and Sample.load(shipment.shipped.path).windows is None
 
 
@@ -183,16 +180,16 @@ def test_uploading_with_ones_own_token(session: Session, tmp_path: Path, monkeyp
     shipped(session, tmp_path)
     for token in ("", "  "):
         with pytest.raises(InputError, match="token of your own"):
-            session.push("owner/name", token)
+            session.ship.push("owner/name", token)
     assert calls == [], "the server's own token is nobody's"
-    session.push(" owner/name ", f" {SECRET} ", private=False)
+    session.ship.push(" owner/name ", f" {SECRET} ", private=False)
     view = idle(session)
-    shipment = view.shipment
+    shipment = view.ship
     assert shipment is not None and calls == [(shipment.shipped.path, "owner/name", SECRET, False)]
     assert "Uploaded to https://huggingface.co/owner/name." in ship_words.ship_text(view).replace("&#x27;", "'")
     assert SECRET not in repr(view) + repr(vars(session)) + repr(
-        [vars(job) for job in session.bench.jobs._jobs.values()]
+        [vars(job) for job in session.state.bench.jobs._jobs.values()]
     )
-    session.push("owner/no", SECRET)
+    session.ship.push("owner/no", SECRET)
     view = idle(session)
     assert view.job is not None and view.job.bad_input and "may not write" in view.job.error

@@ -11,7 +11,7 @@ import pytest
 
 from surgery.errors import NoNetwork
 from surgery.recipe.texts import TextChoice
-from surgery.session.view import Target
+from surgery.session.state import Target
 from surgery.workbench import workbench
 from surgery.workbench.workbench import Workbench
 from tests.events import Page, until
@@ -40,9 +40,9 @@ def opened(page: Page, kept: Any = None) -> tuple[str, Tab]:
     """A tab with a measured model, as the browser has it."""
     identity = page.load(kept)["state"]
     tab = page.tab(identity)
-    tab.session.text = TextChoice(window=16, windows=2)
+    tab.session.state.text = TextChoice(window=16, windows=2)
     until(lambda: tab.session.view().model is not None)
-    tab.session.calibration = TextChoice(window=16, windows=2, purpose="calibration")
+    tab.session.state.calibration = TextChoice(window=16, windows=2, purpose="calibration")
     page.settle(identity)
     return identity, tab
 
@@ -172,7 +172,7 @@ def test_a_page_that_is_not_loaded_yet_or_no_longer_known_is_told_so(page: Page)
 
 def test_a_tab_may_be_closed_while_its_look_waits_for_a_number(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     identity, tab = opened(page)
-    monkeypatch.setattr(tab.session, "wait_for_number", lambda seconds: page.sessions.free(identity))
+    monkeypatch.setattr(tab.session.measure, "wait_for_number", lambda seconds: page.sessions.free(identity))
     shown = page.shown(identity)
     assert page.tick(identity, **shown)
     assert page.sessions.get(identity) is None
@@ -187,7 +187,7 @@ def test_an_unforeseen_error_is_one_sentence(page: Page, monkeypatch: pytest.Mon
     def broken() -> None:
         raise ZeroDivisionError("secret path")
 
-    monkeypatch.setattr(tab.session, "reset", broken)
+    monkeypatch.setattr(tab.session.edit, "reset", broken)
     status = page.fire("reset", "click", identity)["status"]
     assert "Something unforeseen went wrong (ZeroDivisionError)" in status and "secret" not in status
 

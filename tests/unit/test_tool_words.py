@@ -30,7 +30,8 @@ from surgery.recipe.edits import (
     RemoveBlocks,
 )
 from surgery.recipe.texts import TextChoice
-from surgery.session.view import Scanned, View
+from surgery.session.scan import Scanned
+from surgery.session.view import View
 from surgery.shipping.download import Archive
 from tests.unit.test_presenters import ESTIMATE, job, tile, view
 from ui import inputs
@@ -215,13 +216,13 @@ def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
     assert "measured on 1,020 tokens" in said
     assert "predictions are missing" in scan_text(scanned(predicted=False))
     assert scan_text(None) == ""
-    figure = charts.figure("predicted", view(scanned=scanned()), "maw", "x")
+    figure = charts.figure("predicted", view(scan=scanned()), "maw", "x")
     assert [trace.name for trace in figure.data] == [
         "Block, measured", "Block, predicted", "MLP, measured", "MLP, predicted"
     ]  # fmt: skip
     assert list(figure.data[0].customdata) == [2.0, 0.1, -0.2, 0.3] and list(figure.data[2].x) == [0, 2, 3]
     assert list(figure.data[3].customdata) == pytest.approx([3.0, -0.1, 0.5])
-    assert len(charts.figure("predicted", view(scanned=scanned(False)), "maw", "x").data) == 2
+    assert len(charts.figure("predicted", view(scan=scanned(False)), "maw", "x").data) == 2
     assert charts.figure("predicted", view(), "maw", "x") is None
     assert "measure every removal" in charts.chart_note(view(), "", "predicted")
 
@@ -230,13 +231,13 @@ def test_the_scale_of_the_chart_keeps_order_and_sign() -> None:
     values = [-3.0, -0.02, 0.0, 0.001, 0.02, 1.0, 8.0]
     bent = [figures._bent(value) for value in values]
     assert bent == sorted(bent) and bent[2] == 0 and figures._bent(-0.02) == -figures._bent(0.02)
-    ticks = charts.figure("predicted", view(scanned=scanned()), "maw", "x").layout.yaxis
+    ticks = charts.figure("predicted", view(scan=scanned()), "maw", "x").layout.yaxis
     assert list(ticks.tickvals) == [figures._bent(float(text)) for text in ticks.ticktext]
 
 
 def test_a_drawn_scan_is_drawn_again_when_there_is_another() -> None:
     one, other = scanned(), scanned(False)
-    keys = [charts.key("predicted", view(scanned=found), "maw", "x") for found in (one, one, other, None)]
+    keys = [charts.key("predicted", view(scan=found), "maw", "x") for found in (one, one, other, None)]
     assert keys[0] == keys[1] and keys[0] != keys[2] and keys[3] != keys[0]
 
 

@@ -48,7 +48,7 @@ class BlockMap(Panel):
         tab.moved_to(self.map, value)
         changed = map_model.changed_block(map_model.decisions(tab.session.view()), value)
         tab.selected = tab.selected if changed is None else changed
-        tab.session.switch(value["blocks"], value["attention"], value["mlp"])
+        tab.session.edit.switch(value["blocks"], value["attention"], value["mlp"])
 
 
 def _colour(tab: Tab, colour: str) -> None:

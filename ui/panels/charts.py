@@ -71,12 +71,12 @@ class Charts(Panel):
             wire.on(tab.select, partial(_draw, name=name), self.method, self.statistic)
         wire.on(self.method.input, partial(_draw, name="neurons"), self.method, self.statistic)
         wire.on(self.statistic.input, partial(_draw, name="heads"), self.method, self.statistic)
-        wire.on(self.scan.click, lambda tab, kinds: tab.session.scan(tuple(kinds)), self.kinds)
+        wire.on(self.scan.click, lambda tab, kinds: tab.session.scan.start(tuple(kinds)), self.kinds)
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """The open chart; the others are drawn when their tab is opened."""
         yield Shown(self.scan, gr.update(interactive=can_start(view)))
-        yield Shown(self.scan_note, scan_text(view.scanned))
+        yield Shown(self.scan_note, scan_text(view.scan))
         name, picks = tab.chart, (tab.neuron_method, tab.head_statistic)
 
         def draw() -> Any:

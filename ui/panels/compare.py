@@ -7,7 +7,8 @@ from functools import partial
 
 import gradio as gr
 
-from surgery.session.view import Pin, View
+from surgery.session.compare import Pin
+from surgery.session.view import View
 from ui.panel import Panel, Shown, Wire, button
 from ui.presenters import compare as compare_words
 from ui.tabs import Tab
@@ -40,7 +41,7 @@ class Compare(Panel):
         for pin, pressed in self.pins.items():
             wire.on(pressed.click, partial(_pin, place=pin))
         for picker in (self.tried, self.steps):
-            wire.on(picker.input, lambda tab, key: tab.session.go_to(key), picker)
+            wire.on(picker.input, lambda tab, key: tab.session.compare.go_to(key), picker)
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """What was tried, and what is pinned."""
@@ -49,11 +50,11 @@ class Compare(Panel):
         yield Shown(self.pinned, compare_words.pinned_text(view))
         now = view.history.current.key if view.history is not None else None
         for pin, pressed in self.pins.items():
-            held = now is not None and view.compared.pins.get(pin) == now
+            held = now is not None and view.compare.pins.get(pin) == now
             words = f"{'Let go of' if held else 'Pin as'} {pin.upper()}"
             yield Shown(pressed, gr.update(value=words, interactive=now is not None))
 
 
 def _pin(tab: Tab, place: Pin) -> None:
     """Pin the recipe in force, or let go of it."""
-    tab.session.pin(place)
+    tab.session.compare.pin(place)

@@ -41,7 +41,7 @@ class Compensate(Panel):
         """Switch, and compute."""
         for how, switch in self.switches.items():
             wire.on(switch.input, partial(self._compensate, how=how), switch, last=True)
-        wire.on(self.compute.click, lambda tab: tab.session.measure())
+        wire.on(self.compute.click, lambda tab: tab.session.measure.start())
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """Which are on, and what they reach."""
@@ -54,7 +54,7 @@ class Compensate(Panel):
 
     def _compensate(self, tab: Tab, on: bool, how: How) -> None:
         tab.forget(self.switches[how])
-        tab.session.compensate({how}, on)
+        tab.session.edit.compensate({how}, on)
 
 
 def _switch(how: How) -> gr.Checkbox:

@@ -92,7 +92,7 @@ class Detail(Panel):
         block = detail_model.block_of(view, tab.selected)
         if block is not None:
             tab.sent[self.lock] = gr.update(value=on, visible=True)  # the browser shows it already
-            tab.session.lock({*view.locked, block.index} if on else {*view.locked} - {block.index})
+            tab.session.edit.lock({*view.locked, block.index} if on else {*view.locked} - {block.index})
 
     def _cut(self, tab: Tab, value: Cut) -> None:
         """A group, a head or the width of one block was moved by hand."""
@@ -102,9 +102,9 @@ class Detail(Panel):
         tab.moved_to(self.detail, value)
         before = detail_model.decision(tab.session.view(), block)
         if (value["groups"], value["heads"]) != (before["groups"], before["heads"]):
-            tab.session.switch_heads(block, value["groups"], value["heads"])
+            tab.session.edit.switch_heads(block, value["groups"], value["heads"])
         if value["width"] != before["width"]:
-            tab.session.narrow_block(block, value["width"], tab.ranked_by)
+            tab.session.analyse.narrow_block(block, value["width"], tab.ranked_by)
 
 
 def _show_by(tab: Tab, coloured_by: str, ranked_by: str) -> None:

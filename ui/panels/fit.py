@@ -38,8 +38,10 @@ class Fit(Panel):
 
     def events(self, wire: Wire) -> None:
         """Look for options, and take one."""
-        wire.on(self.search.click, lambda tab: tab.session.make_it_fit())
-        wire.on(self.take.click, lambda tab, chosen: tab.session.take_option(fit_words.number_of(chosen)), self.choice)
+        wire.on(self.search.click, lambda tab: tab.session.fit.start())
+        wire.on(
+            self.take.click, lambda tab, chosen: tab.session.fit.take_option(fit_words.number_of(chosen)), self.choice
+        )
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """The memory, and the options."""

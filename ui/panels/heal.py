@@ -69,7 +69,7 @@ class Heal(Panel):
         follow_text(self.text, self.pasted, self.upload)
         wire.on(self.forecast.click, _forecast, *chosen)
         wire.on(self.heal.click, _heal, *chosen)
-        wire.on(self.pack.click, lambda tab: tab.session.pack_adapter(Path(get_upload_folder())))
+        wire.on(self.pack.click, lambda tab: tab.session.heal.pack_adapter(Path(get_upload_folder())))
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """How it goes, and what came of it."""
@@ -79,7 +79,7 @@ class Heal(Panel):
         yield Shown(self.words, heal_words.words(view))
         yield Shown(self.pack, gr.update(visible=heal_words.packable(view)))
         yield Shown(self.download, show_download(*heal_words.download(view)))
-        progress, healed = view.heal_progress, view.healed
+        progress, healed = view.heal.progress, view.heal.outcome
         history = healed.history if healed else progress.history if progress else ()
         before = healed.before if healed else progress.before if progress else 0.0
         yield Shown(
@@ -91,12 +91,12 @@ class Heal(Panel):
 
 def _heal(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:
     """Heal the cuts in force."""
-    tab.session.heal(preset, method, _text(source, pasted, upload))
+    tab.session.heal.start(preset, method, _text(source, pasted, upload))
 
 
 def _forecast(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:
     """Say what a preset would do on this machine."""
-    tab.session.forecast(preset, method, _text(source, pasted, upload))
+    tab.session.heal.forecast(preset, method, _text(source, pasted, upload))
 
 
 def _text(source: str, pasted: str, upload: str | None) -> TextChoice | None:

@@ -57,12 +57,12 @@ class Keep(Panel):
     def events(self, wire: Wire) -> None:
         """Make the link and the report; load a ready recipe."""
         wire.fetch(
-            self.make_link.click, lambda tab: recipe_link.encode(tab.session.current_recipe()), self.link_code
+            self.make_link.click, lambda tab: recipe_link.encode(tab.session.edit.current_recipe()), self.link_code
         ).success(None, [self.link_code], [self.link], js=SHOW_LINK, **QUIET)
         wire.fetch(self.report.click, lambda tab: report(tab.session.view(), datetime.now()), self.report_text).success(
             None, [self.report_text], None, js=download_js("model-surgery-report.html", "text/html"), **QUIET
         )
-        wire.on(self.take.click, lambda tab, name: tab.session.take_ready(name), self.ready)
+        wire.on(self.take.click, lambda tab, name: tab.session.edit.take_ready(name), self.ready)
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """The ready recipes of the model, and the lines."""

@@ -79,7 +79,7 @@ class Narrowing(Panel):
         tab.narrowing = (method, divisor)
         most = tab.held[self.slider][1] if self.slider in tab.held else 0
         tab.moved_to(self.slider, ratio)
-        tab.session.narrow(method, inputs.ratio(ratio, most), int(divisor), tab.narrowed_blocks)
+        tab.session.analyse.narrow(method, inputs.ratio(ratio, most), int(divisor), tab.narrowed_blocks)
 
 
 def _narrow_otherwise(tab: Tab, method: str, divisor: int) -> None:
@@ -89,7 +89,7 @@ def _narrow_otherwise(tab: Tab, method: str, divisor: int) -> None:
     tab.narrowing = (method, divisor)
     found = ratios(tab.session.view(), tab.narrowed_blocks)
     if found is not None and found[0] < found[1]:
-        tab.session.narrow(method, found[0] / 100, int(divisor), tab.narrowed_blocks)
+        tab.session.analyse.narrow(method, found[0] / 100, int(divisor), tab.narrowed_blocks)
 
 
 def _narrow_where(tab: Tab, blocks: str) -> None:

@@ -77,7 +77,7 @@ class Quantise(Panel):
         chosen = [self.format, *(self.controls[name] for name in SETTINGS)]
         wire.on([control.input for control in chosen], self._quantise, *chosen, last=True)
         wire.on(self.controls["rank"].input, self._repair, self.controls["rank"], last=True)
-        wire.on(self.compute.click, lambda tab: tab.session.measure())
+        wire.on(self.compute.click, lambda tab: tab.session.measure.start())
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """The quantisation in force; controls of other formats keep what they hold."""
@@ -97,9 +97,9 @@ class Quantise(Panel):
     def _quantise(self, tab: Tab, format_name: str, *values: Any) -> None:
         """Another format or type, or another setting."""
         tab.forget(self.format, *self.controls.values())
-        tab.session.quantise(words.settings(format_name, dict(zip(SETTINGS, values, strict=True))))
+        tab.session.edit.quantise(words.settings(format_name, dict(zip(SETTINGS, values, strict=True))))
 
     def _repair(self, tab: Tab, rank: str) -> None:
         """Another rank of the low-rank repair."""
         tab.forget(self.format, *self.controls.values())
-        tab.session.repair(words.whole(rank))
+        tab.session.edit.repair(words.whole(rank))

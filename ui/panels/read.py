@@ -60,4 +60,4 @@ def _read(tab: Tab, prompt: str, chat: bool, *numbers: float | None) -> None:
     tokens, temperature, top_p, seed = numbers
     if tokens is None or temperature is None or top_p is None or seed is None:
         raise InputError("Fill in tokens, temperature, top-p and seed.")
-    tab.session.read(prompt or "", bool(chat), Sampling(int(tokens), temperature, top_p, int(seed)))
+    tab.session.read.start(prompt or "", bool(chat), Sampling(int(tokens), temperature, top_p, int(seed)))

@@ -13,7 +13,7 @@ from surgery.fit.kv_cache import KV_TYPES
 from surgery.fit.weight_types import TYPES
 from surgery.recipe import link as recipe_link
 from surgery.recipe.recipe import Recipe
-from surgery.session.view import Target
+from surgery.session.state import Target
 from ui import inputs
 from ui.panel import Panel, Wire, follow_text
 from ui.tabs import Tab
@@ -101,20 +101,23 @@ class Setup(Panel):
         """Open, measure on a text, aim at a device."""
         wire.on(
             [self.open.click, self.source.submit, self.revision.submit],
-            lambda tab, source, revision: tab.session.open(source, revision.strip() or None),
+            lambda tab, source, revision: tab.session.edit.open(source, revision.strip() or None),
             self.source,
             self.revision,
         )
         follow_text(self.text, self.pasted, self.upload)
         wire.on(
             self.use_text.click,
-            lambda tab, *fields: tab.session.set_text(inputs.text_choice(*fields)),
+            lambda tab, *fields: tab.session.edit.set_text(inputs.text_choice(*fields)),
             *(self.text, self.pasted, self.upload, self.window, self.windows),
         )
         target = (self.device, self.context, self.type, self.kv_type)
         for field in target:
             wire.on(
-                field.input, lambda tab, *fields: tab.session.set_target(inputs.target(*fields)), *target, last=True
+                field.input,
+                lambda tab, *fields: tab.session.edit.set_target(inputs.target(*fields)),
+                *target,
+                last=True,
             )
         wire.on(self.own_device.upload, self._use_own_device, self.own_device, *target[1:])
 
@@ -122,7 +125,7 @@ class Setup(Panel):
         """A person's own device file."""
         if path:
             device = read_device(Path(path))
-            tab.session.set_target(inputs.target(path, *rest))
+            tab.session.edit.set_target(inputs.target(path, *rest))
             tab.once[self.device] = gr.update(choices=[*self._devices(), (device.name, path)], value=path)
 
     def start(self, tab: Tab, kept: Any) -> None:
@@ -141,12 +144,12 @@ class Setup(Panel):
                 recipe = _linked(link, source)
             except InputError as error:
                 trouble = error
-        tab.session.remember_locked(inputs.locked(kept))
+        tab.session.edit.remember_locked(inputs.locked(kept))
         known = self.bench.opened(source, revision)
         if known is not None:
-            tab.session.adopt(known, recipe)
+            tab.session.edit.adopt(known, recipe)
         elif not tab.session.view().working:
-            tab.session.open(source, revision, recipe)
+            tab.session.edit.open(source, revision, recipe)
         if trouble is not None:
             raise trouble
 

@@ -87,11 +87,11 @@ class Ship(Panel):
         """Ship, upload, build."""
         wire.on(self.ship.click, _ship, self.type, self.checkpoint)
         wire.on(self.push.click, self._push, self.repository, self.token, self.private)
-        wire.on(self.build.click, lambda tab: tab.session.build(Path(get_upload_folder())))
+        wire.on(self.build.click, lambda tab: tab.session.build.start(Path(get_upload_folder())))
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """What was made, and whether more can be."""
-        shipment, able = view.shipment, can_start(view)
+        shipment, able = view.ship, can_start(view)
         yield Shown(self.ship, gr.update(interactive=able))
         yield Shown(self.push, gr.update(interactive=able and shipment is not None))
         yield Shown(self.ship_note, ship_words.ship_text(view))
@@ -99,16 +99,16 @@ class Ship(Panel):
         yield Shown(self.hub, gr.update(visible=shipment is not None))
         yield Shown(self.build, gr.update(interactive=able))
         yield Shown(self.build_note, ship_words.build_text(view))
-        path = None if view.packed is None else str(view.packed.path)
+        path = None if view.build is None else str(view.build.path)
         yield Shown(self.download, show_download(path, ship_words.download_label(view)))
 
     def _push(self, tab: Tab, repository: str, token: str, private: bool) -> None:
         """Upload the folder; the token leaves the page with this answer."""
         tab.once[self.token] = ""
-        tab.session.push(repository, token, bool(private))
+        tab.session.ship.push(repository, token, bool(private))
 
 
 def _ship(tab: Tab, type_name: str, checkpoint: bool) -> None:
     """Make and verify the folder, where Gradio serves its zip file from without a copy."""
-    recipe = tab.session.recipe
-    tab.session.ship(ShipOptions(bool(checkpoint), gguf_type(recipe, type_name)), Path(get_upload_folder()))
+    recipe = tab.session.edit.current_recipe()
+    tab.session.ship.start(ShipOptions(bool(checkpoint), gguf_type(recipe, type_name)), Path(get_upload_folder()))

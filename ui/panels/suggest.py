@@ -65,15 +65,15 @@ class Suggest(Panel):
         )
         pressed = [self.suggest.click, *(amount.submit for amount in self.amounts.values())]
         wire.on(pressed, self._suggest, self.method, self.unit, *fields)
-        wire.on(self.take.click, lambda tab: tab.session.take_suggestion())
-        wire.on(self.discard.click, lambda tab: tab.session.discard_suggestion())
+        wire.on(self.take.click, lambda tab: tab.session.suggest.take())
+        wire.on(self.discard.click, lambda tab: tab.session.suggest.discard())
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """The suggestion, and what can be done with it."""
         yield Shown(self.suggest, gr.update(interactive=can_start(view)))
         yield Shown(self.suggestion, suggestion_text(view))
         for pressed in (self.take, self.discard):
-            yield Shown(pressed, gr.update(visible=view.suggestion is not None))
+            yield Shown(pressed, gr.update(visible=view.suggest is not None))
 
     def _choose_method(self, method: str, unit: str) -> Update:
         """The fields that go with a method and a budget; asks nothing of a session."""
@@ -88,7 +88,7 @@ class Suggest(Panel):
     def _suggest(self, tab: Tab, method: str, unit: str, *fields: Any) -> None:
         """Let the method choose."""
         values = dict(zip((*self.amounts, *self.rules), fields, strict=True))
-        tab.session.suggest(method, *inputs.suggestion(method, unit, values, values))
+        tab.session.suggest.start(method, *inputs.suggestion(method, unit, values, values))
 
 
 def _amount_field(name: str, visible: bool) -> Any:

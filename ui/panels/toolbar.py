@@ -40,11 +40,11 @@ class Toolbar(Panel):
 
     def events(self, wire: Wire) -> None:
         """Analyse, step, export, import."""
-        wire.on(self.analyse.click, lambda tab: tab.session.analyse())
-        wire.on(self.undo.click, lambda tab: tab.session.undo())
-        wire.on(self.redo.click, lambda tab: tab.session.redo())
-        wire.on(self.reset.click, lambda tab: tab.session.reset())
-        wire.fetch(self.export.click, lambda tab: tab.session.exported(), self.exported).success(
+        wire.on(self.analyse.click, lambda tab: tab.session.analyse.start())
+        wire.on(self.undo.click, lambda tab: tab.session.edit.undo())
+        wire.on(self.redo.click, lambda tab: tab.session.edit.redo())
+        wire.on(self.reset.click, lambda tab: tab.session.edit.reset())
+        wire.fetch(self.export.click, lambda tab: tab.session.build.exported(), self.exported).success(
             None, [self.exported], None, js=download_js("recipe.json", "application/json"), **QUIET
         )
         wire.on(self.take.upload, _take, self.take)
@@ -66,4 +66,4 @@ class Toolbar(Panel):
 def _take(tab: Tab, path: str | None) -> None:
     """Import an uploaded recipe."""
     if path:
-        tab.session.take(Recipe.load(Path(path)))
+        tab.session.edit.take(Recipe.load(Path(path)))

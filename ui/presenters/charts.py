@@ -32,25 +32,29 @@ def needs_analysis(name: str, neuron_method: str) -> bool:
 def key(name: str, view: View, neuron_method: str, head_statistic: str) -> tuple[object, ...]:
     """What a drawn chart depends on; the first entry is its name."""
     if name == "predicted":
-        return name, view.scanned
+        return name, view.scan
     choice = {"neurons": neuron_method, "heads": head_statistic}.get(name)
     removed = tuple(decisions(view)["blocks"]) if name == "blocks" else ()
-    analysed = view.analysed.fingerprint if view.analysed is not None and view.statistics is not None else None
+    analysed = (
+        view.analyse.windows.fingerprint
+        if view.analyse.windows is not None and view.analyse.statistics is not None
+        else None
+    )
     return name, view.model.loaded.fingerprint if view.model else None, analysed, choice, removed
 
 
 def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> Any:
     """The figure of a chart; None before the analysis that it needs."""
-    statistics, model = view.statistics, view.model
+    statistics, model = view.analyse.statistics, view.model
     if model is None or (statistics is None and needs_analysis(name, neuron_method)):
         return None
     if name == "predicted":
-        return None if view.scanned is None else figures.predicted_and_measured(series(view.scanned))
+        return None if view.scan is None else figures.predicted_and_measured(series(view.scan))
     if name == "neurons":
         method = registry.method(neuron_method, "neurons")
-        if not model.knows(method, view.analysed):
+        if not model.knows(method, view.analyse.windows):
             return None
-        scores = model.neuron_scores(method, view.analysed)
+        scores = model.neuron_scores(method, view.analyse.windows)
         return figures.neuron_importance(scores, method.title) if scores else None
     assert statistics is not None  # checked above
     similarities = statistics.similarities

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from surgery.session.view import Attempt, Tried, View
+from surgery.session.compare import Attempt, Tried
+from surgery.session.view import View
 from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
@@ -27,7 +28,7 @@ def steps(view: View) -> str:
         return ""
     rows = []
     for place, recipe in enumerate(view.history.recipes):
-        attempt = view.compared.of(recipe.key)
+        attempt = view.compare.of(recipe.key)
         current = place == view.history.position
         words = "Dense model" if not recipe.edits else attempt.words if attempt else "not measured on this text"
         numbers = f"{_perplexity(attempt)}, {bytes_text(attempt.fit.weights_bytes)}" if attempt else ""
@@ -45,7 +46,7 @@ def _perplexity(attempt: Attempt) -> str:
 
 def drawing(view: View) -> str:
     """Size against perplexity of everything tried; points are chosen like buttons."""
-    tried = view.compared
+    tried = view.compare
     shown = [one for one in tried.attempts if math.isfinite(one.estimate.perplexity)]
     if len(shown) < 2:
         return note("Everything that is measured appears here, size against perplexity: change something.")
@@ -121,7 +122,7 @@ def _point(one: Attempt, x: float, y: float, front: bool, current: bool, tried: 
 
 def pinned_text(view: View) -> str:
     """A and B, or one of them and the recipe in force, with their difference."""
-    tried, history = view.compared, view.history
+    tried, history = view.compare, view.history
     if history is None or not tried.pins:
         return note("Pin a recipe as A and another one as B to see their differences.")
     now = history.current.key

@@ -28,11 +28,11 @@ def compensation_text(view: View) -> str:
     text = wanted[0].text
     source = f"the {text.source} text" if text.source in ("embedded", "pasted") else text.source
     where = f"{text.windows * text.window:,} tokens of {source}"
-    if view.compensating:
+    if view.measure.compensating:
         return note(f"Being computed on {where}; the number above is out of date until then.")
-    if view.compensated is None:
+    if view.measure.compensated is None:
         return note("It is not computed, so the recipe cannot be measured: compute it, or switch it off.", "ms-error")
-    entries = view.compensated.entries
+    entries = view.measure.compensated.entries
     lines = [_reached(edit, entries, view) for edit in wanted]
     rows = "".join(_row(entry) for entry in entries)
     table = (

@@ -91,13 +91,17 @@ def _of(kept: int, whole: int) -> str:
 
 
 def _influence(view: View, block: Block) -> Fact:
-    if view.statistics is None:
+    if view.analyse.statistics is None:
         return "Influence", "not measured yet: press Analyse", ""
-    found = view.statistics.similarities
+    found = view.analyse.statistics.similarities
     words = [f"block {float(block_influence(found)[block.index]):.3g}"]
     words += [f"attention {float(attention_influence(found)[block.index]):.3g}"] if block.attention else []
     words += [f"MLP {float(mlp_influence(found)[block.index]):.3g}"] if block.mlp else []
-    return "Influence", f"{', '.join(words)} (1 - cosine)", f"measured on {view.statistics.tokens:,} tokens, dense"
+    return (
+        "Influence",
+        f"{', '.join(words)} (1 - cosine)",
+        f"measured on {view.analyse.statistics.tokens:,} tokens, dense",
+    )
 
 
 def _parameters(view: View, block: Block) -> Fact:
@@ -132,7 +136,7 @@ def _cache(view: View, block: Block, specs: list[BlockSpec]) -> Fact:
 
 def _removals(view: View, block: Block) -> Iterator[Fact]:
     """What the model loses without the block or one of its parts, from a scan of the dense model."""
-    scanned = view.scanned
+    scanned = view.scan
     found = False
     for kind, words in REMOVALS.items():
         row = scanned.scan.removals.get(kind, [])[block.index : block.index + 1] if scanned is not None else []

@@ -63,7 +63,7 @@ def decision(view: View, selected: int | None) -> dict[str, Any]:
     choices = Choices.of(view.history.current)
     groups, heads = heads_off(choices, block)
     whole = block.mlp.width if block.mlp is not None else 0
-    width = view.pending_widths.get(block.index, whole - len(choices.neurons.get(block.index, ())))
+    width = view.analyse.pending_widths.get(block.index, whole - len(choices.neurons.get(block.index, ())))
     return {"block": block.index, "groups": sorted(groups), "heads": sorted(heads), "width": width}
 
 
@@ -143,12 +143,12 @@ def head_values(view: View, block: int, name: str) -> list[float] | None:
     if view.model is None:
         return None
     if name in HEAD_TITLES:
-        moments = view.statistics.blocks[block].heads if view.statistics is not None else None
+        moments = view.analyse.statistics.blocks[block].heads if view.analyse.statistics is not None else None
         return None if moments is None else [float(value) for value in moments.means()[name]]
     method = registry.method(name, "heads")
-    if not view.model.knows(method, view.analysed):
+    if not view.model.knows(method, view.analyse.windows):
         return None
-    return [float(value) for value in view.model.block_scores(method, view.analysed, block)]
+    return [float(value) for value in view.model.block_scores(method, view.analyse.windows, block)]
 
 
 def _shades(values: Sequence[float]) -> list[float | None]:
@@ -171,11 +171,11 @@ def _mlp(view: View, block: Block, name: str) -> dict[str, Any]:
         "gone": _gone(view, block, "mlp"),
         "why": why,
         "method": method.title,
-        "ranked": view.model.knows(method, view.analysed),
-        "waiting": block.index in view.pending_widths,
+        "ranked": view.model.knows(method, view.analyse.windows),
+        "waiting": block.index in view.analyse.pending_widths,
     }
     if shown["ranked"]:
-        scores = view.model.block_scores(method, view.analysed, block.index)
+        scores = view.model.block_scores(method, view.analyse.windows, block.index)
         shown |= strip(scores, _removed(view, block, mlp))
     return shown
 

@@ -18,21 +18,21 @@ RUNTIMES = {
 
 def room_text(view: View) -> str:
     """How much must go, or that nothing must."""
-    if view.room is None or view.fit is None:
+    if view.fit.room is None or view.fit.now is None:
         return ""
-    if view.fit.fits:
+    if view.fit.now.fits:
         return note(
-            f"It fits {view.device.name} with {bytes_text(view.fit.spare_bytes)} to spare. "
+            f"It fits {view.device.name} with {bytes_text(view.fit.now.spare_bytes)} to spare. "
             "Looking for options shows what a smaller or a larger type would cost."
         )
-    return note(f"It does not fit {view.device.name}. {view.room.words()}", "ms-error")
+    return note(f"It does not fit {view.device.name}. {view.fit.room.words()}", "ms-error")
 
 
 def options_text(view: View) -> str:
     """What was found, the smallest loss first."""
-    if view.fitted is None:
+    if view.fit.found is None:
         return ""
-    fitting, target = view.fitted.fitting, view.fitted.target
+    fitting, target = view.fit.found.fitting, view.fit.found.target
     refused = "".join(note(sentence) for sentence in fitting.refused)
     if not fitting.options:
         words = "Nothing that was tried fits." if fitting.complete else "Nothing has been measured yet."
@@ -64,7 +64,7 @@ def _row(number: int, option: Option) -> str:
 
 def choices(view: View) -> list[tuple[str, str]]:
     """The options for the list: words and number."""
-    options = view.fitted.fitting.options if view.fitted is not None else ()
+    options = view.fit.found.fitting.options if view.fit.found is not None else ()
     return [
         (f"{number}. {option.how}, {option.type}: perplexity {number_text(option.estimate.perplexity)}", str(number))
         for number, option in enumerate(options, 1)
@@ -85,7 +85,7 @@ def number_of(chosen: object) -> int:
 
 def fit_table(view: View) -> str:
     """The itemised memory of the edited model on the device."""
-    fit = view.fit
+    fit = view.fit.now
     if fit is None or view.model is None:
         return ""
     items = [(f"Weights: {CLASSES.get(name, name)}", size, "arithmetic") for name, size in fit.weights.items()]

@@ -18,14 +18,14 @@ def cut(view: View) -> bool:
 
 def packable(view: View) -> bool:
     """Whether the recipe in force is healed and its adapter has no file yet."""
-    return view.structure is not None and view.structure.healing is not None and view.adapter is None
+    return view.structure is not None and view.structure.healing is not None and view.heal.adapter is None
 
 
 def download(view: View) -> tuple[str | None, str]:
     """The adapter's file and what its button says."""
-    if view.adapter is None:
+    if view.heal.adapter is None:
         return None, ""
-    return str(view.adapter.path), download_text(view.adapter.path, view.adapter.bytes)
+    return str(view.heal.adapter.path), download_text(view.heal.adapter.path, view.heal.adapter.bytes)
 
 
 def time_left(seconds: float) -> str:
@@ -38,11 +38,11 @@ def words(view: View) -> str:
     lines = []
     if not cut(view):
         lines.append(NOTHING_CUT)
-    elif view.heal_forecast is None and view.heal_progress is None:
+    elif view.heal.forecast is None and view.heal.progress is None:
         lines.append("A short training that makes up for the cuts. Ask first what a preset will do on this machine.")
-    if view.heal_forecast is not None:
-        lines.append(view.heal_forecast.words)
-    progress, healed = view.heal_progress, view.healed
+    if view.heal.forecast is not None:
+        lines.append(view.heal.forecast.words)
+    progress, healed = view.heal.progress, view.heal.outcome
     if healed is not None:
         lines.append(
             f"Healed in {healed.steps:,} steps: held-out perplexity {healed.before:.2f} \N{RIGHTWARDS ARROW} "
@@ -55,6 +55,6 @@ def words(view: View) -> str:
             f"{progress.tokens_per_second:,.0f} tokens a second, {time_left(progress.seconds_left)} left, "
             f"{progress.memory_bytes / 2**30:.1f} GiB of memory."
         )
-    if view.adapter is not None:
+    if view.heal.adapter is not None:
         lines.append("peft loads the adapter onto the checkpoint of the same cuts without the healing.")
     return "".join(note(line) for line in lines)

@@ -59,7 +59,7 @@ def block_map_model(view: View, colour: str = "influence") -> dict[str, Any]:
         "groups": [_groups(choices, block) for block in blocks],
         "locked": list(view.locked),
         "going": _going(view),
-        "analysed": view.statistics is not None,
+        "analysed": view.analyse.statistics is not None,
         "editable_attention": [block.attention is not None for block in blocks],
         "editable_mlp": [block.mlp is not None for block in blocks],
     }
@@ -68,12 +68,12 @@ def block_map_model(view: View, colour: str = "influence") -> dict[str, Any]:
 def _measured(view: View, measure: str) -> Values | None:
     """The values by part; None where they are not known."""
     if measure == "influence":
-        if view.statistics is None:
+        if view.analyse.statistics is None:
             return None
-        found = view.statistics.similarities
+        found = view.analyse.statistics.similarities
         functions = {"block": block_influence, "attention": attention_influence, "mlp": mlp_influence}
         return {part: function(found).tolist() for part, function in functions.items()}
-    scanned = view.scanned
+    scanned = view.scan
     if scanned is None:
         return None
     if measure == "measured loss":
@@ -100,9 +100,9 @@ def _groups(choices: Choices, block: Block) -> list[bool]:
 
 def _going(view: View) -> dict[str, list[int]]:
     """What the suggestion under consideration would take besides: blocks, parts, and parts that would be narrower."""
-    if view.suggestion is None or view.structure is None:
+    if view.suggest is None or view.structure is None:
         return {"blocks": [], "attention": [], "mlp": [], "narrower_attention": [], "narrower_mlp": []}
-    now, then = _sizes(view.structure), _sizes(view.suggestion.structure)
+    now, then = _sizes(view.structure), _sizes(view.suggest.structure)
     found: dict[str, list[int]] = {"blocks": sorted(now.keys() - then.keys())}
     for place, part in enumerate(("attention", "mlp")):
         both = [(block, now[block][place], then[block][place]) for block in sorted(now.keys() & then.keys())]
@@ -150,8 +150,8 @@ def ratios(view: View, blocks: tuple[int, ...] | None = None) -> tuple[int, int]
     if view.structure is None or view.dense is None or view.history is None:
         return None
     most = math.ceil(100 * max(view.dense.expansion_ratios, default=0))
-    if view.pending_ratio is not None:
-        return min(round(100 * view.pending_ratio), most), most
+    if view.analyse.pending_ratio is not None:
+        return min(round(100 * view.analyse.pending_ratio), most), most
     narrowed = [spec for spec in view.structure.blocks if blocks is None or spec.source in blocks]
     widest = max(narrowed or view.structure.blocks, key=lambda spec: len(spec.neurons))
     source = view.structure.architecture.blocks[widest.source].mlp

@@ -118,13 +118,13 @@ def table(view: View) -> str:
             kind,
             plan.bits_per_weight(kind, weighted),
             plan.file_bytes(kind, name, weighted),
-            view.tried.get((kind, weighted)),
+            view.measure.tried.get((kind, weighted)),
             kind == edit.type,
         )
         for kind in get_args(GgufType)
     )
     importance = "with the importance matrix" if weighted else "without importance matrix"
-    unquantised = view.tried.get(("", False))
+    unquantised = view.measure.tried.get(("", False))
     against = "" if unquantised is None else f" Unquantised, this recipe has {number_text(unquantised)}."
     mix = ", ".join(f"{count} {kind}" for kind, count in plan.mix(edit.type, weighted).items())
     short = plan.short_rows(edit.type, weighted)
@@ -153,7 +153,7 @@ def words(view: View) -> str:
     text = note(format_of(edit).does)
     if edit is None or view.unfinished != "quantisation":
         return text
-    if view.compensating:
+    if view.measure.compensating:
         return text + note("Being computed on the calibration text; the perplexity is out of date until then.")
     if view.uncompensated:
         return text + note(

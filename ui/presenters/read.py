@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from surgery.common.jobs import JobKind
 from surgery.evaluation.generation import Answer
-from surgery.session.read import READING
 from surgery.session.view import View
 from ui.presenters.text import escape, note
 
@@ -14,7 +14,7 @@ EXAMPLE = "The capital of France is"
 
 def answers_text(view: View) -> str:
     """The answers, the words from the first difference on marked."""
-    reading = view.reading
+    reading = view.read
     if reading is None:
         return note("The same prompt, answered by the dense and by the cut model, with the same draws.")
     dense, cut = reading.dense, reading.cut
@@ -28,7 +28,7 @@ def answers_text(view: View) -> str:
         columns += _column("Cut", cut, same, current)
         words = "Underlined: from where the cut model says something else." if same < len(cut.text) else ""
     drawn = "the likeliest token each time" if reading.sampling.temperature == 0 else f"seed {reading.sampling.seed}"
-    writing = "true" if view.working and view.job is not None and view.job.title == READING else "false"
+    writing = "true" if view.working and view.job is not None and view.job.kind is JobKind.READ else "false"
     asked = f"Asked: “{_shortened(reading.prompt)}”." + (f" Cut: {reading.words}." if cut is not None else "")
     return f'{old}{note(asked)}<div class="ms-answers" aria-live="polite" aria-busy="{writing}">{columns}</div>' + note(
         f"{words} Drawn: {drawn}.".strip()

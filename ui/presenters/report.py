@@ -49,9 +49,9 @@ def report(view: View, when: datetime) -> str:
         ("Recipe", recipe_words.removed_text(view) + f'<pre class="ms-lines">{escape(_recipe(view))}</pre>'),
         ("Numbers", tiles(view) + f'<p class="ms-note">{escape(protocol)}</p>'),
         ("Memory on the device", fit_table(view)),
-        ("Healing", heal_words(view) if view.healed is not None else ""),
+        ("Healing", heal_words(view) if view.heal.outcome is not None else ""),
         ("Everything tried", compare_words.drawing(view) + compare_words.steps(view)),
-        ("Compared", compare_words.pinned_text(view) if view.compared.pins else ""),
+        ("Compared", compare_words.pinned_text(view) if view.compare.pins else ""),
         ("To reproduce", keep_words.lines_text(view)),
         ("What these numbers are not", f"<p>{LIMITS}</p>"),
     )

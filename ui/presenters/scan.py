@@ -7,7 +7,7 @@ import math
 import torch
 
 from analysis.importance.predictions import rank_correlation
-from surgery.session.view import Scanned
+from surgery.session.scan import Scanned
 from surgery.structure.removal import RemovalKind
 from ui.presenters.text import note
 

@@ -20,7 +20,7 @@ def ship_text(view: View) -> str:
     """What shipping does, or what the last shipment holds and how it was verified."""
     if view.model is None or view.history is None:
         return ""
-    shipment = view.shipment
+    shipment = view.ship
     if shipment is None:
         return note(WHAT)
     record = shipment.shipped.record
@@ -78,7 +78,7 @@ def build_text(view: View) -> str:
     size = bytes_text(checkpoint_bytes(view.model, view.structure))
     count = count_text(view.structure.parameters)
     words = f"The recipe makes a checkpoint of about {size} ({count} parameters in {dtype})."
-    packed = view.packed
+    packed = view.build
     if packed is None:
         return note(words)
     loads = (
@@ -94,4 +94,4 @@ def build_text(view: View) -> str:
 
 def download_label(view: View) -> str:
     """What the download button says."""
-    return "" if view.packed is None else download_text(view.packed.path, view.packed.bytes)
+    return "" if view.build is None else download_text(view.build.path, view.build.bytes)

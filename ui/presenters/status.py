@@ -34,8 +34,13 @@ def spoken(view: View) -> str:
         return ""
     if state == "busy" and job is not None:
         return words if job.state == "queued" else f"{job.title}, {25 * math.floor(4 * job.progress)}%"
-    if state == "ready" and view.estimate is not None and view.measured and view.estimate.complete:
-        words = f"Perplexity {number_text(view.estimate.perplexity)}. {words}"
+    if (
+        state == "ready"
+        and view.measure.estimate is not None
+        and view.measure.measured
+        and view.measure.estimate.complete
+    ):
+        words = f"Perplexity {number_text(view.measure.estimate.perplexity)}. {words}"
     return words
 
 
@@ -64,7 +69,7 @@ def next_step(view: View) -> str:
     """What a person can do now, in one sentence."""
     if view.model is None or view.history is None:
         return "No model is open: name one under “Model, text and device” and press Open model."
-    if view.statistics is None:
+    if view.analyse.statistics is None:
         return "Press Analyse to see which parts matter, or click parts of the map away and watch the numbers."
     if not view.history.current.edits:
         return "Click away the tiles with the least influence, or lower the expansion ratio, and watch the numbers."
@@ -81,8 +86,8 @@ def summary(view: View) -> str:
         f"{name}: {source.family}, {len(source.blocks)} blocks, hidden size {source.hidden_size}, "
         f"{count_text(source.parameters)} parameters."
     )
-    if view.statistics is not None:
-        text += f" Analysed on {view.statistics.tokens:,} tokens."
+    if view.analyse.statistics is not None:
+        text += f" Analysed on {view.analyse.statistics.tokens:,} tokens."
     return f"{text} {loaded.note}".strip()
 
 

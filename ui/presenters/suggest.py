@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from surgery.pruning.recipe_summary import recipe_words
-from surgery.session.view import Suggestion, View
+from surgery.session.suggest import Suggestion
+from surgery.session.view import View
 from surgery.structure.choices import Choices
 from ui.presenters.scan import KINDS
 from ui.presenters.text import count_text, loss_text, note, number_text
@@ -12,7 +13,7 @@ from ui.presenters.tiles import damage
 
 def suggestion_text(view: View) -> str:
     """What the suggestion would take away, block by block, and what that is expected to cost."""
-    found = view.suggestion
+    found = view.suggest
     if found is None or view.model is None:
         return ""
     now, then, whole = found.before.parameters, found.structure.parameters, view.model.evaluator.dense.parameters
@@ -63,7 +64,7 @@ def _cost_words(view: View, found: Suggestion) -> str:
 
 def _expected_words(view: View, found: Suggestion) -> str:
     """The measured cost of each removal by itself, added up, where a scan has measured them."""
-    scanned = view.scanned
+    scanned = view.scan
     assert view.history is not None  # there is a suggestion
     old, new = Choices.of(view.history.current), Choices.of(found.recipe)
     kinds = {kind: getattr(new, kind) - getattr(old, kind) for kind in KINDS}

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from surgery.evaluation.estimate import Estimate
 from surgery.fit.fit import Fit
-from surgery.session.view import Attempt, View
+from surgery.session.compare import Attempt
+from surgery.session.view import View
 from ui.presenters.text import bytes_text, count_text, escape, loss_text, number_text
 
 DAMAGE = (
@@ -24,7 +25,7 @@ SMALLEST_SEGMENT = 0.4
 
 def tiles(view: View) -> str:
     """Parameters, file, memory, decode speed and perplexity; below them the bar of the device."""
-    fit, dense = view.fit, view.dense_fit
+    fit, dense = view.fit.now, view.fit.dense
     if view.structure is None or view.dense is None or fit is None or dense is None:
         return _empty(view)
     parameters, whole = view.structure.parameters, view.dense.parameters
@@ -70,7 +71,7 @@ def _change(now: float, before: float) -> str:
 def _last_step(view: View) -> Attempt | None:
     """What the step before the one in force gave, if it was measured on this text."""
     history = view.history
-    return view.compared.of(history.recipes[history.position - 1].key) if history and history.can_undo else None
+    return view.compare.of(history.recipes[history.position - 1].key) if history and history.can_undo else None
 
 
 def _parameters_since(view: View, now: int) -> str:
@@ -81,7 +82,7 @@ def _parameters_since(view: View, now: int) -> str:
 
 def _loss_since(view: View, estimate: Estimate) -> str:
     before = _last_step(view)
-    if before is None or not estimate.complete or not view.measured:
+    if before is None or not estimate.complete or not view.measure.measured:
         return ""
     return f"; last step {estimate.nll - before.estimate.nll:+.3f}"
 
@@ -92,13 +93,13 @@ def damage(difference: float) -> str:
 
 
 def _perplexity_tile(view: View) -> str:
-    estimate = view.estimate
-    if view.measure_error:
-        return _tile("perplexity", "Perplexity", "–", view.measure_error, "not measured", "failed")
+    estimate = view.measure.estimate
+    if view.measure.error:
+        return _tile("perplexity", "Perplexity", "–", view.measure.error, "not measured", "failed")
     if estimate is None:
         first = (
             f"what its {view.unfinished} makes of it"
-            if view.compensating or view.uncompensated
+            if view.measure.compensating or view.uncompensated
             else "the dense model first"
         )
         return _tile("perplexity", "Perplexity", "…", first, _state_of_measuring(view) or "measuring", "stale")
@@ -111,10 +112,10 @@ def _perplexity_tile(view: View) -> str:
         words = f"loss {loss}: {damage(estimate.difference)}{_loss_since(view, estimate)}"
         against = f"dense {number_text(estimate.dense_perplexity)}; {words}"
     kind, state = f"measured on {estimate.tokens:,} tokens", ""
-    if not view.measured:
+    if not view.measure.measured:
         doing = _state_of_measuring(view)
         kind, state = f"out of date{', ' if doing else ''}{doing}", "stale"
-    elif view.measuring and not estimate.complete:
+    elif view.measure.measuring and not estimate.complete:
         kind, state = f"measuring: window {estimate.windows} of {estimate.of_windows}", "stale"
     elif not estimate.complete:
         kind = f"stopped: measured on {estimate.windows} of {estimate.of_windows} windows, {estimate.tokens:,} tokens"
@@ -125,9 +126,9 @@ def _state_of_measuring(view: View) -> str:
     """What is done about a number that is out of date."""
     if view.uncompensated:
         return f"its {view.unfinished} is not computed"
-    if view.compensating:
+    if view.measure.compensating:
         return "compensating" if view.unfinished == "compensation" else "quantising"
-    return "measuring" if view.measuring else ""
+    return "measuring" if view.measure.measuring else ""
 
 
 def _speed_word(fit: Fit) -> str:
