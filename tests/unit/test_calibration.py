@@ -72,7 +72,7 @@ def test_a_recipe_never_makes_the_tool_read(source: str, tmp_path: Path, monkeyp
         asked.append(name)
         return original(name, *arguments)
 
-    monkeypatch.setattr("surgery.workbench.workbench.load_text", watched)
+    monkeypatch.setattr("surgery.workbench.open_model.load_text", watched)
     wanted = reference(str(secret) if source == "SECRET" else source, WORDS)
     with pytest.raises(RecipeError, match="name that text as the calibration text"):
         model.complete(structure(model, wanted))

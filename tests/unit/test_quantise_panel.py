@@ -9,7 +9,10 @@ import pytest
 from surgery.errors import InputError, RecipeError
 from surgery.formats.table import FORMATS
 from surgery.recipe.edits import Compensate, PruneNeurons
+from surgery.formats.table import FORMATS
+from surgery.recipe.edits import Compensate, PruneNeurons
 from surgery.recipe.storage import GgufType, Quantize
+from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
 from surgery.workbench import workbench
 from surgery.workbench.workbench import Workbench
@@ -23,7 +26,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(workbench, "load", lambda *rest: pytest.fail("nothing is loaded here"))
     bench = Workbench()
     made = Session(bench)
-    made.text, made.calibration = SMALL, workbench.TextChoice(window=16, windows=4, purpose="calibration")
+    made.text, made.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
     made.adopt(open_wide("llama_tied"))
     measured(made)
     yield made
