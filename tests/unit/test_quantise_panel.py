@@ -9,8 +9,6 @@ import pytest
 from surgery.errors import InputError, RecipeError
 from surgery.formats.table import FORMATS
 from surgery.recipe.edits import Compensate, PruneNeurons
-from surgery.formats.table import FORMATS
-from surgery.recipe.edits import Compensate, PruneNeurons
 from surgery.recipe.storage import GgufType, Quantize
 from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
