@@ -41,7 +41,7 @@ def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
     picture.write_bytes(bytes(range(256)))
     upload_text(page, "heal-upload", picture)
     page.click("#heal-forecast:not([disabled])")
-    wait_for_message(page, "not UTF-8 text")
+    wait_for_message(page, "UTF-8 text")
     choose(page, "heal-text", "Pasted text")
     page.fill("#heal-pasted textarea", "Too short.")
     page.press("#heal-pasted textarea", "Tab")
