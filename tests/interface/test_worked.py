@@ -15,12 +15,13 @@ LIST = '<div id="{0}"><input aria-label="{0}"><ul><li role="option">{0} option</
 PAGE = (
     '<main><button id="pressed">Pressed</button><button id="passed">Passed</button>'
     '<button id="off" disabled>Off</button><button id="component-7">No name</button>'
+    '<div id="point"><svg><g role="button" tabindex="0"><text y="9">Point</text></g></svg></div>'
     '<div id="tool"><button id="tool-button">Tool</button></div>'
     '<div id="group"><button class="label-wrap">Group</button>' + FIELD.format("inside") + "</div>"
     f"{FIELD.format('filled')}{FIELD.format('focused')}{LIST.format('picked')}{LIST.format('opened')}"
     '<div id="ticked"><label>Tick<input type="checkbox"></label></div><div id="file"><input type="file"></div></main>'
 )
-FIELDS = ("filled", "focused", "picked", "opened", "ticked", "file", "group", "inside", "tool")
+FIELDS = ("filled", "focused", "picked", "opened", "ticked", "file", "group", "inside", "tool", "point")
 CONFIG: dict[str, Any] = {
     "dependencies": [],
     "components": [{"id": number, "type": "textbox", "props": {"elem_id": name}} for number, name in enumerate(FIELDS)],
@@ -38,6 +39,7 @@ def test_only_what_was_worked_is_recorded(browser: Any) -> None:
     page.click("#off", force=True)
     page.click("#component-7")
     page.get_by_role("button", name="Tool").click()
+    page.locator("g").press("Enter")
     page.get_by_label("filled").fill("words")
     page.get_by_label("focused").click()
     page.get_by_text("focused").click()
@@ -49,4 +51,4 @@ def test_only_what_was_worked_is_recorded(browser: Any) -> None:
     page.evaluate("document.querySelector('#passed').click()")
     context.close()
     assert record.controls == {*FIELDS, "pressed", "passed", "off", "tool"}
-    assert record.worked == {"pressed", "filled", "picked", "ticked", "file", "tool"}
+    assert record.worked == {"pressed", "filled", "picked", "ticked", "file", "tool", "point"}

@@ -18,6 +18,9 @@ BY_HAND = {"input", "click", "select", "submit", "change"}
 
 SCRIPT = """(() => {
   const told = new Set();
+  const pressed = {
+    click: "button, a, summary, [role=button]", keydown: "[role=button]:not(button)", pointerdown: "[role=option]",
+  };
   const name = node => node.id.replace(/-button$/, "");
   const tell = event => {
     const node = event.composedPath()[0];
@@ -25,15 +28,15 @@ SCRIPT = """(() => {
     const field = node.matches("input, textarea");
     if (field !== (event.type === "input" || event.type === "change")) return;
     if (!event.isTrusted && node.type !== "file") return;
-    const pressed = event.type === "pointerdown" ? "[role=option]" : "button, a, summary, [role=button], [role=tab]";
-    if (!field && !node.closest(pressed)) return;
+    if (event.type === "keydown" && event.key !== "Enter" && event.key !== " ") return;
+    if (!field && !node.closest(pressed[event.type])) return;
     const path = [];
     for (let one = node; one; one = one.parentElement) if (one.id) path.push(name(one));
     if (!path.length || told.has(path[0])) return;
     told.add(path[0]);
     window.controlWorked(path, [...document.querySelectorAll("main button[id]")].map(name));
   };
-  for (const kind of ["input", "change", "click", "pointerdown"]) addEventListener(kind, tell, true);
+  for (const kind of ["input", "change", ...Object.keys(pressed)]) addEventListener(kind, tell, true);
 })();"""
 
 
