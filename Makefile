@@ -9,10 +9,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 app: $(VENV)/.app
 	$(BIN)/python app.py
 
-# The quick part runs on all cores, one thread a process; the slow part (browser, llama.cpp) test by test.
+# Everything at once: browser tests in two processes, each with one server; all others wherever a process is free.
 test: lint chromium llama
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --every-control
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,12 +22,23 @@ import pytest
 from surgery.models import embedded
 from tests.interface.driving import ROOT, opened
 from tests.interface.serving import CHROMIUM, FAST_CLEANUP, chromium
+from tests.interface.worked import RECORD
 
 PATIENCE = 120_000
 """Milliseconds that a wait may take: other processes may be using the cores."""
 CONTEXTS = pytest.StashKey[list[Any]]()
 HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_")
 """What the browser's console says of streams that a reload cuts."""
+SECOND = {"test_detail.py", "test_fit.py", "test_heal.py", "test_quantise.py", "test_ship.py", "test_tools.py"}
+"""Files whose tests take about as long as all others here together."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two groups that may run side by side, each in one process with one server and one browser."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group(f"page {1 + (item.path.name in SECOND)}"))
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +121,17 @@ def _shown(page: Any) -> str:
         return f"It does not answer: {error}"
 
 
+@pytest.fixture(scope="session")
+def page_config(server: str) -> dict[str, Any]:
+    """Gradio's configuration of the served page: its components and their events."""
+    with urllib.request.urlopen(f"{server}config") as answer:
+        return json.load(answer)
+
+
 @pytest.fixture
-def profile(request: pytest.FixtureRequest, browser: Any, server: str) -> Iterator[Callable[..., Any]]:
+def profile(
+    request: pytest.FixtureRequest, browser: Any, server: str, page_config: dict[str, Any]
+) -> Iterator[Callable[..., Any]]:
     """Makes browser profiles (users). In the end nobody may have seen an error or asked any other computer."""
     wrong: list[str] = []
     contexts = request.node.stash[CONTEXTS] = []
@@ -138,6 +159,7 @@ def profile(request: pytest.FixtureRequest, browser: Any, server: str) -> Iterat
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "base_url": server, **options})
         context.set_default_timeout(PATIENCE)
         context.on("page", watch)
+        request.config.stash[RECORD].watch(context, page_config)
         contexts.append(context)
         return context
 

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import TimeoutError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TOOLS = {"suggest-method", "suggest-unit", "amount-blocks", "suggest", "tools", "more", "rule-protect-first",
-         "rule-protect-last", "rule-no-neighbours"}  # fmt: skip
-"""The controls of the tools that a fresh page shows; `test_tools.py` works them all."""
-DETAIL = {"detail", "detail-block", "detail-lock", "coloured-by", "ranked-by", "map-colour", "narrow-blocks"}
-"""The controls of one block's detail; `test_detail.py` works them all."""
-LOOK = {"look", "tried", "steps", "pin-a", "pin-b", "read-prompt", "read-chat", "read-more", "read-tokens",
-        "read-temperature", "read-top-p", "read-seed", "read", "make-link", "shown-link", "report", "ready-choice",
-        "ready-take"}  # fmt: skip
-"""The controls of Compare, Read and Keep; `test_look.py` works them all."""
-GUIDE = {"guide", "guide-open", "guide-show", "guide-back", "guide-next", "guide-skip"}
-"""The controls of the guide; `test_guide.py` works them all."""
-READ_ONLY = {"setup", "fit-details", "exported", "answer", "charts", "chart-blocks", "chart-sublayers", "chart-runs",
-             "chart-neurons", "chart-heads", "chart-predicted"}  # fmt: skip
 LONG_TEXT = (ROOT / "presets" / "text" / "calibration.txt").read_text("utf-8") * 2
 WINDOWS = 10
 """Of 256 tokens: enough that their analysis takes some seconds."""
@@ -134,15 +122,16 @@ def suggest(page: Any, amount: str | None = None, words: str = "") -> None:
         wait_for_words(page, words)
 
 
-def controls(page: Any) -> set[str]:
-    """Ids of everything on the page that can be worked, as it is shown now."""
-    found = page.evaluate(
-        """() => [...document.querySelectorAll('main [id]')]
-             .filter(node => node.matches('button, .block') && !node.id.startsWith('component-'))
-             .filter(node => node.matches('button') || node.querySelector('input, textarea, button'))
-             .map(node => node.id)"""
-    )
-    return {name for name in found if name and not name.endswith("-button")} - READ_ONLY
+def text_of(selector: str) -> str:
+    """A JavaScript expression for what the first such element says."""
+    return f"document.querySelector({json.dumps(selector)})?.textContent ?? ''"
+
+
+def changes(page: Any, look: str, act: Callable[[], Any]) -> None:
+    """Act, and wait until a JavaScript expression has another value than before."""
+    before = page.evaluate(look)
+    act()
+    page.wait_for_function("([look, before]) => eval(look) !== before", arg=[look, before])
 
 
 def export(page: Any, path: Path) -> dict[str, Any]:
@@ -157,6 +146,13 @@ def upload(page: Any, component: str, path: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.click(f"#{component}")
     chooser.value.set_files(path)
+
+
+def upload_text(page: Any, component: str, path: Path) -> None:
+    """Put a file into a file field, which must be visible, and wait until the server has it."""
+    with page.expect_response(lambda response: "/upload" in response.url):
+        page.locator(f"#{component} input[type=file]").set_input_files(path)
+    page.wait_for_selector(f"#{component} .file-preview, #{component} [class*=file]")
 
 
 def paste_text(page: Any, text: str, window: int, windows: int) -> None:

@@ -69,7 +69,7 @@ def test_options_that_fit_are_measured_and_taken(page: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_has_room_on_a_phone(profile: Callable[..., Any], tmp_path: Path, scheme: str) -> None:
     page = opened(profile(viewport={"width": 390, "height": 844}), f"/?__theme={scheme}")
-    on_little_text(page, f"A phone, {scheme}. ")
+    on_little_text(page, "What fits. ")
     page.get_by_role("button", name=DETAILS).click()
     small_device(page, tmp_path, 240)
     page.click("#make-fit")

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.interface.driving import LONG_TEXT, choose, export, heal_words, part, tool, wait_for_message, wait_measured
+from tests.interface.driving import (
+    LONG_TEXT,
+    choose,
+    export,
+    heal_words,
+    part,
+    tool,
+    upload_text,
+    wait_for_message,
+    wait_measured,
+)
 
 pytestmark = pytest.mark.slow
 WAIT = 150_000
@@ -27,6 +37,11 @@ def test_ask_heal_cancel_undo(page: Any, tmp_path: Path) -> None:
     choose(page, "heal-preset", "Two minutes")
     choose(page, "heal-text", "Uploaded file")
     page.wait_for_selector("#heal-upload", state="visible")
+    picture = tmp_path / "picture.txt"
+    picture.write_bytes(bytes(range(256)))
+    upload_text(page, "heal-upload", picture)
+    page.click("#heal-forecast:not([disabled])")
+    wait_for_message(page, "UTF-8 text")
     choose(page, "heal-text", "Pasted text")
     page.fill("#heal-pasted textarea", "Too short.")
     page.press("#heal-pasted textarea", "Tab")

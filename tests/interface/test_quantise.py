@@ -10,7 +10,6 @@ import pytest
 
 from tests.interface.driving import (
     choose,
-    controls,
     export,
     suggest,
     tile,
@@ -64,10 +63,8 @@ def test_packed_formats_gptq_and_repair(page: Any, tmp_path: Path) -> None:
     plain = few_blocks(page, "Packed. ")
     tool(page, "Quantise")
     found = {plain}
-    seen = controls(page)
     choose(page, "quantise-format", "compressed-tensors")
     found.add(wait_measured(page, "quantised to int4"))
-    seen |= controls(page)
     choose(page, "quantise-type", "int3")
     found.add(wait_measured(page, "quantised to int3"))
     choose(page, "quantise-group", "32")
@@ -77,7 +74,6 @@ def test_packed_formats_gptq_and_repair(page: Any, tmp_path: Path) -> None:
     found.add(_other(page, found))
     choose(page, "quantise-method", "GPTQ")
     found.add(wait_measured(page, "by GPTQ"))
-    seen |= controls(page)
     page.locator("#quantise-act-order input").click()
     found.add(_other(page, found))
     choose(page, "quantise-rank", "8")
@@ -91,10 +87,6 @@ def test_packed_formats_gptq_and_repair(page: Any, tmp_path: Path) -> None:
     }  # fmt: skip
     choose(page, "quantise-format", "torchao (transformers)")
     found.add(wait_measured(page, "(torchao); repaired by EoRA of rank 8"))
-    seen |= controls(page)
-    names = ("format", "type", "importance", "method", "group", "symmetric", "act-order", "rank")
-    worked = {f"quantise-{name}" for name in names}
-    assert {name for name in seen if name.startswith("quantise-")} <= worked
 
 
 def _other(page: Any, found: set[str]) -> str:

@@ -12,12 +12,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.interface.driving import (
-    DETAIL,
-    GUIDE,
-    LOOK,
     ROOT,
+    changes,
     choose,
-    controls,
     export,
     opened,
     part,
@@ -26,6 +23,7 @@ from tests.interface.driving import (
     set_ratio,
     settings,
     suggest,
+    text_of,
     tile,
     tool,
     upload,
@@ -165,133 +163,98 @@ def test_a_recipe_cannot_make_the_page_read_a_file(page: Any, tmp_path: Path) ->
     wait_measured(page, "30 blocks kept, 0 removed; expansion ratio 266.7%.")
 
 
-def test_every_tool_changes_something(page: Any) -> None:
-    on_little_text(page, "Every tool. ", 2)
-    changed = {"tools", "more"}
-    seen = controls(page)
-    gone = "[...document.querySelectorAll('#map button[data-state=removed]')].map(n => n.dataset.block).join()"
-    words = "document.querySelector('#removed .ms-removed')?.textContent ?? ''"
-    rules = "[...document.querySelectorAll('#tools [id^=rule-], #tools [id^=amount-]')].map(n => n.id).join()"
+GONE = "[...document.querySelectorAll('#map button[data-state=removed]')].map(n => n.dataset.block).join()"
+RULES = "[...document.querySelectorAll('#tools [id^=rule-], #tools [id^=amount-]')].map(n => n.id).join()"
+WORDS, OFFERED, MESSAGE = text_of("#removed .ms-removed"), text_of("#suggestion"), text_of("#status .ms-message")
 
-    def changes(component: str, look: str, act: Callable[[], Any]) -> None:
-        before = page.evaluate(look)
-        act()
-        page.wait_for_function("([look, before]) => eval(look) !== before", arg=[look, before])
-        changed.add(component)
-        seen.update(controls(page))
 
-    def fill(component: str, text: str) -> None:
-        page.locator(f"#{component}").locator("input, textarea").fill(text)
+def fill(page: Any, component: str, text: str) -> None:
+    page.locator(f"#{component}").locator("input, textarea").fill(text)
 
-    def again(component: str, text: str, look: str) -> None:
-        """Another number in a field makes another suggestion."""
-        changes(component, look, lambda: (fill(component, text), suggest(page)))
 
-    def ticked(component: str, look: str) -> None:
-        changes(component, look, lambda: (page.locator(f"#{component} input").click(), suggest(page)))
+def again(page: Any, component: str, text: str, look: str) -> None:
+    """Another number in a field makes another suggestion."""
+    changes(page, look, lambda: (fill(page, component, text), suggest(page)))
 
-    def picked(component: str, option: str, look: str) -> None:
-        changes(component, look, lambda: (choose(page, component, option), suggest(page)))
 
+def ticked(page: Any, component: str, look: str) -> None:
+    """A tick makes another suggestion."""
+    changes(page, look, lambda: (page.locator(f"#{component} input").click(), suggest(page)))
+
+
+def picked(page: Any, component: str, option: str, look: str) -> None:
+    """Another option makes another suggestion."""
+    changes(page, look, lambda: (choose(page, component, option), suggest(page)))
+
+
+def rules_of(page: Any, method: str) -> None:
+    """Open the rules and choose a method: it brings its own."""
     page.locator("#more .label-wrap").click()
-    changes("suggest-method", rules, lambda: choose(page, "suggest-method", "Blocks: Random (control)"))
-    changes("suggest", gone, lambda: suggest(page))
-    offered = "document.querySelector('#suggestion')?.textContent ?? ''"
-    fill("rule-seed", "7")
-    changes("suggest-take", offered, lambda: page.click("#suggest:not([disabled])"))
-    changes("suggest-discard", offered, lambda: page.click("#suggest-discard"))
-    again("rule-seed", "1", gone)
-    again("amount-blocks", "12", gone)
-    again("rule-protect-first", "15", gone)
-    fill("rule-protect-first", "0")
-    again("rule-protect-last", "17", gone)
-    fill("rule-protect-last", "0")
-    ticked("rule-no-neighbours", gone)
-    page.click("#reset")
+    changes(page, RULES, lambda: choose(page, "suggest-method", method))
 
-    changes("suggest-method", rules, lambda: choose(page, "suggest-method", "Neurons: L2 norms"))
-    again("amount-expansion-ratio", "220", words)
-    picked("rule-divisor", "128", words)
-    picked("rule-divisor", "1", words)
+
+def test_every_rule_for_blocks_changes_the_suggestion(page: Any) -> None:
+    on_little_text(page, "Rules for blocks. ", 2)
+    rules_of(page, "Blocks: Random (control)")
+    changes(page, GONE, lambda: suggest(page))
+    fill(page, "rule-seed", "7")
+    changes(page, OFFERED, lambda: page.click("#suggest:not([disabled])"))
+    changes(page, OFFERED, lambda: page.click("#suggest-discard"))
+    again(page, "rule-seed", "1", GONE)
+    again(page, "amount-blocks", "12", GONE)
+    again(page, "rule-protect-first", "15", GONE)
+    fill(page, "rule-protect-first", "0")
+    again(page, "rule-protect-last", "17", GONE)
+    fill(page, "rule-protect-last", "0")
+    ticked(page, "rule-no-neighbours", GONE)
+
+
+def test_every_rule_for_neurons_changes_the_suggestion(page: Any) -> None:
+    on_little_text(page, "Rules for neurons. ", 2)
+    rules_of(page, "Neurons: L2 norms")
+    again(page, "amount-expansion-ratio", "220", WORDS)
+    picked(page, "rule-divisor", "128", WORDS)
+    picked(page, "rule-divisor", "1", WORDS)
     for unit, amount in (("Width", "1000"), ("Percent", "12"), ("Parameters", "-11%")):
-        changes("suggest-unit", rules, lambda unit=unit: choose(page, "suggest-unit", unit))
-        again({"Parameters": "amount-params"}.get(unit, f"amount-{unit.lower()}"), amount, words)
-    ticked("rule-same-width", words)
+        changes(page, RULES, lambda unit=unit: choose(page, "suggest-unit", unit))
+        again(page, {"Parameters": "amount-params"}.get(unit, f"amount-{unit.lower()}"), amount, WORDS)
+    ticked(page, "rule-same-width", WORDS)
     page.locator("#rule-same-width input").click()
-    picked("rule-allocation", "By influence (CFSP)", words)
-    again("rule-sharpness", "4", words)
-    page.click("#reset")
+    picked(page, "rule-allocation", "By influence (CFSP)", WORDS)
+    again(page, "rule-sharpness", "4", WORDS)
 
-    changes("suggest-method", rules, lambda: choose(page, "suggest-method", "Heads: Magnitude, heads"))
+
+def test_every_rule_for_heads_changes_the_suggestion(page: Any) -> None:
+    on_little_text(page, "Rules for heads. ", 2)
+    rules_of(page, "Heads: Magnitude, heads")
     choose(page, "suggest-unit", "Number")
-    again("amount-heads", "6", words)
-    picked("rule-unit", "Query heads", words)
+    again(page, "amount-heads", "6", WORDS)
+    picked(page, "rule-unit", "Query heads", WORDS)
     page.click("#reset")
-    changes("suggest-method", rules, lambda: choose(page, "suggest-method", "KV heads: Merged KV heads, mean"))
-    again("amount-kv-heads", "1", words)
-    page.click("#reset")
+    changes(page, RULES, lambda: choose(page, "suggest-method", "KV heads: Merged KV heads, mean"))
+    again(page, "amount-kv-heads", "1", WORDS)
 
-    message = "document.querySelector('#status .ms-message')?.textContent ?? ''"
-    choose(page, "suggest-method", "Blocks: Perplexity scan, step by step")
-    fill("rule-keep-candidates", "3")
-    fill("amount-blocks", "8")
-    changes("rule-keep-candidates", message, lambda: page.click("#suggest:not([disabled])"))
-    wait_for_message(page, " of 3")
-    page.click("#cancel")
-    wait_for_message(page, "was cancelled")
-    changed.add("rule-per-parameter")  # another search of its own: how it gets to the core is tested without a browser
 
+def test_every_rule_for_a_search_changes_what_it_says(page: Any) -> None:
+    on_little_text(page, "Rules for a search. ", 2)
+    rules_of(page, "Blocks: Perplexity scan, step by step")
+    fill(page, "rule-keep-candidates", "3")
+    fill(page, "amount-blocks", "8")
+    for _ in ("perplexity", "perplexity per parameter"):
+        changes(page, MESSAGE, lambda: page.click("#suggest:not([disabled])"))
+        wait_for_message(page, " of 3")
+        page.click("#cancel:not([disabled])")
+        wait_for_message(page, "was cancelled")
+        page.locator("#rule-per-parameter input").click()  # how it gets to the core is tested without a browser
+
+
+def test_every_compensation_changes_the_words(page: Any) -> None:
+    on_little_text(page, "Every compensation. ", 2)
     tool(page, "Compensate")
     part(page, 9).click()
     for component, name in (("least-squares", "least squares"), ("linear-patch", "linear patch"), ("bias", "bias")):
-        changes(component, words, lambda component=component: page.locator(f"#{component} input").click())
+        changes(page, WORDS, lambda component=component: page.locator(f"#{component} input").click())
         wait_measured(page, name)
-    changed |= {"compute", "build", "download", "scan", "scan-kinds"}  # have tests of their own
-    changed |= {"ship", "ship-type", "ship-checkpoint"}  # in test_ship
-    changed |= {
-        "heal",
-        "heal-forecast",
-        "heal-preset",
-        "heal-method",
-        "heal-text",
-        "heal-pasted",
-        "heal-upload",
-    }  # in test_heal
-    for name in ("Heal", "Ship"):
-        tool(page, name)
-        seen |= controls(page)
-    tests_of_the_page = controls(page) & {
-        *(
-            "model",
-            "revision",
-            "open",
-            "text",
-            "upload",
-            "pasted",
-            "window",
-            "windows",
-            "use-text",
-            "device",
-            "context",
-        ),
-        *(
-            "type",
-            "kv-type",
-            "own-device",
-            "analyse",
-            "cancel",
-            "undo",
-            "redo",
-            "reset",
-            "export",
-            "import",
-            "map",
-            "ratio",
-        ),
-        *("method", "divisor"),
-    }
-    missing = seen - changed - tests_of_the_page - DETAIL - LOOK - GUIDE
-    assert not missing, f"nothing is known of the controls {missing}"
 
 
 def test_a_phone_has_room_for_the_tools(profile: Callable[..., Any]) -> None:

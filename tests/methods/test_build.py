@@ -164,29 +164,29 @@ def test_the_files_of_a_checkpoint(tokenizer: Any, tmp_path: Path) -> None:
     assert 0 < saved.bytes - 4 * structure.parameters < 20_000, "a tied head or a removed part was written"
 
 
-def test_stock_transformers_loads_it(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["blocks", "together"])
+def test_stock_transformers_loads_it(name: str, tokenizer: Any, tmp_path: Path) -> None:
     """In a process that cannot import anything of this project."""
-    for name in ("blocks", "together"):
-        _, new = built("llama", name)
-        save_checkpoint(new, tokenizer, recipe_of("llama", name), tmp_path / name)
-        ids = random_windows(count=1).ids[:, :8]
-        script = (
-            "import sys, json, torch\n"
-            "from transformers import AutoModelForCausalLM as Auto\n"
-            "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == '1')\n"
-            "ids = torch.tensor(json.loads(sys.argv[3]))\n"
-            "print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()))\n"
-            "assert not {'surgery', 'analysis'} & set(sys.modules)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / name), str(int(not new.plain)), json.dumps(ids.tolist())],
-            cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        with quiet():
-            expected = new.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
-        assert json.loads(done.stdout.splitlines()[-1]) == expected
+    _, new = built("llama", name)
+    save_checkpoint(new, tokenizer, recipe_of("llama", name), tmp_path / name)
+    ids = random_windows(count=1).ids[:, :8]
+    script = (
+        "import sys, json, torch\n"
+        "from transformers import AutoModelForCausalLM as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == '1')\n"
+        "ids = torch.tensor(json.loads(sys.argv[3]))\n"
+        "print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()))\n"
+        "assert not {'surgery', 'analysis'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / name), str(int(not new.plain)), json.dumps(ids.tolist())],
+        cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with quiet():
+        expected = new.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 def test_a_folder_in_use_is_refused_and_a_failure_leaves_nothing(

@@ -1,39 +1,55 @@
-"""docs/controls.md lists every control of the page, and the browser tests that it names work them."""
+"""The check that browser tests work every control of the page."""
 
 from __future__ import annotations
 
-import re
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import gradio as gr
+import pytest
 
+from tests.interface.worked import Record, controls
 from ui.page import build
 
 ROOT = Path(__file__).parents[2]
-ROWS = re.findall(
-    r"^\| (`.+?) \| .+ \| `(test_\w+\.py)::(test_\w+)` \|$", (ROOT / "docs/controls.md").read_text(), re.M
-)
-LISTED = {name: test for names, *test in ROWS for name in re.findall(r"`([\w*-]+)`", names)}
-HIDDEN = {"exported", "answer", "report-text", "link-code"}
-"""Carriers of what a script of the page reads."""
-WORKED = (gr.Button, gr.UploadButton, gr.DownloadButton, gr.Textbox, gr.Number, gr.Slider, gr.Dropdown, gr.Checkbox,
-          gr.CheckboxGroup, gr.File)  # fmt: skip
+TEST = """
+from tests.interface.worked import RECORD
+
+def test_{name}(request):
+    request.config.stash[RECORD].add(controls=["one", "two"], worked=["{name}"])
+"""
 
 
-def test_every_control_is_listed() -> None:
-    page = build()
-    found = {
-        str(block.elem_id) for block in page.blocks.values() if isinstance(block, WORKED) and block.elem_id is not None
-    }
-    patterns = [re.compile(re.escape(name).replace(r"\*", ".+")) for name in LISTED]
-    missing = {name for name in found - HIDDEN if not any(pattern.fullmatch(name) for pattern in patterns)}
-    assert len(found) > 80 and not missing
+def checked(folder: Path, names: tuple[str, ...], *options: str) -> subprocess.CompletedProcess[str]:
+    """A run of pytest in which each test works the control that it is named after."""
+    for name in names:
+        (folder / f"test_{name}.py").write_text(TEST.format(name=name))
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.interface.worked", "--every-control", *options],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
 
 
-def test_the_tests_are_there_and_name_the_controls() -> None:
-    texts = {path.name: path.read_text() for path in (ROOT / "tests/interface").glob("*.py")}
-    assert len(LISTED) > 80
-    for name, (file, test) in LISTED.items():
-        assert f"def {test}(" in texts[file], f"{name}: {file} has no {test}"
-        word = name.rstrip("*-").removeprefix("quantise-")
-        assert re.search(rf"\b{re.escape(word)}\b", texts[file] + texts["driving.py"]), f"{file} does not name {name}"
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_the_run_fails_where_no_test_has_worked_a_control(tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = checked(tmp_path, ("one", "more"), *options)
+    assert done.returncode == 1 and "No browser test has worked these controls: two." in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("1 failed, 2 passed")
+
+
+def test_what_several_processes_have_worked_is_added_up(tmp_path: Path) -> None:
+    done = checked(tmp_path, ("one", "two"), "-n", "2")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("3 passed")
+
+
+def test_a_run_without_the_page_has_worked_nothing() -> None:
+    assert Record().complaint() == "No browser test opened the page."
+
+
+def test_the_pages_controls_are_found() -> None:
+    found = controls(build().get_config_file())
+    assert len(found) > 100
+    assert found >= {"map", "detail", "tried", "steps", "ratio", "cancel", "bias", "rule-per-parameter", "heal-upload",
+                     "import", "download", "setup", "tool-ship", "scan-kinds"}  # fmt: skip
+    assert not found & {"exported", "answer", "report-text", "link-code", "shown-link", "status", "chart-blocks"}

