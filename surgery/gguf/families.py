@@ -1,7 +1,8 @@
 """What llama.cpp needs to know of each model family: its architecture there, and how far its graph goes.
 
-Every entry was checked by running llama.cpp against transformers (tests/unit/test_llama_cpp.py). What a graph fixes in
-code (the order of sliding blocks, scales, activations) is compared with the configuration and refused where it differs.
+Every entry was checked by running llama.cpp against transformers (tests/unit/gguf/test_llama_cpp.py). What a graph
+fixes in code (the order of sliding blocks, scales, activations) is compared with the configuration and refused where it
+differs.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
 from tests.sessions import LONG, measured
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HEAL = {"op": "heal", "steps": 1, "text": {"source": "x", "fingerprint": "y", "window": 8, "windows": 4}}
 Case = tuple[Any, Callable[[View], bool]]
 """A job's result, and what a view says once it is taken over."""

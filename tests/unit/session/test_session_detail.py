@@ -19,7 +19,7 @@ from surgery.workbench.workbench import Workbench
 from tests.reference import token_nll
 from tests.sessions import SMALL, idle, measured, opened
 from tests.tiny_workbench import open_model
-from tests.unit.test_session import slow_analysis
+from tests.unit.session.test_session import slow_analysis
 
 FAMILIES = ("llama", "smollm", "qwen2_mha", "gpt2", "phi")
 """Grouped and not, gated and not."""

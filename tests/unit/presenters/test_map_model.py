@@ -10,13 +10,12 @@ import torch
 
 from surgery.errors import InputError
 from surgery.recipe.edits import PruneKvGroups, PruneNeurons, RemoveAttention, RemoveBlocks
-from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
-from tests.sessions import SMALL, idle, measured
+from tests.sessions import idle, measured, opened
 from tests.tiny_workbench import open_model
-from tests.unit.test_presenters import view
+from tests.unit.presenters.test_presenters import view
 from ui import inputs
 from ui.presenters.map_widget import COLOURS, block_map_model, ratios
 
@@ -88,10 +87,7 @@ def test_a_range_of_blocks_is_read_and_refused() -> None:
 @pytest.fixture
 def session() -> Any:
     bench = Workbench()
-    made = Session(bench)
-    made.state.text, made.state.calibration = SMALL, TextChoice(window=16, windows=2, purpose="calibration")
-    made.edit.adopt(open_model())
-    yield made
+    yield opened(bench, open_model(), windows=2)
     bench.jobs.close()
 
 

@@ -16,8 +16,8 @@ from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import BlockSpec
 from tests import tiny_checkpoints
 from tests.tiny_models import build
-from tests.unit.test_commands import ROOT
-from tests.unit.test_commands import run as command
+from tests.unit.cli.test_commands import ROOT
+from tests.unit.cli.test_commands import run as command
 
 
 def run(*arguments, code=0):

@@ -12,8 +12,8 @@ import gguf
 import pytest
 
 from tests import tiny_checkpoints
-from tests.unit.test_commands import ROOT
-from tests.unit.test_commands import run as command
+from tests.unit.cli.test_commands import ROOT
+from tests.unit.cli.test_commands import run as command
 from tests.wide_models import MODELS
 
 WORDS = ["--window", "24", "--windows", "2", "--calibration-window", "24", "--calibration-windows", "3"]

@@ -19,7 +19,7 @@ from surgery.structure.structure import dense
 from surgery.workbench.workbench import Workbench
 from tests.tiny_models import _GQA, _make
 
-MEASURED = json.loads((Path(__file__).resolve().parents[2] / "docs" / "fit.json").read_text("utf-8"))
+MEASURED = json.loads((Path(__file__).resolve().parents[3] / "docs" / "fit.json").read_text("utf-8"))
 
 
 def file_of(**tensors: tuple[str, tuple[int, ...], int]) -> Stored:

@@ -16,7 +16,7 @@ from analysis.importance.registry import METHODS
 from surgery.cli import main as commands
 from tests.tiny_models import VOCAB, build
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(*arguments, code=0):
@@ -200,7 +200,7 @@ def test_fit_counts_what_the_recipe_quantises_and_makes_it_fit(folder, tmp_path)
     assert losses == sorted(losses) and all(option["spare_bytes"] >= 0 for option in made["options"])
     shown = run("fit", folder, *where, "--make-it-fit", "--limit", 1, *text)
     assert "as it is" in shown and "perplexity" in shown
-    small = json.loads((Path(__file__).parents[2] / "presets/devices/siracusa.json").read_text())
+    small = json.loads((Path(__file__).resolve().parents[3] / "presets/devices/siracusa.json").read_text())
     small["memory_bytes"]["value"], small["weight_store_bytes"]["value"] = 300_000, 1000
     (tmp_path / "small.json").write_text(json.dumps(small | {"id": "small"}))
     lost = json.loads(run("fit", folder, "--device", tmp_path / "small.json", "--context", 64, "--json"))

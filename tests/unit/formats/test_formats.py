@@ -16,7 +16,7 @@ from surgery.formats.table import FORMATS, PLAIN, format_of
 from surgery.recipe.storage import STORABLE, Format, PackedFormat, Quantize
 from ui.presenters.quantise import SETTINGS
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def told_apart(source: str) -> list[int]:

@@ -15,7 +15,7 @@ from surgery.session.session import Session
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
 from tests.sessions import changed, idle, measured
-from tests.unit.test_session_detail import on
+from tests.unit.session.test_session_detail import on
 from ui.presenters import detail as detail_words
 from ui.presenters import detail_widget as detail_model
 from ui.presenters.detail_widget import MOST_POINTS, decision, strip, widget_model

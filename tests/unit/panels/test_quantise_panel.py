@@ -10,11 +10,10 @@ from surgery.errors import InputError, RecipeError
 from surgery.formats.table import FORMATS
 from surgery.recipe.edits import Compensate, PruneNeurons
 from surgery.recipe.storage import GgufType, Quantize
-from surgery.recipe.texts import TextChoice
 from surgery.session.session import Session
 from surgery.workbench import workbench
 from surgery.workbench.workbench import Workbench
-from tests.sessions import SMALL, measured
+from tests.sessions import measured, opened
 from tests.wide_models import open_wide
 from ui.presenters import quantise as words
 
@@ -23,9 +22,7 @@ from ui.presenters import quantise as words
 def session(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(workbench, "load", lambda *rest: pytest.fail("nothing is loaded here"))
     bench = Workbench()
-    made = Session(bench)
-    made.state.text, made.state.calibration = SMALL, TextChoice(window=16, windows=4, purpose="calibration")
-    made.edit.adopt(open_wide("llama_tied"))
+    made = opened(bench, open_wide("llama_tied"))
     measured(made)
     yield made
     bench.jobs.close()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from surgery.errors import CorruptFile, InputError, NoNetwork
 from surgery.models import embedded
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CONTENT = {"model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}", "config.json": b'{"a": 1}'}
 
 

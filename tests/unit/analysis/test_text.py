@@ -22,7 +22,7 @@ from analysis import text as texts
 from analysis.errors import TextError
 from analysis.text import Text, load_file, load_text, make_windows
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = " ".join(f"w{number}" for number in range(100))
 MESSAGES = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"

@@ -12,7 +12,7 @@ import pytest
 from tests.interface.worked import Record, controls
 from ui.page import build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEST = """
 from tests.interface.worked import RECORD
 

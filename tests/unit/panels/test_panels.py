@@ -11,7 +11,7 @@ from surgery.recipe.edits import RemoveBlocks
 from surgery.session.session import Session
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
-from tests.unit.test_presenters import job, nothing, view
+from tests.unit.presenters.test_presenters import job, nothing, view
 from ui.page import PANELS
 from ui.panel import Panel
 from ui.tabs import Tab

@@ -17,12 +17,18 @@ from surgery.recipe.base import ChosenBy
 from surgery.recipe.edits import PruneNeurons, RemoveAttention, RemoveBlocks
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
+from surgery.session.analyse import AnalyseView
+from surgery.session.compare import Tried
+from surgery.session.fit import FitView
+from surgery.session.heal import HealView
 from surgery.session.history import History
+from surgery.session.measure import MeasureView
 from surgery.session.state import Target
 from surgery.session.view import View
 from surgery.structure.structure import dense
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
+from tests.sessions import changed
 from tests.tiny_workbench import open_model
 from ui import inputs
 from ui.presenters import charts
@@ -59,7 +65,7 @@ def _bench() -> Workbench:
 
 
 def view(*edits: object, **changes: object) -> View:
-    """A view of the tiny model with some edits; anything can be changed."""
+    """A view of the tiny model with some edits; anything can be changed, see `changed`."""
     model, device, target = _model(), _bench().devices.get(Target().device), Target()
     recipe = model.recipe(*edits)
     structure, whole = model.resolve(recipe), dense(model.architecture)
@@ -71,15 +77,19 @@ def view(*edits: object, **changes: object) -> View:
         structure=structure,
         dense=whole,
         device=device,
-        fit=fit(structure, device, target.context, target.type),
-        dense_fit=fit(whole, device, target.context, target.type),
-        estimate=ESTIMATE,
-        measured=True,
-        measuring=False,
-        measure_error="",
-        statistics=None,
-        analysed=None,
-        pending_ratio=None,
+        measure=MeasureView(ESTIMATE, measured=True),
+        analyse=AnalyseView(),
+        suggest=None,
+        scan=None,
+        build=None,
+        heal=HealView(),
+        ship=None,
+        fit=FitView(
+            fit(structure, device, target.context, target.type), fit(whole, device, target.context, target.type)
+        ),
+        read=None,
+        compare=Tried(),
+        locked=(),
         job=None,
         queue=0,
         can_cancel=False,
@@ -87,12 +97,12 @@ def view(*edits: object, **changes: object) -> View:
         text=TextChoice(),
         target=target,
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return changed(made, **changes)
 
 
 def nothing() -> View:
     """Before a model is open."""
-    empty = dict.fromkeys(("model", "history", "structure", "dense", "fit", "dense_fit", "estimate"))
+    empty = dict.fromkeys(("model", "history", "structure", "dense", "fit_now", "fit_dense", "measure_estimate"))
     return view(**empty, measure_measured=False)
 
 
@@ -197,7 +207,7 @@ def test_the_bar_is_to_scale_and_its_parts_are_named() -> None:
     widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bar)]
     now = shown.fit.now
     sizes = [size for size in (now.weights_bytes, now.kv_cache_bytes, now.activation_bytes,
-                               shown.fit.now.overhead_bytes) if size]  # fmt: skip
+                               now.overhead_bytes) if size]  # fmt: skip
     assert widths == [pytest.approx(max(100 * size / shown.fit.now.capacity_bytes, 0.4), abs=0.01) for size in sizes]
     assert all(bytes_text(size) in bar for size in sizes) and "ms-fit-end" not in bar
     small = _bench().devices.get("esp32-s3-n16r8")
@@ -306,7 +316,7 @@ def test_a_screen_reader_is_told_what_changes_and_no_numbers_that_tick() -> None
     assert 'role="status"' not in presenters.status(view(job=job()))
     done = view(measure_estimate=replace(ESTIMATE, windows=ESTIMATE.of_windows), measure_measured=True)
     assert presenters.spoken(done).startswith(f"Perplexity {number_text(ESTIMATE.perplexity)}. ")
-    assert "Perplexity" not in presenters.spoken(replace(done, measured=False))
+    assert "Perplexity" not in presenters.spoken(changed(done, measure_measured=False))
 
 
 def test_charts_before_the_analysis_are_a_sentence() -> None:

@@ -33,7 +33,8 @@ from surgery.recipe.texts import TextChoice
 from surgery.session.scan import Scanned
 from surgery.session.view import View
 from surgery.shipping.download import Archive
-from tests.unit.test_presenters import ESTIMATE, job, tile, view
+from tests.sessions import changed
+from tests.unit.presenters.test_presenters import ESTIMATE, job, tile, view
 from ui import inputs
 from ui.presenters import charts
 from ui.presenters import recipe as recipe_words
@@ -163,7 +164,7 @@ def compensated(*entries: Entry, hows: tuple[str, ...] = ("least_squares",), **c
     shown = view(NARROW, *(Compensate(how=how, text=TEXT) for how in hows))  # type: ignore[arg-type]
     assert shown.structure is not None
     found = Compensated(replace(shown.structure, compensations=()), entries)
-    return replace(shown, **({"compensated": found} | changes))  # type: ignore[arg-type]
+    return changed(shown, **({"measure_compensated": found} | changes))
 
 
 def test_what_a_compensation_reached_is_said_in_words() -> None:
@@ -179,13 +180,15 @@ def test_what_a_compensation_reached_is_said_in_words() -> None:
 
 
 def test_a_compensation_that_is_not_computed_is_said_everywhere() -> None:
-    running = compensated(compensated=None, compensating=True, measuring=True, measured=False)
+    running = compensated(
+        measure_compensated=None, measure_compensating=True, measure_measuring=True, measure_measured=False
+    )
     assert "out of date, compensating" in tile(running, "perplexity")
     assert "Being computed on 64 tokens" in compensation_text(running)
-    missing = compensated(compensated=None, measured=False, job=job("cancelled", title="Compensating"))
+    missing = compensated(measure_compensated=None, measure_measured=False, job=job("cancelled", title="Compensating"))
     assert missing.uncompensated and not running.uncompensated and not compensated().uncompensated
     assert "its compensation is not computed" in tile(missing, "perplexity")
-    assert 'data-state="stale"' in tile(replace(missing, estimate=None), "perplexity")
+    assert 'data-state="stale"' in tile(changed(missing, measure_estimate=None), "perplexity")
     assert "the recipe is kept: compute it" in presenters.status(missing)
     assert "not computed" in compensation_text(missing)
 
@@ -193,7 +196,7 @@ def test_a_compensation_that_is_not_computed_is_said_everywhere() -> None:
 def test_a_hostile_source_is_escaped() -> None:
     hostile = TextReference(source="<img src=x>${x}", fingerprint="x", window=16, windows=4)
     shown = view(NARROW, Compensate(how="bias", text=hostile))
-    said = compensation_text(replace(shown, compensating=True))
+    said = compensation_text(changed(shown, measure_compensating=True))
     assert "<img" not in said and "${" not in said
 
 
@@ -257,11 +260,11 @@ def test_a_build_says_its_size_before_and_what_it_is_afterwards() -> None:
     size = bytes_text(4 * before.structure.parameters)
     assert f"about {size}" in ship_words.build_text(before) and "in float32" in ship_words.build_text(before)
     packed = Archive(Path("/x/tiny-1.zip"), "tiny-1", before.history.current.key, 1_234_567, 5_000_000, True)
-    after = replace(before, packed=packed)
+    after = replace(before, build=packed)
     assert "Built: 1.2 M parameters, 5.0 MB; transformers loads it as it is." in ship_words.build_text(after)
     assert (
         ship_words.download_label(after) == "Download tiny-1.zip (5.0 MB)" and ship_words.download_label(before) == ""
     )
-    mixed = replace(before, packed=replace(packed, plain=False, recipe="another"))
+    mixed = replace(before, build=replace(packed, plain=False, recipe="another"))
     assert "trust_remote_code=True" in ship_words.build_text(mixed) and "earlier recipe" in ship_words.build_text(mixed)
     assert size in ship_words.build_text(mixed), "what the recipe in force would be"

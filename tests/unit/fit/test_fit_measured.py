@@ -18,7 +18,7 @@ from surgery.structure.structure import dense
 from tests import tiny_checkpoints
 from tests.llama_cpp import needs_llama_cpp
 from tests.tiny_models import _make
-from tests.unit.test_memory import device
+from tests.unit.fit.test_memory import device
 
 pytestmark = needs_llama_cpp
 ROUNDED = 0.01 * 2**20

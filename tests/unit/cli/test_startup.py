@@ -9,7 +9,7 @@ from pathlib import Path
 
 from surgery.cli.main import VERBS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "transformers", "gguf", "pyarrow", "gradio", "numpy", "safetensors", "tokenizers", "datasets")
 ASK = """
 import contextlib, io, json, sys

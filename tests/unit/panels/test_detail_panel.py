@@ -11,7 +11,7 @@ from surgery.workbench import workbench
 from surgery.workbench.workbench import Workbench
 from tests.events import Page
 from tests.tiny_workbench import loaded
-from tests.unit.test_tabs import opened
+from tests.unit.panels.test_tabs import opened
 from ui.tabs import Sessions, Tab
 
 

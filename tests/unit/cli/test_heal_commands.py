@@ -14,7 +14,7 @@ from surgery.healing.rounds import budgets
 from surgery.pruning.budget import Budget
 from surgery.training.data import HealingText, answer_spans, check_apart, documents_of, load_healing_text
 from tests.tiny_checkpoints import tokenizer
-from tests.unit.test_commands import ROOT, folder, run  # noqa: F401
+from tests.unit.cli.test_commands import ROOT, folder, run  # noqa: F401
 
 SHORT = ("--window", 16, "--windows", 12, "--learning-rate", 0.003)
 
