@@ -11,7 +11,7 @@ app: $(VENV)/.app
 
 # Everything at once: browser tests in two processes, each with one server; all others wherever a process is free.
 test: lint chromium llama
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --every-control
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --every-control
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -29,16 +29,6 @@ PATIENCE = 120_000
 CONTEXTS = pytest.StashKey[list[Any]]()
 HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_")
 """What the browser's console says of streams that a reload cuts."""
-SECOND = {"test_detail.py", "test_fit.py", "test_heal.py", "test_quantise.py", "test_ship.py", "test_tools.py"}
-"""Files whose tests take about as long as all others here together."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two groups that may run side by side, each in one process with one server and one browser."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group(f"page {1 + (item.path.name in SECOND)}"))
 
 
 @pytest.fixture(scope="session")
