@@ -1,4 +1,4 @@
-"""Random scores: the control that a method has to beat."""
+"""Seeds of random draws."""
 
 from __future__ import annotations
 

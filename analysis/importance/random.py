@@ -1,4 +1,4 @@
-"""random."""
+"""Random scores: the control that a method has to beat."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -169,6 +170,19 @@ def test_every_package_has_a_place_in_the_order() -> None:
     found = {".".join(name.split(".")[:2]) for name in FILES} - {f"{layer}.__init__" for layer in LAYERS}
     assert found | {"analysis", "surgery", "ui"} == set(ORDER)
     assert len(set(ORDER)) == len(ORDER)
+
+
+def test_the_documented_packages_are_those_of_the_order() -> None:
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \|$", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.M)
+    expected = []
+    for name in ORDER:
+        folder = ROOT / name.replace(".", "/")
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        words = ast.get_docstring(ast.parse(file.read_text("utf-8")))
+        assert words is not None
+        shown = name if folder.is_dir() else file.relative_to(ROOT).as_posix()
+        expected.append((shown, words.split("\n\n")[0].replace("\n", " ")))
+    assert rows == expected
 
 
 def test_no_circle_of_imports() -> None:
