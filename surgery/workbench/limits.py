@@ -38,13 +38,17 @@ class Limits:
         default=frozenset(), description="a list of default and Hub ids (owner/name) between commas"
     )
     """That may be opened: `default` and Hub ids."""
-    tokens: int = Field(default=2**17, ge=2, description="a whole number of tokens from 2 on")
+    tokens: Annotated[int, BeforeValidator(int)] = Field(
+        default=2**17, ge=2, description="a whole number of tokens from 2 on"
+    )
     """That one measurement may take."""
     upload: Annotated[str, BeforeValidator(str.lower), AfterValidator(lambda size: size.replace(" ", ""))] = Field(
         default="16mb", pattern=r"^[1-9]\d{0,5}\s*(kb|mb|gb)$", description="a size like 16mb"
     )
     """The largest upload, as Gradio reads it."""
-    minutes: float | None = Field(default=None, gt=0, lt=1e6, description="a number of minutes above 0")
+    minutes: Annotated[float, BeforeValidator(float), Field(gt=0, lt=1e6)] | None = Field(
+        default=None, description="a number of minutes above 0"
+    )
     """The longest healing."""
     local_files: Annotated[bool, BeforeValidator(lambda value: {"0": False, "1": True}.get(value, value))] = Field(
         default=True, strict=True, description="0 or 1"
