@@ -15,7 +15,6 @@ class Middle:
 
     Args:
         module: the copy; hooks are put on it.
-        block: its map.
     """
 
     def __init__(self, module: nn.Module, block: Block) -> None:

@@ -76,7 +76,6 @@ class Runner:
 
     Args:
         model: a causal language model of transformers, in eval mode.
-        architecture: its map.
     """
 
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:

@@ -25,7 +25,6 @@ def install(block: nn.Module, attention_path: str, moments: HeadMoments) -> None
 
     Args:
         block: the copy of a block.
-        attention_path: path of its attention module.
         moments: the accumulator of this block's heads.
     """
     from transformers import AttentionInterface

@@ -30,14 +30,7 @@ def input_moments(
     """One pass over the text, block by block; of the dense model they are the analysis' own input moments.
 
     Args:
-        evaluator: of the model.
         structure: nothing may be pending in it.
-        windows: the calibration text.
-        report: progress; may raise to stop.
-        stop: ends the work between two blocks.
-
-    Raises:
-        Cancelled: `stop` was set.
     """
     runner = evaluator.runner_of(structure)
     kept = structure.kept

@@ -118,11 +118,9 @@ class Sweep:
     """The blocks of a structure that are not empty, one after the other: the skeleton of every calibrated pass.
 
     Args:
-        runner: the source model; never changed.
         structure: what is walked through; channels may be gone and embeddings quantised.
         ids: calibration windows (windows, tokens).
         report: progress, told before each block; may raise to stop.
-        stop: ends the walk between two blocks.
         words: what is being done to a block.
     """
 
@@ -152,9 +150,6 @@ class Sweep:
 
         Returns:
             The structure's specs, the changed ones in place of theirs.
-
-        Raises:
-            Cancelled: the walk is to end.
         """
         done: list[BlockSpec] = []
         for position, spec in enumerate(self.kept):
@@ -166,11 +161,7 @@ class Sweep:
         return tuple(spec if spec.empty else next(changed) for spec in self._blocks)
 
     def check(self) -> None:
-        """Stop where that is asked for.
-
-        Raises:
-            Cancelled: it is.
-        """
+        """Stop where that is asked for."""
         raise_if_set(self._stop)
 
     def block(self, spec: BlockSpec) -> Block:

@@ -59,11 +59,6 @@ def save_checkpoint(
     The folder is written under a temporary name and renamed; one that has something in it is never touched.
 
     Args:
-        built: the model.
-        tokenizer: travels along.
-        recipe: travels along.
-        out: the folder.
-        report: progress; may raise to stop.
         write: writes the weights in another form than the model's own.
 
     Raises:

@@ -75,7 +75,6 @@ class Compensator:
     """Computes the compensations of one model's structures; refits are remembered by content.
 
     Args:
-        runner: the model; never changed.
         budget: bytes of remembered refits.
     """
 
@@ -96,12 +95,9 @@ class Compensator:
         Args:
             structure: as resolved, with `compensations`.
             windows: the calibration windows that the compensations name, at least 2.
-            report: progress; may raise to stop.
-            stop: ends the work between two steps.
 
         Raises:
             InputError: fewer than 2 windows.
-            Cancelled: `stop` was set.
         """
         if not structure.compensations:
             return Compensated(structure, ())

@@ -64,9 +64,7 @@ class Writer:
 
     Args:
         model: a causal language model of transformers; only read.
-        tokenizer: its tokenizer.
         ids: of the prompt, (1, tokens).
-        sampling: how tokens are drawn.
         turn: held while the model computes.
 
     Raises:

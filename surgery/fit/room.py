@@ -112,11 +112,8 @@ def room_on(
     """What the device has room for.
 
     Args:
-        structure: the model as it is now.
-        device: where it should run.
         context: tokens of context.
         wanted: the weight type that is asked about.
-        kv_type: of the KV cache's elements.
 
     Raises:
         InputError: an unknown type, or no context.

@@ -74,12 +74,7 @@ def speed(structure: Structure, device: Device, weights: Stored, runtime: Runtim
     """The speed model.
 
     Args:
-        structure: what runs.
-        device: where.
-        weights: as they are stored.
-        runtime: what runs it.
         context: tokens in the KV cache while decoding.
-        kv_type: of its elements.
     """
     bandwidth, peak = device.bandwidth_bytes_per_second.value, device.compute_operations_per_second.value
     cache = kv_cache_bytes(structure, context, kv_type)

@@ -50,11 +50,7 @@ BIAS_MODULES = {
 
 
 def needed(config: Config, key: str) -> Any:
-    """A field that must be there.
-
-    Raises:
-        CorruptFile: it is not.
-    """
+    """A field that must be there. Raises CorruptFile where it is not."""
     value = config.get(key)
     if value is None:
         raise CorruptFile(f"config.json does not say {key}: take the configuration of the original checkpoint.")

@@ -94,9 +94,7 @@ class GgufPlan:
         """Bytes of the whole file, exactly.
 
         Args:
-            type_name: the file's type.
             name: the model's name in the file.
-            importance: whether there is an importance matrix.
         """
         sizes = self.tensor_bytes(type_name, importance).values()
         return _aligned(self._header_bytes(name)) + sum(_aligned(size) for size in sizes)
@@ -115,11 +113,7 @@ class GgufPlan:
 
 
 def begin(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], chosen: dict[str, Kind]) -> None:
-    """Write everything that comes before the data.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write everything that comes before the data. Raises OSError: the file cannot be written."""
     for tensor in tensors:
         kind = chosen[tensor.name]
         size = bytes_of(tensor.shape, kind)

@@ -54,10 +54,8 @@ def filled(
 
     Args:
         values: as `read_tensors` gives them.
-        plan: of the file.
         architecture: of the model, for the places of embeddings and head.
         config: of the checkpoint; never changed.
-        model_class: of the checkpoint.
     """
     sources = {tensor.name: tensor.source for tensor in plan.tensors}
     state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}

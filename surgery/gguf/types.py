@@ -107,11 +107,7 @@ class GgufCodec:
         return isinstance(other, GgufCodec) and self.key == other.key
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight (outputs, inputs) as the file gives it back.
-
-        Raises:
-            InputError: as `encode`.
-        """
+        """The weight (outputs, inputs) as the file gives it back. Raises InputError: as `encode`."""
         kind = kind_of(self.type_name)
         values = weight.detach().float().cpu().numpy()
         found = decode(encode(values, kind, self.importance), kind)

@@ -57,8 +57,6 @@ def write_gguf(
         checkpoint: a folder that `build` or save_pretrained wrote, uniform or with `per_layer_config`.
         out: the file; written under a temporary name beside it and renamed.
         type_name: the file's type, see `recipe.GgufType` and `gguf_mixes`.
-        report: told the share done; may raise to stop.
-        stop: set by another thread to stop within one tensor.
         importance: the importance matrix; linears that it does not name are encoded without.
         name: the model's name in the file; the folder's if None.
 
@@ -92,7 +90,6 @@ def new_gguf(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
     """A writer of a GGUF file that appears when the block has ended without an exception.
 
     Args:
-        out: the file.
         architecture: llama.cpp's name of it.
 
     Raises:
@@ -121,7 +118,6 @@ def _write_data(
     Raises:
         OSError: the file cannot be written.
         InputError: a value does not fit the type.
-        Cancelled: `stop` was set.
     """
     total, done = plan.parameters, 0
     for tensor in plan.tensors:

@@ -47,7 +47,6 @@ def load(
     Args:
         source: `default`, a Hub id, a directory or a .gguf file.
         revision: branch, tag or commit, for a Hub id.
-        progress: told what is being done.
         trust_remote_code: run the checkpoint's own Python code; off unless the user asks.
         gpu: whether a GPU may be used, if there is one.
 

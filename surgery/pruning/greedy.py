@@ -27,7 +27,6 @@ def one_shot(
 
     Raises:
         InputError: the goal cannot be reached.
-        Cancelled: `stop` was set.
     """
     size = sizes(model.architecture, "blocks")
     lowest_parts(torch.zeros(len(size)), size, goal, rules, "blocks")  # an impossible goal is refused before the work
@@ -59,7 +58,6 @@ def step_by_step(
 
     Raises:
         InputError: the goal cannot be reached.
-        Cancelled: `stop` was set.
     """
     search = _Search(model, kinds, goal, rules)
     search.refuse_impossible()

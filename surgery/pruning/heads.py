@@ -94,10 +94,7 @@ def layer(block: int, attention: Attention, scores: torch.Tensor, rules: Rules, 
     heads, a step of query heads as the sum of those that go together.
 
     Args:
-        block: its index.
-        attention: its attention.
         scores: of its query heads, (query heads,).
-        rules: the unit and the allocation.
         cost: of one unit in the budget.
     """
     values = scores.double()
@@ -119,10 +116,8 @@ def prune_heads(
     """The edit that removes the lowest query heads inside each KV group; None when nothing would go.
 
     Args:
-        architecture: the source model.
         scores: of query heads by block, (query heads,) each.
         per_group: heads that go from each KV group, by block.
-        chosen_by: recorded on the edit.
 
     Raises:
         InputError: a group would lose all its heads.
@@ -149,10 +144,8 @@ def prune_kv_groups(
     """The edit that removes the lowest KV groups, by the sum over their query heads; None when nothing would go.
 
     Args:
-        architecture: the source model.
         scores: of query heads by block, (query heads,) each.
         groups: KV groups that go, by block.
-        chosen_by: recorded on the edit.
 
     Raises:
         InputError: a block would lose all its groups.

@@ -34,19 +34,11 @@ class WidthBudget:
     divisor: int = 1
 
     def width(self, mlp: Mlp) -> int:
-        """Neurons that an MLP keeps, at most what it has.
-
-        Raises:
-            InputError: the numbers make no sense.
-        """
+        """Neurons that an MLP keeps, at most what it has. Raises InputError: the numbers make no sense."""
         return nearest(mlp.width, self.wanted(mlp), self.divisor)
 
     def wanted(self, mlp: Mlp) -> float:
-        """Neurons that an MLP should keep, before rounding.
-
-        Raises:
-            InputError: the numbers make no sense.
-        """
+        """Neurons that an MLP should keep, before rounding. Raises InputError: the numbers make no sense."""
         if self.divisor < 1 or self.divisor > mlp.width:
             raise InputError(f"The divisor must be between 1 and the MLP's width ({mlp.width}).")
         wanted = {
@@ -77,10 +69,7 @@ def prune_neurons(
     """The edit that narrows the MLPs of the scored blocks to the budget; None when nothing would go.
 
     Args:
-        architecture: the source model.
         scores: neuron scores by block, (neurons,) each.
-        budget: how wide each MLP should be.
-        chosen_by: recorded on the edit.
     """
     return narrow_to(scores, {index: budget.width(_mlp(architecture, index)) for index in scores}, chosen_by)
 
@@ -93,7 +82,6 @@ def narrow_to(
     Args:
         scores: neuron scores by block, (neurons,) each.
         widths: neurons that stay, by block.
-        chosen_by: recorded on the edit.
     """
     removed = {index: tuple(lowest(scores[index], len(scores[index]) - width)) for index, width in widths.items()}
     removed = {index: going for index, going in removed.items() if going}

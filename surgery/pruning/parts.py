@@ -48,7 +48,6 @@ def least_distant_run(distances: torch.Tensor, sizes: Mapping[int, int], goal: G
     Args:
         distances: entry (l, n - 1) is the distance across the n blocks from l on, (blocks, blocks).
         sizes: parameters of each block.
-        goal: how much should go.
         rules: which blocks are protected.
 
     Raises:
@@ -72,8 +71,6 @@ def pick(sets: Sequence[tuple[int, ...]], sizes: Mapping[int, int], goal: Goal, 
     Args:
         sets: the best set of each count from 0 on.
         sizes: parameters of each part.
-        goal: how much should go.
-        what: the parts' name, for messages.
 
     Raises:
         InputError: the goal is more than the largest set.

@@ -31,13 +31,8 @@ def suggest(
     """A recipe that meets a budget with one method.
 
     Args:
-        model: an open model.
         name: a method of the registry, or a procedure of the catalogue.
-        budget: how much should go.
-        rules: by which rules.
         windows: calibration text, for what needs it: analysed here where that has not been done, and recorded.
-        stop: ends the work.
-        report: progress; may raise to stop the work.
 
     Raises:
         InputError: unknown method, a budget or a rule that does not go with it or with the model, or text missing.

@@ -51,14 +51,7 @@ def repair(
     Each linear's covariance is over what it reads in the quantised block, behind blocks that are repaired already.
 
     Args:
-        runner: the model; never changed.
         structure: with `eora`, and its compensations and quantisation computed.
-        windows: the calibration windows.
-        report: progress; may raise to stop.
-        stop: ends the work between two linears.
-
-    Raises:
-        Cancelled: `stop` was set.
     """
     edit = structure.eora
     if edit is None:

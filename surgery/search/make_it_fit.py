@@ -228,12 +228,8 @@ def make_it_fit(
     """Types and smaller models that fit a device, the smallest measured loss first.
 
     Args:
-        model: an open model.
         recipe: what it is to be made of; its quantisation is left out, since types are what is looked for.
-        device: where it should run.
         context: tokens of context.
-        kv_type: of the KV cache's elements.
-        options: how far to look.
         windows: the text that is measured on; the embedded one when None.
         calibration: the text that cuts are chosen and compensated on.
         report: progress; may raise `Cancelled` to stop.

@@ -36,12 +36,7 @@ class Checked:
 
 
 def sha256_of(path: Path, stop: Event | None = None) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Raises:
-        Cancelled: `stop` was set.
-        OSError: it cannot be read.
-    """
+    """SHA-256 of a file, hexadecimal. Raises OSError: it cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -58,7 +53,6 @@ def write_sums(folder: Path, stop: Event | None = None) -> dict[str, str]:
 
     Raises:
         OSError: something cannot be read or written.
-        Cancelled: `stop` was set.
     """
     found = {name: sha256_of(folder / name, stop) for name in _names(folder)}
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in found.items()), "utf-8")
@@ -71,7 +65,6 @@ def check_sums(folder: Path, report: Report = lambda share, words: None, stop: E
     Raises:
         UnknownModel: the folder has no sums, so it was not shipped by this tool.
         CorruptFile: the list cannot be read, or names a file outside the folder.
-        Cancelled: `stop` was set.
     """
     listed = read_sums(folder)
     sizes = {name: (folder / name).stat().st_size for name in listed if (folder / name).is_file()}

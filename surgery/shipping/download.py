@@ -87,11 +87,7 @@ def pack(
     """Build the model, save it as a checkpoint and put that into one zip file.
 
     Args:
-        model: the source.
         structure: what to build; its compensations must have been computed.
-        recipe: travels along.
-        download: where the file goes.
-        report: progress; may raise to stop, which leaves nothing behind.
 
     Raises:
         InputError: the recipe cannot be built, or the disk is full.

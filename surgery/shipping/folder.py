@@ -100,10 +100,7 @@ def record_of(
     """What is known of some forms of a model.
 
     Args:
-        model: the source.
-        recipe: what made them.
         structure: what the recipe makes of the model.
-        parts: the forms.
         protocol: how they were measured, if they were.
         sample_text: see `ShipRecord`.
         origin: of the source, if it is known already.

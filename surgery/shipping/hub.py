@@ -36,8 +36,6 @@ def push(
         repo_id: owner/name.
         token: with the right to write; the environment's `HF_TOKEN` if None.
         private: of a repository that is made; one that is there stays as it is.
-        report: progress; may raise to stop.
-        stop: ends the work between two files.
         api: an `huggingface_hub.HfApi`, for another endpoint.
 
     Returns:

@@ -42,8 +42,6 @@ def model_card(record: ShipRecord, recipe: Recipe, has_modelfile: bool = False) 
     """The text of README.md.
 
     Args:
-        record: what was shipped and measured.
-        recipe: what made it.
         has_modelfile: whether a Modelfile is in the folder.
     """
     origin, protocol = record.origin, record.protocol

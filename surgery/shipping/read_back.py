@@ -29,8 +29,6 @@ def read_back(folder: Path, part: Part, report: Report = lambda share, words: No
 
     Args:
         folder: that `ship` made.
-        part: the form.
-        report: progress.
 
     Raises:
         InputError: a file is absent or damaged, or there is no memory for it.

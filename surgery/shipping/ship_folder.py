@@ -80,14 +80,9 @@ def ship(
     measured. When they do not, it is kept under a name that says so (`out` with `.not-verified` behind), for a look.
 
     Args:
-        model: the source.
-        recipe: what to make of it.
         out: the folder; nothing may be in it.
         text: what perplexity is measured on.
-        options: what goes in.
         calibration: texts, besides the embedded one, that the recipe's compensations may be computed on.
-        report: progress; may raise to stop.
-        stop: ends the work.
         results: folders with results of healing that the recipe may name, besides those that were kept.
 
     Raises:

@@ -36,9 +36,7 @@ def pack_shipment(shipped: Shipped, recipe: str, report: Report) -> Shipment:
     """Put a shipped folder into one zip file beside it.
 
     Args:
-        shipped: the folder.
         recipe: see `Shipment`.
-        report: progress; may raise to stop.
 
     Raises:
         InputError: the disk is full.

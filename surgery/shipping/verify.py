@@ -95,18 +95,13 @@ class Verification:
 
 
 def verify(
-    folder: Path,
-    text: TextChoice | None = None,
-    report: Report = lambda share, words: None,
-    stop: Event | None = None,
+    folder: Path, text: TextChoice | None = None, report: Report = lambda share, words: None, stop: Event | None = None
 ) -> Verification:
     """Check a shipped folder: first the sums, then what its files give when they are read back.
 
     Args:
         folder: that `ship` made.
         text: the text that perplexity was measured on, where its tokens are not in the folder.
-        report: progress; may raise to stop.
-        stop: ends the work.
 
     Raises:
         VerificationFailed: something is not as it was shipped; the message names the files or the numbers.

@@ -22,8 +22,6 @@ def with_channels(model: nn.Module, source: Architecture, kept: tuple[int, ...])
     """The model with only these channels of the residual stream.
 
     Args:
-        model: the loaded model.
-        source: its map.
         kept: channels that stay, ascending.
     """
     new: Any = shallow_copy(model)
@@ -98,8 +96,6 @@ def model_around(model: nn.Module, source: Architecture, structure: Structure) -
     """The model with only the channels that stay, and with its embeddings and head as they are stored.
 
     Args:
-        model: the loaded model; never changed.
-        source: its map.
         structure: what to make of it; the blocks are left as they are.
     """
     if structure.hidden is not None:

@@ -19,7 +19,6 @@ def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module
 
     Args:
         original: the source block's module; returned itself when nothing is missing.
-        block: its map.
         spec: what stays.
     """
     if spec.is_whole(block):

@@ -79,7 +79,6 @@ def merge(runner: Runner, structure: Structure, adapter: Adapter) -> Structure:
     Args:
         runner: whose blocks the structure's specs select from.
         structure: as it was trained.
-        adapter: its result.
 
     Raises:
         CorruptFile: the adapter is of another structure.
@@ -130,7 +129,6 @@ def write(adapter: Adapter, student: Student, base: str, folder: Path) -> None:
     """Write peft's two files, which `PeftModel.from_pretrained` loads onto the built checkpoint; or trained weights.
 
     Args:
-        adapter: what was trained.
         student: that it belongs to.
         base: name of the model that the recipe edits.
         folder: there already.
@@ -183,11 +181,7 @@ def _transposed(student: Student) -> bool:
 
 
 def read(folder: Path) -> Adapter:
-    """Read what `write` wrote.
-
-    Raises:
-        CorruptFile: absent or damaged.
-    """
+    """Read what `write` wrote. Raises CorruptFile: absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
     path = folder / ADAPTER if (folder / ADAPTER).is_file() else folder / WEIGHTS

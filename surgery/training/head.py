@@ -55,10 +55,6 @@ class Head:
     """The frozen head: normalised states to logits, and slopes of logits back to slopes of states.
 
     A head that is more than a linear (scaled, capped) is left to the model's own code, in float32.
-
-    Args:
-        runner: whose head it is.
-        precision: of the products.
     """
 
     def __init__(self, runner: Runner, precision: Precision = "float32") -> None:

@@ -12,11 +12,7 @@ from surgery.structure.structure import BlockSpec, Structure
 
 
 def positions_of(edit: Heal, structure: Structure) -> tuple[int, ...]:
-    """Positions (in the built model) of the blocks that are trained, ascending.
-
-    Raises:
-        RecipeError: none is.
-    """
+    """Positions (in the built model) of the blocks that are trained, ascending. Raises RecipeError where none is."""
     kept = structure.kept
     if edit.blocks is not None:
         found = [place for place, spec in enumerate(kept) if spec.source in edit.blocks]

@@ -89,12 +89,7 @@ class Stage:
 
 
 class Completer:
-    """Completes structures of one model.
-
-    Args:
-        loaded: the model; never changed.
-        evaluator: of the model.
-    """
+    """Completes structures of one model."""
 
     def __init__(self, loaded: Loaded, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
@@ -111,18 +106,12 @@ class Completer:
         )
 
     def complete(
-        self,
-        structure: Structure,
-        text_of: TextOf,
-        report: Report,
-        stop: Event | None,
-        folders: Sequence[Path] = (),
+        self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None, folders: Sequence[Path] = ()
     ) -> Compensated:
         """A structure with nothing pending; the result of a healing may be in one of the `folders`.
 
         Raises:
             RecipeError: a text or the result of a healing is not at hand, or no file can express the structure.
-            Cancelled: `stop` was set.
         """
         means = Means(text_of, report, stop, folders)
         done, left = self._reached(structure)
@@ -185,12 +174,7 @@ class Completer:
         report: Report = silent,
         stop: Event | None = None,
     ) -> Moments:
-        """Input moments of an edited, unquantised model on a text.
-
-        Raises:
-            RecipeError: the text is not at hand.
-            Cancelled: `stop` was set.
-        """
+        """Input moments of an edited, unquantised model on a text. Raises RecipeError: the text is not at hand."""
         key = _moments_key(structure, text)
         known = self._moments.get(key)
         if known is None:

@@ -56,31 +56,19 @@ class Limits:
     """Whether a model may be named by a path of the server."""
 
     def check_model(self, source: str) -> None:
-        """Refuse a model that is not to be opened here.
-
-        Raises:
-            InputError: it names what is allowed.
-        """
+        """Refuse a model that is not to be opened here. Raises InputError, which names what is allowed."""
         if self.models and source not in self.models:
             raise InputError(f"This server opens only {', '.join(sorted(self.models))}: choose one of them.")
         if not self.local_files and source != DEFAULT and not HUB_ID.fullmatch(source):
             raise InputError("This server opens no files of its own: name a model of the Hub (owner/name), or default.")
 
     def check_text(self, text: TextChoice) -> None:
-        """Refuse a text that takes too long.
-
-        Raises:
-            InputError: it names the limit.
-        """
+        """Refuse a text that takes too long. Raises InputError, which names the limit."""
         if text.window * text.windows > self.tokens:
             raise InputError(f"This server measures at most {self.tokens:,} tokens at once: take fewer windows.")
 
     def check_minutes(self, minutes: float) -> None:
-        """Refuse a healing that takes too long.
-
-        Raises:
-            InputError: it names the limit.
-        """
+        """Refuse a healing that takes too long. Raises InputError, which names the limit."""
         if self.minutes is not None and minutes > self.minutes:
             raise InputError(f"This server heals for at most {self.minutes:g} minutes: choose a shorter preset.")
 

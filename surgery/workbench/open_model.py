@@ -42,11 +42,7 @@ GRADIENTS_CACHE = 256 * 2**20
 
 
 class OpenModel:
-    """A loaded model with everything derived from it that sessions share. Read-only for its users.
-
-    Args:
-        loaded: the model.
-    """
+    """A loaded model with everything derived from it that sessions share. Read-only for its users."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
@@ -98,8 +94,6 @@ class OpenModel:
         Args:
             structure: as `resolve` gives it.
             texts: calibration texts that may be read besides the embedded one.
-            report: progress; may raise to stop.
-            stop: ends the work.
             results: folders that `heal` wrote, which may be read besides the cache folder.
 
         Raises:
@@ -110,11 +104,7 @@ class OpenModel:
         return self.completer.complete(structure, self._text_of(texts), report, stop, results)
 
     def trained_over(
-        self,
-        structure: Structure,
-        texts: Sequence[TextChoice] = (),
-        report: Report = silent,
-        stop: Event | None = None,
+        self, structure: Structure, texts: Sequence[TextChoice] = (), report: Report = silent, stop: Event | None = None
     ) -> Structure:
         """What the healing of a structure trains, see `Completer.trained_over`."""
         return self.completer.trained_over(structure, self._text_of(texts), report, stop)
@@ -165,22 +155,14 @@ class OpenModel:
         )
 
     def text(self, choice: TextChoice) -> Text:
-        """A text by its choice.
-
-        Raises:
-            TextError: unreadable or empty.
-        """
+        """A text by its choice. Raises TextError: unreadable or empty."""
         if choice.content is not None:
             return Text("pasted", choice.content)
         tokenizer = None if choice.source == "embedded" else self.loaded.tokenizer
         return load_text(choice.source, choice.purpose, tokenizer)
 
     def windows(self, choice: TextChoice) -> Windows:
-        """The token windows of a text.
-
-        Raises:
-            TextError: unreadable, empty or too short.
-        """
+        """The token windows of a text. Raises TextError: unreadable, empty or too short."""
         text = self.text(choice)
         key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
@@ -219,7 +201,6 @@ class OpenModel:
 
         Args:
             windows: analysed windows; None for methods that need no text.
-            seed: of random scores.
         """
         if windows is None:
             return Evidence(self.runner, seed=seed)
@@ -238,10 +219,7 @@ class OpenModel:
         """Scores of every block's neurons, by block.
 
         Args:
-            method: a neuron method.
             windows: analysed windows; may be None for methods that need no text.
-            seed: of random scores.
-            stop: ends the work between blocks.
 
         Raises:
             InputError: the windows have not been analysed, or their gradients not gathered, and the method needs it.

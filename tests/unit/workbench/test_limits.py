@@ -30,7 +30,8 @@ def test_everything_can_be_set() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("MODELS", "../etc"), ("MODELS", ","), ("TOKENS", "many"), ("TOKENS", "1"), ("TOKENS", "4096.0"),
-     ("TOKENS", "4e3"), ("UPLOAD", "16"), ("UPLOAD", "-1mb"), ("MINUTES", "0"), ("MINUTES", "nan"), ("LOCAL_FILES", "no")],
+     ("TOKENS", "4e3"), ("UPLOAD", "16"), ("UPLOAD", "-1mb"), ("MINUTES", "0"), ("MINUTES", "nan"),
+     ("LOCAL_FILES", "no")],
 )  # fmt: skip
 def test_a_value_that_makes_no_sense_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(InputError, match=f"MODEL_SURGERY_{name}"):
