@@ -27,11 +27,7 @@ def input_moments(
     report: Report = lambda share, words: None,
     stop: Event | None = None,
 ) -> Moments:
-    """One pass over the text, block by block; of the dense model they are the analysis' own input moments.
-
-    Args:
-        structure: nothing may be pending in it.
-    """
+    """One pass over the text, block by block, of a complete structure; of the dense model as in the analysis."""
     runner = evaluator.runner_of(structure)
     kept = structure.kept
     seen: list[dict[str, InputMoments]] = [{} for _ in kept]

@@ -145,11 +145,7 @@ class Sweep:
     def rework(self, change: Callable[[BlockSpec], BlockSpec]) -> tuple[BlockSpec, ...]:
         """Change one block after the other, each with the states that the changed blocks before it give.
 
-        Args:
-            change: gives the new spec of a block; may call everything below.
-
-        Returns:
-            The structure's specs, the changed ones in place of theirs.
+        Returns the structure's specs, the changed ones in place of theirs. `change` may call everything below.
         """
         done: list[BlockSpec] = []
         for position, spec in enumerate(self.kept):

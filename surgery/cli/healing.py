@@ -44,11 +44,7 @@ class HealingTextOptions:
         return load_healing_text(words, self.text, self.window, count, answers_only=answers_only)
 
     def load_for(self, model: OpenModel, edit: Heal) -> HealingText:
-        """The text that a recipe's heal edit names, cut as it says.
-
-        Raises:
-            TextError: unreadable, empty or too short.
-        """
+        """The text that a recipe's heal edit names, cut as it says. Raises TextError as `load` does."""
         from surgery.training.data import load_healing_text
 
         named = edit.text

@@ -110,12 +110,8 @@ class Evaluator:
         return known
 
     def logits(self, structure: Structure, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits of some positions of every window, (windows, positions, vocabulary), float32 on the CPU.
-
-        Args:
-            ids: token ids, (windows, tokens).
-            positions: indices of tokens, (positions,).
-        """
+        """Logits of some positions (positions,) of every window of `ids` (windows, tokens): (windows, positions,
+        vocabulary), float32 on the CPU."""
         _must_be_complete(structure)
         runner = self.runner_of(structure)
         state = self._final_state(runner, structure, ids, self._chain(structure, ids), lambda: None, None)

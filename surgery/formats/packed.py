@@ -75,9 +75,8 @@ class PackedFormat(StorageFormat):
         from surgery.checkpoints.save import save_checkpoint
         from surgery.quantization.quantizer import codecs_by_name
 
-        edit = next(edit for edit in recipe.edits if isinstance(edit, Quantize))
-        codecs = codecs_by_name(structure)
-        if not codecs:
+        edit, codecs = recipe.find(Quantize), codecs_by_name(structure)
+        if edit is None or not codecs:
             raise ValueError("the structure is not quantised")
         return save_checkpoint(
             built, tokenizer, recipe, out, report, lambda made: self.write(built.model, codecs, edit, made)

@@ -83,12 +83,7 @@ def _usable(importance: np.ndarray | None) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class GgufCodec:
-    """A matrix in one of GGML's types.
-
-    Args:
-        type_name: GGML's name.
-        importance: weight of each column's error, (inputs,), float32.
-    """
+    """A matrix in one of GGML's types; `importance` is the weight of each column's error, (inputs,), float32."""
 
     type_name: str
     importance: np.ndarray | None = field(default=None, compare=False, repr=False)

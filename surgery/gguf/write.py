@@ -87,14 +87,7 @@ def write_gguf(
 
 @contextlib.contextmanager
 def new_gguf(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
-    """A writer of a GGUF file that appears when the block has ended without an exception.
-
-    Args:
-        architecture: llama.cpp's name of it.
-
-    Raises:
-        InputError: the file cannot be written; nothing is left behind.
-    """
+    """A writer of a GGUF file that appears when the block has ended without an exception; errors as `new_file`."""
     with new_file(out) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
@@ -113,12 +106,7 @@ def _write_data(
     report: Report | None,
     stop: Event | None,
 ) -> None:
-    """Write every tensor, each read, encoded and written before the next is read.
-
-    Raises:
-        OSError: the file cannot be written.
-        InputError: a value does not fit the type.
-    """
+    """Write every tensor, each read, encoded and written before the next is read."""
     total, done = plan.parameters, 0
     for tensor in plan.tensors:
         raise_if_set(stop)
@@ -131,11 +119,7 @@ def _write_data(
 def encoded(
     tensor: PlannedTensor, files: CheckpointFiles, kind: Kind, importance: Importance | None = None
 ) -> np.ndarray:
-    """One tensor of a checkpoint as the file holds it.
-
-    Raises:
-        InputError: it holds a value that is not finite, or too large for the type.
-    """
+    """One tensor of a checkpoint as the file holds it; errors as `encode`."""
     columns = (importance or {}).get(tensor.source) if tensor.source else None
     values = tensor.read(files)
     try:

@@ -48,10 +48,8 @@ def repair(
 ) -> Structure:
     """Compute the repair of a structure: blocks with codecs get `repair`, and `eora` is done with.
 
-    Each linear's covariance is over what it reads in the quantised block, behind blocks that are repaired already.
-
-    Args:
-        structure: with `eora`, and its compensations and quantisation computed.
+    Its compensations and quantisation are computed. Each linear's covariance is over what it reads in the quantised
+    block, behind blocks that are repaired already.
     """
     edit = structure.eora
     if edit is None:

@@ -25,14 +25,7 @@ class ReadBack:
 
 
 def read_back(folder: Path, part: Part, report: Report = lambda share, words: None) -> ReadBack:
-    """Load one form of a shipped folder.
-
-    Args:
-        folder: that `ship` made.
-
-    Raises:
-        InputError: a file is absent or damaged, or there is no memory for it.
-    """
+    """Load one form of a folder that `ship` made. Raises InputError: a file is absent or damaged, or too large."""
     report(0.0, f"Reading {part.files[0]} back")
     config = folder if (folder / "config.json").is_file() else (folder / SAMPLE).parent
     row = FORMATS.get(part.kind) or FORMATS.get(part.library, PLAIN)

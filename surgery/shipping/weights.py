@@ -96,10 +96,6 @@ class Shipping:
 def write_weights(job: Shipping, recipe: Recipe, made: Path, report: Report, stop: Event | None) -> list[Part]:
     """Write every form into the folder. A GGUF file that ships alone is written from a checkpoint beside the folder.
 
-    Args:
-        recipe: as it travels along, with its results.
-        made: the folder; it is not there yet.
-
     Raises:
         InputError: the forms cannot be written so.
         OSError: the disk is full.

@@ -128,9 +128,6 @@ def use_causal_attention(block: nn.Module, path: str, precision: Precision) -> N
     """Let the attention at a path of a block of one's own compute with `causal_attention`, if it used PyTorch's.
 
     Only on a CPU and with weights of float32: elsewhere PyTorch's is the better one.
-
-    Args:
-        block: the block, which is changed.
     """
     attention: Any = block.get_submodule(path)
     config = attention.__dict__.get("config")

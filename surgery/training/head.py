@@ -24,12 +24,7 @@ class Objective(Protocol):
     """What is minimised, as a function of logits."""
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the loss over some positions, and its gradient in their logits.
-
-        Args:
-            logits: (n, vocabulary), float32; may be overwritten.
-            rows: which of the positions that are learnt from.
-        """
+        """Sum of the loss over some positions, and its gradient in their logits (n, vocabulary). It may overwrite them."""
 
 
 class CrossEntropy:
@@ -100,17 +95,7 @@ class Head:
 def loss_and_gradient(
     head: Head, inputs: torch.Tensor, objective: Objective, scratch: Scratch | None = None
 ) -> tuple[float, torch.Tensor]:
-    """Sum of an objective over positions, and its gradient at what the head reads.
-
-    Args:
-        head: that reads them.
-        inputs: normalised states (positions, hidden), detached.
-        objective: of the logits.
-        scratch: where the logits are written; buffers of its own when None.
-
-    Returns:
-        The loss and (positions, hidden).
-    """
+    """Sum of an objective over positions, and its gradient at the head's inputs (positions, hidden)."""
     scratch = scratch or Scratch()
     inputs = inputs.to(head.device)
     gradient = torch.empty_like(inputs)

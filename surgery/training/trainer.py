@@ -74,11 +74,8 @@ class Outcome:
 
 
 def rate(step: int, steps: int, peak: float, warm_up: float) -> float:
-    """Learning rate of a step (from 0): linear up to `peak`, then a cosine that would reach 0 at `steps`.
-
-    Args:
-        warm_up: share of the steps in which it rises.
-    """
+    """Learning rate of a step (from 0): linear up to `peak` in the share `warm_up` of the steps, then a cosine that
+    would reach 0 at `steps`."""
     rising = round(warm_up * steps)
     if step < rising:
         return peak * (step + 1) / rising

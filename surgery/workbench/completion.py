@@ -69,11 +69,7 @@ class Stage:
         return replace(asked, **{name: PENDING[name] for name in later}).key
 
     def ready(self, asked: Structure, before: Compensated) -> Compensated | None:
-        """The result, if it needs no pass over a text that has not been made.
-
-        Raises:
-            RecipeError: no file can express the structure.
-        """
+        """The result, if it needs no pass over a text that has not been made. Errors: see `Completer.known`."""
         return self.cache.get(self.key(asked)) or self.without_pass(asked, self._next(asked, before))
 
     def run(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
@@ -143,11 +139,7 @@ class Completer:
 
     def trained_over(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
         """What a healing trains: the structure as it is before it, with the linears of its blocks quantised if the
-        healing says so (QLoRA quantises nothing else).
-
-        Raises:
-            RecipeError: as `complete`.
-        """
+        healing says so (QLoRA quantises nothing else). Errors: as `complete`."""
         assert structure.healing is not None  # asked only of structures with one
         before = replace(structure, healing=None, quantize=structure.healing.edit.base, eora=None)
         return replace(self.complete(before, text_of, report, stop).structure, outer=())

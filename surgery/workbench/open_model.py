@@ -33,11 +33,7 @@ from surgery.structure.structure import Structure
 from surgery.workbench.completion import Completer
 
 SMALL_CACHE = 64 * 2**20
-
-
 STATISTICS_CACHE = 256 * 2**20
-
-
 GRADIENTS_CACHE = 256 * 2**20
 
 
@@ -113,28 +109,15 @@ class OpenModel:
         return lambda wanted: self.calibration(wanted, texts)
 
     def known_complete(self, structure: Structure) -> Compensated | None:
-        """A structure with everything computed, if that needs no pass over a text that has not been made.
-
-        Raises:
-            RecipeError: no file can express the structure.
-        """
+        """A structure with everything computed, if that needs no new pass over a text; see `Completer.known`."""
         return self.completer.known(structure)
 
     def moments(self, structure: Structure, text: TextReference, texts: Sequence[TextChoice] = ()) -> Moments:
-        """Input moments of an edited model on a text, before quantisation; gathered once, then remembered.
-
-        Raises:
-            RecipeError: the text is not among the ones given.
-        """
+        """Input moments of an edited model on a text, before quantisation; see `Completer.moments`."""
         return self.completer.moments(structure, text, self._text_of(texts))
 
     def gguf_plan(self, structure: Structure) -> GgufPlan:
-        """The GGUF file of a structure, before it is written.
-
-        Raises:
-            RecipeError: no checkpoint can express it.
-            UnsupportedArchitecture: llama.cpp has nothing that does the same.
-        """
+        """The GGUF file of a structure, before it is written; see `Completer.plan`."""
         return self.completer.plan(structure)
 
     def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
@@ -197,11 +180,7 @@ class OpenModel:
         return self._gradients.get(windows.fingerprint)
 
     def evidence(self, windows: Windows | None, seed: int = 0) -> Evidence:
-        """What importance methods can use: the model and what is known of those windows.
-
-        Args:
-            windows: analysed windows; None for methods that need no text.
-        """
+        """What importance methods can use: the model and what is known of the windows, if they need a text."""
         if windows is None:
             return Evidence(self.runner, seed=seed)
         return Evidence(self.runner, self.known_statistics(windows), self.known_gradients(windows), seed)
@@ -234,10 +213,7 @@ class OpenModel:
     def block_scores(self, method: Method, windows: Windows | None, block: int, seed: int = 0) -> torch.Tensor:
         """Scores of one block's neurons or query heads, (units,), by the method's kind; computed once.
 
-        The arguments are those of `neuron_scores`.
-
-        Raises:
-            InputError: as there, or the block has no such units.
+        Raises InputError as `neuron_scores` does, or where the block has no such units.
         """
         identity = windows.fingerprint if windows is not None and method.needs_text else ""
         key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}|{block}"
