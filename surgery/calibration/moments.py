@@ -11,7 +11,7 @@ from analysis.model.modules import shallow_copy
 from analysis.statistics.accumulators import InputMoments
 from analysis.text import Windows
 from surgery.calibration.sweep import Group, linear_paths
-from surgery.common.progress import Report, raise_if_set
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.evaluation.evaluator import Evaluator
 from surgery.structure.structure import Structure
 
@@ -21,11 +21,7 @@ Moments = list[dict[str, torch.Tensor]]
 
 @torch.inference_mode()
 def input_moments(
-    evaluator: Evaluator,
-    structure: Structure,
-    windows: Windows,
-    report: Report = lambda share, words: None,
-    stop: Event | None = None,
+    evaluator: Evaluator, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
 ) -> Moments:
     """One pass over the text, block by block, of a complete structure; of the dense model as in the analysis."""
     runner = evaluator.runner_of(structure)

@@ -21,7 +21,7 @@ from analysis.model.runner import BlockCall, Runner
 from analysis.text import Windows
 from surgery.calibration.sweep import Group, inputs_of
 from surgery.common.cache import ByteCache
-from surgery.common.progress import Report, raise_if_set
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.compensation.least_squares import Fitted, PairMoments, best_refit
 from surgery.errors import InputError
 from surgery.recipe.edits import Compensate
@@ -84,11 +84,7 @@ class Compensator:
 
     @torch.no_grad()
     def compute(
-        self,
-        structure: Structure,
-        windows: Windows,
-        report: Report = lambda fraction, message: None,
-        stop: Event | None = None,
+        self, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
     ) -> Compensated:
         """Compute every compensation of a structure.
 

@@ -14,7 +14,7 @@ from analysis.importance.similarity import coarse_importance
 from analysis.statistics.collect import collect
 from analysis.text import Windows
 from surgery.checkpoints.build import build_model
-from surgery.common.progress import Report, checker_of
+from surgery.common.progress import Report, checker_of, silent
 from surgery.errors import RecipeError
 from surgery.recipe import recipe as recipes
 from surgery.recipe.healing import Heal, HealResult
@@ -115,7 +115,7 @@ class Healer:
         texts: Sequence[TextChoice] = (),
         processes: Processes | None = None,
         checkpoint: Path | None = None,
-        report: Report = lambda fraction, message: None,
+        report: Report = silent,
         stop: Event | None = None,
     ) -> None:
         self.model, self.recipe, self.edit = model, recipe, heal_of(recipe)

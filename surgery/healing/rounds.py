@@ -19,7 +19,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import check_free
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.errors import Cancelled, InputError, RecipeError
 from surgery.healing.healer import Healer, with_heal
 from surgery.pruning.budget import Budget, Rules, parameter_target
@@ -93,7 +93,7 @@ def iterate(
     text: HealingText,
     texts: Sequence[TextChoice],
     out: Path,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
     stop: Event | None = None,
 ) -> list[Round]:
     """Run a schedule; it leaves `recipe.json`, which is the schedule, and for each round `round-N/healed` (what `heal`

@@ -50,7 +50,7 @@ class Kind:
     rules: tuple[str, ...]
     """Names of the `Rules` that apply."""
     choose: Callable[[Request, Method], list[Any]] | None = None
-    """The edits that meet a request by the scores of a method, or an InputError; None where there are only procedures."""
+    """The edits that meet a request by the scores of a method, or an InputError; None if there are only procedures."""
     procedures: tuple[Procedure, ...] = ()
     divisor: bool = False
     """Whether widths are rounded to multiples of the budget's divisor."""

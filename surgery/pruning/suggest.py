@@ -7,7 +7,7 @@ from threading import Event
 from pydantic import JsonValue
 
 from analysis.text import Windows
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.errors import InputError
 from surgery.pruning import catalogue
 from surgery.pruning.budget import AMOUNTS, Budget, Rules
@@ -26,7 +26,7 @@ def suggest(
     rules: Rules = Rules(),
     windows: Windows | None = None,
     stop: Event | None = None,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
 ) -> Recipe:
     """A recipe that meets a budget with one method.
 

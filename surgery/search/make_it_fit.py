@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any
 
 from analysis.text import Windows
-from surgery.common.progress import Report, part_of, raise_if_set
+from surgery.common.progress import Report, part_of, raise_if_set, silent
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.estimate import Estimate
 from surgery.fit.devices import Device
@@ -221,7 +221,7 @@ def make_it_fit(
     options: FitOptions = FitOptions(),
     windows: Windows | None = None,
     calibration: TextChoice = TextChoice(windows=16, purpose="calibration"),
-    report: Report = lambda share, words: None,
+    report: Report = silent,
     stop: Event | None = None,
     found: Callable[[Fitting], None] = lambda fitting: None,
 ) -> Fitting:

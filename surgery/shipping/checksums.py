@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from surgery.common.progress import Report, raise_if_set
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.errors import CorruptFile, UnknownModel
 
 SUMS = "SHA256SUMS"
@@ -59,7 +59,7 @@ def write_sums(folder: Path, stop: Event | None = None) -> dict[str, str]:
     return found
 
 
-def check_sums(folder: Path, report: Report = lambda share, words: None, stop: Event | None = None) -> Checked:
+def check_sums(folder: Path, report: Report = silent, stop: Event | None = None) -> Checked:
     """Compute the sums of the listed files and compare them.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 
 from analysis.text import Windows
 from surgery.common.files import check_free, new_folder, refuse_without_room
-from surgery.common.progress import Report, part_of
+from surgery.common.progress import Report, part_of, silent
 from surgery.errors import InputError, VerificationFailed
 from surgery.formats.table import format_of
 from surgery.gguf.mixes import check_type
@@ -70,7 +70,7 @@ def ship(
     text: TextChoice = TextChoice(),
     options: ShipOptions = ShipOptions(),
     calibration: Sequence[TextChoice] = (),
-    report: Report = lambda share, words: None,
+    report: Report = silent,
     stop: Event | None = None,
     results: Sequence[Path] = (),
 ) -> Shipped:

@@ -24,7 +24,7 @@ class Objective(Protocol):
     """What is minimised, as a function of logits."""
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the loss over some positions, and its gradient in their logits (n, vocabulary). It may overwrite them."""
+        """Sum of the loss over some positions, and its gradient in their logits (n, vocabulary), which may be lost."""
 
 
 class CrossEntropy:
