@@ -78,8 +78,6 @@ def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = No
     """Tokenise once without special tokens and cut non-overlapping windows from the start.
 
     Args:
-        tokenizer: a transformers tokenizer.
-        text: the text.
         window: tokens in a window, at least 2.
         count: number of windows; all that the text holds when None.
         spread: take window floor(i x available / count) for each i, instead of the first ones: a text of many topics

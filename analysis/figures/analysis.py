@@ -146,7 +146,6 @@ def neuron_importance(scores: Mapping[int, torch.Tensor], title: str, steps: int
 
     Args:
         scores: (neurons,) by block.
-        title: the method's.
         steps: quantiles shown.
     """
     blocks = sorted(scores)

@@ -156,7 +156,6 @@ def collect_gradients(runner: Runner, windows: Windows, report: Report = lambda 
 
     Args:
         runner: the model, which is left as it is.
-        windows: token windows.
         report: progress; called between the blocks of every window.
 
     Raises:

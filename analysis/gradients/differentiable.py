@@ -13,11 +13,8 @@ from analysis.model.runner import BlockCall
 
 
 def differentiable_copy(original: nn.Module, block: Block) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """A shallow copy of a block whose linear weights are parameters of its own over the same storage.
-
-    Returns:
-        The copy, and its linears' weights by the path of the linear.
-    """
+    """A shallow copy of a block whose linear weights are parameters of its own over the same storage; and these weights
+    by the path of the linear."""
     module = shallow_copy(original)
     attention, mlp = block.attention, block.mlp
     projections = [attention.query, attention.key, attention.value, attention.output] if attention else []

@@ -32,11 +32,7 @@ class States:
             self._file.close()
 
     def write(self, slot: int, window: int, state: torch.Tensor) -> None:
-        """Keep a state, in the place of the pair's earlier one.
-
-        Raises:
-            InputError: the disk has no room for it.
-        """
+        """Keep a state, in the place of the pair's earlier one. Raises InputError: the disk has no room for it."""
         key, size = (slot, window), state.numel() * state.element_size()
         if key in self._memory or (key not in self._places and self._used + size <= MEMORY):
             self._used += size if key not in self._memory else 0

@@ -72,13 +72,7 @@ def _changes(gradients: Gradients, order: Order) -> Changes:
 
 
 def change(gates: Gates, scored: int, order: Order = "second") -> torch.Tensor:
-    """Predicted change of the loss when each unit is removed, float32 (units,).
-
-    Args:
-        gates: the derivatives.
-        scored: scored tokens in a window.
-        order: of the expansion.
-    """
+    """Predicted change of the loss when each unit is removed, float32 (units,); windows have `scored` scored tokens."""
     first = -gates.mean()
     return (first if order == "first" else first + scored * gates.mean_square() / 2).float()
 

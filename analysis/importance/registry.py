@@ -182,11 +182,7 @@ UNITS = {
 
 
 def method(name: str, kind: Kind | None = None) -> Method:
-    """The method of that name, of that kind if given.
-
-    Raises:
-        InputError: unknown; the message lists the names.
-    """
+    """The method of that name, of that kind if given. Raises InputError: unknown; the message lists the names."""
     known = [entry for entry in METHODS if kind is None or entry.kind == kind]
     for entry in known:
         if entry.name == name:

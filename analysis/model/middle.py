@@ -11,12 +11,7 @@ from analysis.model.architecture import Block
 
 
 class Middle:
-    """Watches one run of a shallow-copied block.
-
-    Args:
-        module: the copy; hooks are put on it.
-        block: its map.
-    """
+    """Watches one run of a shallow-copied block, on which it puts hooks."""
 
     def __init__(self, module: nn.Module, block: Block) -> None:
         self.block = block

@@ -72,12 +72,7 @@ class _Given(nn.Module):
 
 
 class Runner:
-    """Executes the parts of one loaded model; safe to share between threads.
-
-    Args:
-        model: a causal language model of transformers, in eval mode.
-        architecture: its map.
-    """
+    """Executes the parts of one loaded model, which is in eval mode; safe to share between threads."""
 
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
         self.model = model

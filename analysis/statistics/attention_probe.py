@@ -21,13 +21,7 @@ ROWS = 128
 
 
 def install(block: nn.Module, attention_path: str, moments: HeadMoments) -> None:
-    """Make the attention of a shallow-copied block feed `moments` while it computes.
-
-    Args:
-        block: the copy of a block.
-        attention_path: path of its attention module.
-        moments: the accumulator of this block's heads.
-    """
+    """Make the attention of a shallow-copied block feed `moments`, those of the block's heads, while it computes."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)  # the same function each time: registering again changes nothing

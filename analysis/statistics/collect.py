@@ -119,17 +119,11 @@ def _empty_block(block: Block, hidden_size: int) -> BlockStatistics:
 
 
 def collect(
-    runner: Runner,
-    windows: Windows,
-    report: Report = lambda fraction, message: None,
-    group: int | None = None,
+    runner: Runner, windows: Windows, report: Report = lambda fraction, message: None, group: int | None = None
 ) -> Statistics:
     """Gather all statistics of `windows` in one forward pass.
 
     Args:
-        runner: the model.
-        windows: token windows.
-        report: progress.
         group: windows that go through a block together; by memory when None. It does not change a result.
     """
     found = Statistics.empty(runner.architecture)

@@ -11,7 +11,7 @@ from analysis.model.modules import shallow_copy
 from analysis.statistics.accumulators import InputMoments
 from analysis.text import Windows
 from surgery.calibration.sweep import Group, linear_paths
-from surgery.common.progress import Report, raise_if_set
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.evaluation.evaluator import Evaluator
 from surgery.structure.structure import Structure
 
@@ -21,24 +21,9 @@ Moments = list[dict[str, torch.Tensor]]
 
 @torch.inference_mode()
 def input_moments(
-    evaluator: Evaluator,
-    structure: Structure,
-    windows: Windows,
-    report: Report = lambda share, words: None,
-    stop: Event | None = None,
+    evaluator: Evaluator, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
 ) -> Moments:
-    """One pass over the text, block by block; of the dense model they are the analysis' own input moments.
-
-    Args:
-        evaluator: of the model.
-        structure: nothing may be pending in it.
-        windows: the calibration text.
-        report: progress; may raise to stop.
-        stop: ends the work between two blocks.
-
-    Raises:
-        Cancelled: `stop` was set.
-    """
+    """One pass over the text, block by block, of a complete structure; of the dense model as in the analysis."""
     runner = evaluator.runner_of(structure)
     kept = structure.kept
     seen: list[dict[str, InputMoments]] = [{} for _ in kept]

@@ -118,11 +118,9 @@ class Sweep:
     """The blocks of a structure that are not empty, one after the other: the skeleton of every calibrated pass.
 
     Args:
-        runner: the source model; never changed.
         structure: what is walked through; channels may be gone and embeddings quantised.
         ids: calibration windows (windows, tokens).
         report: progress, told before each block; may raise to stop.
-        stop: ends the walk between two blocks.
         words: what is being done to a block.
     """
 
@@ -147,14 +145,7 @@ class Sweep:
     def rework(self, change: Callable[[BlockSpec], BlockSpec]) -> tuple[BlockSpec, ...]:
         """Change one block after the other, each with the states that the changed blocks before it give.
 
-        Args:
-            change: gives the new spec of a block; may call everything below.
-
-        Returns:
-            The structure's specs, the changed ones in place of theirs.
-
-        Raises:
-            Cancelled: the walk is to end.
+        Returns the structure's specs, the changed ones in place of theirs. `change` may call everything below.
         """
         done: list[BlockSpec] = []
         for position, spec in enumerate(self.kept):
@@ -166,11 +157,7 @@ class Sweep:
         return tuple(spec if spec.empty else next(changed) for spec in self._blocks)
 
     def check(self) -> None:
-        """Stop where that is asked for.
-
-        Raises:
-            Cancelled: it is.
-        """
+        """Stop where that is asked for."""
         raise_if_set(self._stop)
 
     def block(self, spec: BlockSpec) -> Block:

@@ -48,7 +48,6 @@ def build_model(base: nn.Module, source: Architecture, structure: Structure) -> 
 
     Args:
         base: the loaded model; never changed, and nothing is shared with it.
-        source: its map.
         structure: what to build; its compensations must have been computed. Quantisation is left out.
 
     Raises:
@@ -63,8 +62,6 @@ def readable_model(base: nn.Module, source: Architecture, structure: Structure) 
     are the base model's own: it is only to be read.
 
     Args:
-        base: the loaded model; never changed.
-        source: its map.
         structure: with nothing left to compute.
 
     Raises:
@@ -87,7 +84,6 @@ def draft_model(base: nn.Module, source: Architecture, structure: Structure, qua
 
     Args:
         base: the loaded model, or a copy of it on the meta device.
-        source: its map.
         structure: as for `build_model`.
         quantised: give weights the values that they are stored with, instead of those before.
 

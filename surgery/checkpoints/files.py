@@ -76,11 +76,7 @@ class CheckpointFiles:
         return (self.directory / name).is_file()
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object file of the directory.
-
-        Raises:
-            CorruptFile: absent, unreadable, or not a JSON object.
-        """
+        """A JSON object file of the directory. Raises CorruptFile: absent, unreadable, or not a JSON object."""
         path = self.directory / name
         try:
             if path.stat().st_size > LARGEST_JSON:

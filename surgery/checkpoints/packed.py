@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.files import LARGEST_JSON
-from surgery.errors import CorruptFile
+from surgery.errors import CorruptFile, brief
 from surgery.models.checks import quiet
 from surgery.models.modeling import MODEL_TYPE, classes
 
@@ -42,8 +42,7 @@ def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     except CorruptFile:
         raise
     except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:160].rstrip(" .:") or type(error).__name__
-        raise CorruptFile(f"{folder.name} could not be loaded ({reason}): ship it again.") from None
+        raise CorruptFile(f"{folder.name} could not be loaded ({brief(error)}): ship it again.") from None
     return model.eval().requires_grad_(False), tokenizer
 
 

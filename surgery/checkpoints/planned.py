@@ -27,11 +27,7 @@ from surgery.structure.structure import Structure
 
 
 class Planner:
-    """Plans checkpoints of one loaded model.
-
-    Args:
-        loaded: the model; never changed.
-    """
+    """Plans checkpoints of one loaded model."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.architecture: Architecture = loaded.architecture

@@ -11,7 +11,7 @@ from typing import Any
 
 from surgery.checkpoints.build import Built
 from surgery.common.files import new_folder
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.models import modeling as checkpoint_model
 from surgery.models.checks import quiet
 from surgery.recipe.recipe import Recipe
@@ -47,23 +47,13 @@ class Saved:
 
 
 def save_checkpoint(
-    built: Built,
-    tokenizer: Any,
-    recipe: Recipe,
-    out: Path,
-    report: Report = lambda fraction, message: None,
-    write: Write | None = None,
+    built: Built, tokenizer: Any, recipe: Recipe, out: Path, report: Report = silent, write: Write | None = None
 ) -> Saved:
     """Write weights, configuration, tokenizer, chat template, generation settings and the recipe into a new folder.
 
     The folder is written under a temporary name and renamed; one that has something in it is never touched.
 
     Args:
-        built: the model.
-        tokenizer: travels along.
-        recipe: travels along.
-        out: the folder.
-        report: progress; may raise to stop.
         write: writes the weights in another form than the model's own.
 
     Raises:

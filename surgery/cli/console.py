@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def prepare(source: ModelOptions) -> tuple[Workbench, OpenModel]:
-    """A workbench with the model open, loaded as a job.
-
-    Raises:
-        InputError: the model cannot be opened.
-    """
+    """A workbench with the model open, loaded as a job. Raises InputError: the model cannot be opened."""
     from surgery.workbench.workbench import Workbench
 
     bench = Workbench()

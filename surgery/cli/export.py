@@ -26,8 +26,7 @@ def export(
     format_name: Annotated[str, typer.Option("--format", help="gguf, mergekit or card.")] = "gguf",
     type_name: Annotated[str, typer.Option("--type", help="F32, F16, Q8_0, Q4_K_M ... for GGUF.")] = "F16",
     model: Annotated[
-        str | None,
-        typer.Option("--model", help="The source model, if not where the recipe says; not for GGUF."),
+        str | None, typer.Option("--model", help="The source model, if not where the recipe says; not for GGUF.")
     ] = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,

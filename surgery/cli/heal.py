@@ -114,7 +114,7 @@ def _asked(
     """The fields of the heal edit that options have set."""
     rank, alpha = settings["rank"], settings["alpha"]
     asked = settings | {
-        "alpha": 2.0 * rank if rank and alpha is None else alpha,
+        "alpha": alpha or (2.0 * rank if rank else None),
         "distillation": distillation if settings["method"] == "distill" else None,
         "blocks" if where and where[0].isdigit() else "where": where,
         "linears": linears.split(",") if linears else None,

@@ -36,11 +36,7 @@ class HealingTextOptions:
     )
 
     def load(self, model: OpenModel, answers_only: bool = False) -> HealingText:
-        """The text in windows.
-
-        Raises:
-            TextError: unreadable, empty or too short.
-        """
+        """The text in windows. Raises TextError: unreadable, empty or too short."""
         from surgery.training.data import largest_count, load_healing_text
 
         words = model.loaded.tokenizer
@@ -48,11 +44,7 @@ class HealingTextOptions:
         return load_healing_text(words, self.text, self.window, count, answers_only=answers_only)
 
     def load_for(self, model: OpenModel, edit: Heal) -> HealingText:
-        """The text that a recipe's heal edit names, cut as it says.
-
-        Raises:
-            TextError: unreadable, empty or too short.
-        """
+        """The text that a recipe's heal edit names, cut as it says. Raises TextError as `load` does."""
         from surgery.training.data import load_healing_text
 
         named = edit.text
@@ -67,10 +59,7 @@ def edit_of(
     """A heal edit from loose settings. Where they do not say so, the held-out measurements are spread over the steps.
 
     Args:
-        recipe: what is healed.
         model: where it runs, for the precision `auto`.
-        text: the healing text.
-        steps: of the optimiser.
         precision: as `PrecisionOption`; dropout goes with float32 alone.
         settings: fields of the edit; None where one is not set.
 

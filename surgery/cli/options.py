@@ -85,11 +85,7 @@ def calibration_texts(name: str | None) -> list[TextChoice]:
 
 
 def one_of(value: str, known: Sequence[str], option: str) -> Any:
-    """The value of an option that has names for values.
-
-    Raises:
-        InputError: it is not one of them; the message lists them.
-    """
+    """The value of an option that has names for values; any other is an InputError that lists them."""
     if value not in known:
         raise InputError(f"{value!r} is not a value of {option}: use one of {', '.join(known)}.")
     return value

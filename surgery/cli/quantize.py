@@ -29,8 +29,7 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", help="The file (gguf) or folder to make.")],
     format_name: Annotated[str, typer.Option("--format", help="gguf, torchao or compressed-tensors.")] = "gguf",
     type_name: Annotated[
-        str,
-        typer.Option("--type", help="For gguf Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q3_K_M, IQ4_XS ...; else int8, int4 ..."),
+        str, typer.Option("--type", help="For gguf Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q3_K_M, IQ4_XS ...; else int8, int4 ...")
     ] = "Q4_K_M",
     imatrix: Annotated[bool, typer.Option("--imatrix", help="Use an importance matrix, for gguf.")] = False,
     method: Annotated[

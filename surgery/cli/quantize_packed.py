@@ -37,11 +37,8 @@ def quantize_checkpoint(
     """Quantise an open checkpoint, measure it as it will reload, and write it (and its adapter, as `OUT-adapter`).
 
     Args:
-        opened: the checkpoint.
-        choice: how.
         calibration: the text for GPTQ and EoRA; not read for anything else.
         measured: the text that the perplexity is measured on.
-        out: the new folder.
         job: told the progress, and asked whether to stop.
 
     Returns:

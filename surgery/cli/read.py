@@ -53,9 +53,4 @@ def read(
 
 
 def _document(answer: Answer) -> dict[str, Any]:
-    return {
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "tokens_per_second": answer.speed,
-        "ended": answer.ended,
-    }
+    return {"text": answer.text, "tokens": answer.tokens, "tokens_per_second": answer.speed, "ended": answer.ended}

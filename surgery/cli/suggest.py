@@ -10,14 +10,7 @@ import typer
 from surgery.cli.console import prepare, run_job
 from surgery.cli.options import JsonOption, ModelOptions, OutOption, SpreadOption, TextOptions, one_of
 from surgery.common.ranges import parse_blocks
-from surgery.pruning.budget import (
-    CFSP_SHARPNESS,
-    Allocation,
-    Budget,
-    HeadUnit,
-    Rules,
-    parse_expansion_ratio,
-)
+from surgery.pruning.budget import CFSP_SHARPNESS, Allocation, Budget, HeadUnit, Rules, parse_expansion_ratio
 
 
 def suggest(

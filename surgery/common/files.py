@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
-from safetensors import SafetensorError
 
 from surgery.errors import InputError
 
@@ -34,6 +33,8 @@ def disk_errors(failure: str, advice: str = ADVICE) -> Iterator[None]:
     Raises:
         InputError: `<failure> (<reason>): <advice>.`
     """
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, SafetensorError) as error:

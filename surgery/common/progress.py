@@ -1,4 +1,4 @@
-"""Reporting progress, and stopping: functions that long work takes as arguments."""
+"""Reporting progress, and stopping. Long work takes a `report`, and a `stop` that ends it by `Cancelled` once set."""
 
 from __future__ import annotations
 

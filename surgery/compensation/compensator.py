@@ -21,7 +21,7 @@ from analysis.model.runner import BlockCall, Runner
 from analysis.text import Windows
 from surgery.calibration.sweep import Group, inputs_of
 from surgery.common.cache import ByteCache
-from surgery.common.progress import Report, raise_if_set
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.compensation.least_squares import Fitted, PairMoments, best_refit
 from surgery.errors import InputError
 from surgery.recipe.edits import Compensate
@@ -75,7 +75,6 @@ class Compensator:
     """Computes the compensations of one model's structures; refits are remembered by content.
 
     Args:
-        runner: the model; never changed.
         budget: bytes of remembered refits.
     """
 
@@ -85,23 +84,16 @@ class Compensator:
 
     @torch.no_grad()
     def compute(
-        self,
-        structure: Structure,
-        windows: Windows,
-        report: Report = lambda fraction, message: None,
-        stop: Event | None = None,
+        self, structure: Structure, windows: Windows, report: Report = silent, stop: Event | None = None
     ) -> Compensated:
         """Compute every compensation of a structure.
 
         Args:
             structure: as resolved, with `compensations`.
             windows: the calibration windows that the compensations name, at least 2.
-            report: progress; may raise to stop.
-            stop: ends the work between two steps.
 
         Raises:
             InputError: fewer than 2 windows.
-            Cancelled: `stop` was set.
         """
         if not structure.compensations:
             return Compensated(structure, ())

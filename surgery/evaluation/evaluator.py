@@ -42,7 +42,6 @@ class Evaluator:
     Identical requests at the same time are computed once: every step looks into the cache again once it is its turn.
 
     Args:
-        runner: the model; never changed.
         state_budget: bytes of cached states; see `STATE_BUDGET` when None.
         weight_budget: bytes of narrowed weights.
     """
@@ -65,8 +64,6 @@ class Evaluator:
         """Ever better estimates: after the first window, then after each further chunk of windows.
 
         Args:
-            structure: what to measure.
-            windows: the text.
             stop: set by a newer request; honoured within one block or one chunk of the head.
 
         Raises:
@@ -88,16 +85,11 @@ class Evaluator:
         return last
 
     def token_losses(
-        self,
-        structure: Structure,
-        ids: torch.Tensor,
-        check: Callable[[], None] = lambda: None,
-        keep: int | None = None,
+        self, structure: Structure, ids: torch.Tensor, check: Callable[[], None] = lambda: None, keep: int | None = None
     ) -> torch.Tensor:
         """Negative log likelihood of each predicted token, (windows, tokens - 1), float32, of one chunk.
 
         Args:
-            structure: what to measure.
             ids: token ids, (windows, tokens).
             check: called between steps; may raise.
             keep: cache only the states that leave the first `keep` blocks: a scan's further states serve nobody else.
@@ -118,13 +110,8 @@ class Evaluator:
         return known
 
     def logits(self, structure: Structure, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits of some positions of every window, (windows, positions, vocabulary), float32 on the CPU.
-
-        Args:
-            structure: what to measure.
-            ids: token ids, (windows, tokens).
-            positions: indices of tokens, (positions,).
-        """
+        """Logits of some positions (positions,) of every window of `ids` (windows, tokens): (windows, positions,
+        vocabulary), float32 on the CPU."""
         _must_be_complete(structure)
         runner = self.runner_of(structure)
         state = self._final_state(runner, structure, ids, self._chain(structure, ids), lambda: None, None)

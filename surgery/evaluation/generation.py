@@ -64,9 +64,7 @@ class Writer:
 
     Args:
         model: a causal language model of transformers; only read.
-        tokenizer: its tokenizer.
         ids: of the prompt, (1, tokens).
-        sampling: how tokens are drawn.
         turn: held while the model computes.
 
     Raises:
@@ -135,12 +133,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -
 
 
 def side_by_side(writers: tuple[Writer, ...], check: Callable[[], None]) -> Iterator[tuple[Answer, ...]]:
-    """Let all write, a token each in turn; the answers so far after each round.
-
-    Args:
-        writers: that write.
-        check: called before each token; may raise.
-    """
+    """Let all write, a token each in turn, after `check`, which may raise; the answers so far after each round."""
     going = list(writers)
     while going:
         for writer in tuple(going):

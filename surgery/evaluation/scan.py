@@ -66,11 +66,8 @@ def scan(
     """Measure each single removal.
 
     Args:
-        evaluator: of the model, whose cache is used.
-        windows: what is measured on.
         kinds: whole blocks, attentions, MLPs.
         stop: ends the work within one block or one chunk of the head.
-        report: progress.
 
     Raises:
         InputError: an unknown kind, or none.
@@ -116,12 +113,8 @@ def measured(
     the state entering k, which the removal before it has left in the cache. States behind a removal are not cached.
 
     Args:
-        evaluator: whose cache is used.
         base: the structure that parts are removed from.
         parts: what is removed, one at a time, in the order of the blocks.
-        windows: what is measured on.
-        stop: ends the work.
-        report: progress.
     """
     check = checker_of(stop)
     edited = [without(base, part) for part in parts]

@@ -94,11 +94,7 @@ class Device(_Strict):
 
 
 def read_device(path: Path) -> Device:
-    """A device file.
-
-    Raises:
-        DeviceError: missing, too large or not of the schema; one sentence names the place.
-    """
+    """A device file. Raises DeviceError: missing, too large or not of the schema; one sentence names the place."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise DeviceError(f"{path.name} is larger than {LARGEST_FILE // 1024} KiB: it cannot be a device file.")
@@ -112,11 +108,7 @@ def read_device(path: Path) -> Device:
 
 
 class Devices:
-    """The devices at hand: the files of `presets/devices`, and this computer, measured on first use.
-
-    Args:
-        folder: where the files are.
-    """
+    """The devices at hand: the files of `presets/devices`, and this computer, measured on first use."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.folder = folder
@@ -131,11 +123,7 @@ class Devices:
         return {device.id: device.name for device in devices} | {THIS_COMPUTER: "This computer (measured)"}
 
     def get(self, name: str) -> Device:
-        """A device by id, or from a person's own file by path.
-
-        Raises:
-            DeviceError: unknown or invalid.
-        """
+        """A device by id, or from a person's own file by path. Raises DeviceError: unknown or invalid."""
         if name == THIS_COMPUTER:
             with self._lock:
                 self._here = self._here or measure_this_computer()

@@ -112,10 +112,8 @@ def fit(
 
     Args:
         structure: what runs; nothing in it has to be computed.
-        device: where.
         context: tokens, all of them in use.
         kind: how its weights are stored, by name or as `weight_types.type_of_edit` gives it.
-        kv_type: of the KV cache's elements.
         runtime: the program that runs it; the one that goes with the type and the device when None.
 
     Raises:

@@ -14,11 +14,7 @@ CELLS = 256
 
 
 def check_kv_type(name: str) -> None:
-    """Refuse what is not a type of a KV cache.
-
-    Raises:
-        InputError: it is not; the message lists the types.
-    """
+    """Refuse what is not a type of a KV cache. Raises InputError, which lists the types."""
     if name not in KV_TYPES:
         raise InputError(f"There is no KV-cache type {name!r}: use one of {', '.join(KV_TYPES)}.")
 
@@ -39,7 +35,6 @@ def kv_cache_bytes(structure: Structure, context: int, kv_type: str = "F16", bat
     sliding one.
 
     Args:
-        structure: what runs.
         context: tokens. llama.cpp rounds them up to a multiple of 256.
         kv_type: of the elements, one whose blocks divide the heads' size.
         batch: tokens that llama.cpp puts through together: they stand beside those of a window, and one more, rounded

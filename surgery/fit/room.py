@@ -109,17 +109,9 @@ def _percent(share: float) -> str:
 def room_on(
     structure: Structure, device: Device, context: int, wanted: str | WeightType = "F16", kv_type: str = "F16"
 ) -> Room:
-    """What the device has room for.
+    """What the device has room for, where a weight type is asked about.
 
-    Args:
-        structure: the model as it is now.
-        device: where it should run.
-        context: tokens of context.
-        wanted: the weight type that is asked about.
-        kv_type: of the KV cache's elements.
-
-    Raises:
-        InputError: an unknown type, or no context.
+    Raises InputError: an unknown type, or no context.
     """
     asked = fit(structure, device, context, wanted, kv_type)
     found = {name: fit(structure, device, context, name, kv_type) for name in TYPES_TOLD}

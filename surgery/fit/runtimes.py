@@ -76,9 +76,6 @@ def activation_bytes(structure: Structure, runtime: Runtime, kind: WeightType, c
     every token of the batch; in a process's memory llama.cpp reserves as much and touches what is asked for.
 
     Args:
-        structure: what runs.
-        runtime: that runs it.
-        kind: how its weights are stored.
         context: tokens, all of them in use.
         gpu: whether it runs on one.
     """

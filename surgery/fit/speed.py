@@ -71,16 +71,7 @@ class Speed:
 
 
 def speed(structure: Structure, device: Device, weights: Stored, runtime: Runtime, context: int, kv_type: str) -> Speed:
-    """The speed model.
-
-    Args:
-        structure: what runs.
-        device: where.
-        weights: as they are stored.
-        runtime: what runs it.
-        context: tokens in the KV cache while decoding.
-        kv_type: of its elements.
-    """
+    """The speed model, with that many tokens in the KV cache while decoding."""
     bandwidth, peak = device.bandwidth_bytes_per_second.value, device.compute_operations_per_second.value
     cache = kv_cache_bytes(structure, context, kv_type)
     idle = 0 if structure.architecture.tied else weights.by_class["embeddings"]

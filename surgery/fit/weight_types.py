@@ -20,11 +20,7 @@ TYPES = {kind.name: kind for row in _ROWS for kind in row.weight_types}
 
 
 def weight_type(name: str) -> WeightType:
-    """The weight type of that name.
-
-    Raises:
-        InputError: unknown; the message lists the names.
-    """
+    """The weight type of that name. Raises InputError: unknown; the message lists the names."""
     if name not in TYPES:
         raise InputError(f"There is no weight type {name!r}: use one of {', '.join(TYPES)}.")
     return TYPES[name]

@@ -31,7 +31,6 @@ def weight_shapes(structure: Structure, gguf: bool = True) -> Shapes:
     """Shapes of the tensors, (outputs, inputs) or (values,), by llama.cpp's name.
 
     Args:
-        structure: what is stored.
         gguf: whether as a GGUF file holds it (a head of its own where llama.cpp wants one, and the zeros that its
             `deci` graph needs), or as a checkpoint does. Rotary factors (some hundred bytes) are left out.
     """

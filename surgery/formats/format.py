@@ -108,7 +108,6 @@ class StorageFormat(ABC):
         """GGML's type of each tensor (empty for a checkpoint), and the bytes of each.
 
         Args:
-            kind: a type of this format.
             shapes: (outputs, inputs) or (values,), by llama.cpp's name.
             heads_per_group: query heads per key/value head in the first block.
             floating: bytes of a number that stays in floating point.
@@ -123,22 +122,13 @@ class StorageFormat(ABC):
         Args:
             structure: with `quantize` of this format, and what comes before it computed.
             sources: what it is computed from.
-            report: progress; may raise to stop.
-            stop: ends the work.
 
         Raises:
             InputError: the format cannot hold the model, or a text is not at hand.
-            Cancelled: `stop` was set.
         """
 
     def save(
-        self,
-        built: Built,
-        structure: Structure,
-        tokenizer: Any,
-        recipe: Recipe,
-        out: Path,
-        report: Report = silent,
+        self, built: Built, structure: Structure, tokenizer: Any, recipe: Recipe, out: Path, report: Report = silent
     ) -> Saved:
         """Write the checkpoint as a new folder: in floating point where the format is one file, made from it.
 
@@ -147,10 +137,7 @@ class StorageFormat(ABC):
         Args:
             built: the structure's floating model; not changed.
             structure: quantised by this format.
-            tokenizer: travels along.
-            recipe: travels along.
             out: the folder; written under a temporary name and renamed.
-            report: progress; may raise to stop.
 
         Raises:
             InputError: the folder is in use, cannot be written, or the disk is full.
@@ -168,7 +155,6 @@ class StorageFormat(ABC):
             file: the first file of the weights.
             adapter: what stands beside them and counts with them; empty for nothing.
             config: the folder of config.json and the tokenizer.
-            report: progress.
 
         Raises:
             InputError: a file is absent or damaged, or there is no memory for it.

@@ -30,19 +30,12 @@ class PackedFormat(StorageFormat):
         """Bytes of one quantised matrix, scales and zero points included.
 
         Args:
-            kind: a type of this format.
-            outputs: its rows.
-            inputs: values in a row.
             floating: bytes of a number that stays in floating point.
         """
 
     @abstractmethod
     def encoder(self, edit: Quantize) -> Encode:
-        """How a linear is stored, given its name and weight.
-
-        Raises:
-            InputError: the format has no such weights.
-        """
+        """How a linear is stored, given its name and weight. Raises InputError: the format has no such weights."""
 
     @abstractmethod
     def write(self, model: Any, codecs: Mapping[str, Codec], edit: Quantize, made: Path) -> dict[str, Any]:
@@ -51,8 +44,6 @@ class PackedFormat(StorageFormat):
         Args:
             model: the floating model; not changed.
             codecs: of the quantised linears, by name.
-            edit: what made them.
-            made: the folder.
         """
 
     def weigh(
@@ -78,21 +69,14 @@ class PackedFormat(StorageFormat):
         return quantise(sources.runner, structure, self.encoder(edit), windows, report, stop)
 
     def save(
-        self,
-        built: Built,
-        structure: Structure,
-        tokenizer: Any,
-        recipe: Recipe,
-        out: Path,
-        report: Report = silent,
+        self, built: Built, structure: Structure, tokenizer: Any, recipe: Recipe, out: Path, report: Report = silent
     ) -> Saved:
         """Write a quantised checkpoint, which `from_pretrained` loads with the format's library alone."""
         from surgery.checkpoints.save import save_checkpoint
         from surgery.quantization.quantizer import codecs_by_name
 
-        edit = next(edit for edit in recipe.edits if isinstance(edit, Quantize))
-        codecs = codecs_by_name(structure)
-        if not codecs:
+        edit, codecs = recipe.find(Quantize), codecs_by_name(structure)
+        if edit is None or not codecs:
             raise ValueError("the structure is not quantised")
         return save_checkpoint(
             built, tokenizer, recipe, out, report, lambda made: self.write(built.model, codecs, edit, made)

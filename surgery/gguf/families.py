@@ -50,11 +50,7 @@ BIAS_MODULES = {
 
 
 def needed(config: Config, key: str) -> Any:
-    """A field that must be there.
-
-    Raises:
-        CorruptFile: it is not.
-    """
+    """A field that must be there. Raises CorruptFile where it is not."""
     value = config.get(key)
     if value is None:
         raise CorruptFile(f"config.json does not say {key}: take the configuration of the original checkpoint.")
@@ -102,11 +98,7 @@ class Family:
     """Refuses what the graph fixes otherwise; gets configuration, head size, blocks, hidden size, query heads."""
 
     def check(self, config: Config, head_size: int, blocks: int, hidden: int, heads: int) -> None:
-        """Compare the configuration with what llama.cpp's graph computes.
-
-        Raises:
-            UnsupportedArchitecture: it computes something else.
-        """
+        """Raise UnsupportedArchitecture where llama.cpp's graph computes something else than the configuration says."""
         activation = config.get(self.names["activation"]) or self.activation
         legacy = self.architecture == "gemma" and activation == "gelu"  # transformers reads it as the tanh form too
         if activation != self.activation and not legacy:

@@ -13,12 +13,7 @@ from surgery.gguf.tokenizer import GgufTokenizer
 
 
 def add_metadata(
-    writer: gguf.GGUFWriter,
-    files: CheckpointFiles,
-    layout: Layout,
-    tokenizer: GgufTokenizer,
-    type_name: str,
-    name: str,
+    writer: gguf.GGUFWriter, files: CheckpointFiles, layout: Layout, tokenizer: GgufTokenizer, type_name: str, name: str
 ) -> None:
     """Write every key but the tensors: sizes per block, rotary embeddings, the family's own, the tokenizer.
 

@@ -46,11 +46,7 @@ def file_type(type_name: str) -> gguf.LlamaFileType:
 
 
 def check_type(type_name: str) -> None:
-    """Refuse what is not a type.
-
-    Raises:
-        InputError: it is not; the message lists the types.
-    """
+    """Refuse what is not a type. Raises InputError, which lists the types."""
     if type_name not in get_args(GgufType):
         raise InputError(f"GGUF has no type {type_name!r} here: choose one of {', '.join(get_args(GgufType))}.")
 
@@ -81,9 +77,7 @@ def kinds(
 
     Args:
         shapes: of the file's tensors by name, rows last, in the order of the file.
-        type_name: the file's type.
         heads_per_group: query heads per key/value head in the first block.
-        importance: whether there is an importance matrix.
 
     Raises:
         InputError: unknown type.

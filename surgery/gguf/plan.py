@@ -23,10 +23,7 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
 
 class GgufPlan:
-    """The GGUF file of one checkpoint.
-
-    Args:
-        files: the checkpoint, or what it would be.
+    """The GGUF file of one checkpoint, or of what would be one.
 
     Raises:
         UnsupportedArchitecture: llama.cpp has nothing that does the same.
@@ -91,13 +88,7 @@ class GgufPlan:
         return 8 * sum(self.tensor_bytes(type_name, importance).values()) / self.parameters
 
     def file_bytes(self, type_name: str, name: str, importance: bool = False) -> int:
-        """Bytes of the whole file, exactly.
-
-        Args:
-            type_name: the file's type.
-            name: the model's name in the file.
-            importance: whether there is an importance matrix.
-        """
+        """Bytes of the whole file, exactly, where it has that name in it."""
         sizes = self.tensor_bytes(type_name, importance).values()
         return _aligned(self._header_bytes(name)) + sum(_aligned(size) for size in sizes)
 
@@ -115,11 +106,7 @@ class GgufPlan:
 
 
 def begin(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], chosen: dict[str, Kind]) -> None:
-    """Write everything that comes before the data.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write everything that comes before the data. Raises OSError: the file cannot be written."""
     for tensor in tensors:
         kind = chosen[tensor.name]
         size = bytes_of(tensor.shape, kind)

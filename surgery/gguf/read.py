@@ -50,15 +50,7 @@ def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
 def filled(
     values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
 ) -> Any:
-    """A model of the transformers library in float32 with a file's weights.
-
-    Args:
-        values: as `read_tensors` gives them.
-        plan: of the file.
-        architecture: of the model, for the places of embeddings and head.
-        config: of the checkpoint; never changed.
-        model_class: of the checkpoint.
-    """
+    """A model of transformers in float32 with the weights that `read_tensors` gave; `config` is not changed."""
     sources = {tensor.name: tensor.source for tensor in plan.tensors}
     state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}
     config, head = copy.deepcopy(config), f"{architecture.head}.weight"

@@ -22,7 +22,6 @@ def load_file(path: Path, adapter: Path | None, config: Path) -> tuple[Any, Any]
     """The model of a GGUF file, and its tokenizer.
 
     Args:
-        path: the file.
         adapter: a LoRA file that counts with it.
         config: the folder of what it would be as a checkpoint: config.json and the tokenizer.
 

@@ -271,11 +271,7 @@ def _special(
 
 
 def _added_around(document: dict[str, Any], special: dict[str, int]) -> tuple[bool, bool]:
-    """Whether the post-processor puts BOS before and EOS after a text.
-
-    Raises:
-        InputError: it adds something else.
-    """
+    """Whether the post-processor puts BOS before and EOS after a text. Raises InputError: it adds something else."""
     before: list[int] = []
     after: list[int] = []
     processor = document.get("post_processor") or {}

@@ -83,12 +83,7 @@ def _usable(importance: np.ndarray | None) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class GgufCodec:
-    """A matrix in one of GGML's types.
-
-    Args:
-        type_name: GGML's name.
-        importance: weight of each column's error, (inputs,), float32.
-    """
+    """A matrix in one of GGML's types; `importance` is the weight of each column's error, (inputs,), float32."""
 
     type_name: str
     importance: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -107,11 +102,7 @@ class GgufCodec:
         return isinstance(other, GgufCodec) and self.key == other.key
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight (outputs, inputs) as the file gives it back.
-
-        Raises:
-            InputError: as `encode`.
-        """
+        """The weight (outputs, inputs) as the file gives it back. Raises InputError: as `encode`."""
         kind = kind_of(self.type_name)
         values = weight.detach().float().cpu().numpy()
         found = decode(encode(values, kind, self.importance), kind)

@@ -57,8 +57,6 @@ def write_gguf(
         checkpoint: a folder that `build` or save_pretrained wrote, uniform or with `per_layer_config`.
         out: the file; written under a temporary name beside it and renamed.
         type_name: the file's type, see `recipe.GgufType` and `gguf_mixes`.
-        report: told the share done; may raise to stop.
-        stop: set by another thread to stop within one tensor.
         importance: the importance matrix; linears that it does not name are encoded without.
         name: the model's name in the file; the folder's if None.
 
@@ -89,15 +87,7 @@ def write_gguf(
 
 @contextlib.contextmanager
 def new_gguf(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
-    """A writer of a GGUF file that appears when the block has ended without an exception.
-
-    Args:
-        out: the file.
-        architecture: llama.cpp's name of it.
-
-    Raises:
-        InputError: the file cannot be written; nothing is left behind.
-    """
+    """A writer of a GGUF file that appears when the block has ended without an exception; errors as `new_file`."""
     with new_file(out) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
@@ -116,13 +106,7 @@ def _write_data(
     report: Report | None,
     stop: Event | None,
 ) -> None:
-    """Write every tensor, each read, encoded and written before the next is read.
-
-    Raises:
-        OSError: the file cannot be written.
-        InputError: a value does not fit the type.
-        Cancelled: `stop` was set.
-    """
+    """Write every tensor, each read, encoded and written before the next is read."""
     total, done = plan.parameters, 0
     for tensor in plan.tensors:
         raise_if_set(stop)
@@ -135,11 +119,7 @@ def _write_data(
 def encoded(
     tensor: PlannedTensor, files: CheckpointFiles, kind: Kind, importance: Importance | None = None
 ) -> np.ndarray:
-    """One tensor of a checkpoint as the file holds it.
-
-    Raises:
-        InputError: it holds a value that is not finite, or too large for the type.
-    """
+    """One tensor of a checkpoint as the file holds it; errors as `encode`."""
     columns = (importance or {}).get(tensor.source) if tensor.source else None
     values = tensor.read(files)
     try:

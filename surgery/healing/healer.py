@@ -14,7 +14,7 @@ from analysis.importance.similarity import coarse_importance
 from analysis.statistics.collect import collect
 from analysis.text import Windows
 from surgery.checkpoints.build import build_model
-from surgery.common.progress import Report, checker_of
+from surgery.common.progress import Report, checker_of, silent
 from surgery.errors import RecipeError
 from surgery.recipe import recipe as recipes
 from surgery.recipe.healing import Heal, HealResult
@@ -85,11 +85,7 @@ def with_heal(recipe: Recipe, edit: Heal) -> Recipe:
 
 
 def heal_of(recipe: Recipe) -> Heal:
-    """A recipe's healing.
-
-    Raises:
-        RecipeError: it has none.
-    """
+    """A recipe's healing. Raises RecipeError: it has none."""
     edit = recipe.find(Heal)
     if edit is None:
         raise RecipeError("The recipe has no heal edit: add one.")
@@ -104,14 +100,11 @@ class Healer:
         recipe: with a heal edit; edits behind it do not matter here.
         text: the healing text that the edit names, held-out windows included.
         texts: calibration texts for the recipe's compensations.
-        processes: that share the work.
         checkpoint: folder for the state of an unfinished training.
         report: progress of what comes before the training; may raise to stop.
-        stop: ends the work.
 
     Raises:
         RecipeError: the recipe does not fit the model, or names another text.
-        Cancelled: `stop` was set before the training began.
     """
 
     def __init__(
@@ -122,7 +115,7 @@ class Healer:
         texts: Sequence[TextChoice] = (),
         processes: Processes | None = None,
         checkpoint: Path | None = None,
-        report: Report = lambda fraction, message: None,
+        report: Report = silent,
         stop: Event | None = None,
     ) -> None:
         self.model, self.recipe, self.edit = model, recipe, heal_of(recipe)

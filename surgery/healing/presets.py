@@ -61,13 +61,7 @@ class Forecast:
 
 
 def forecast(healer: Healer, speed: TrainingSpeed, minutes: float) -> Forecast:
-    """How many steps fit into a time.
-
-    Args:
-        healer: with the settings that are asked about.
-        speed: as `measure_speed` gives it.
-        minutes: that the training may take.
-    """
+    """How many steps fit into some minutes with the healer's settings, at the speed that `measure_speed` gives."""
     edit = healer.edit
     left = minutes * 60 - EVALUATIONS * speed.evaluation
     steps = max(1, int(left / max(speed.step, 1e-9)))

@@ -19,7 +19,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import check_free
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.errors import Cancelled, InputError, RecipeError
 from surgery.healing.healer import Healer, with_heal
 from surgery.pruning.budget import Budget, Rules, parameter_target
@@ -59,11 +59,7 @@ class Round:
 
 
 def schedule_of(recipe: Recipe) -> Iterate:
-    """The schedule of a recipe that is one.
-
-    Raises:
-        RecipeError: it is not, or there is more in it.
-    """
+    """The schedule of a recipe that is one. Raises RecipeError: it is not, or there is more in it."""
     edits = recipe.edits
     if len(edits) != 1 or not isinstance(edits[0], Iterate):
         raise RecipeError("The recipe is no schedule: give one whose only edit is iterate.")
@@ -72,11 +68,6 @@ def schedule_of(recipe: Recipe) -> Iterate:
 
 def budgets(total: Budget, rounds: int, parameters: int) -> list[Budget]:
     """Budgets of the single rounds: equal shares of what goes, in blocks or in parameters of the first model.
-
-    Args:
-        total: for all rounds together.
-        rounds: how many.
-        parameters: of the first model.
 
     Raises:
         InputError: the budget is of another kind, or smaller than the number of rounds.
@@ -102,7 +93,7 @@ def iterate(
     text: HealingText,
     texts: Sequence[TextChoice],
     out: Path,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
     stop: Event | None = None,
 ) -> list[Round]:
     """Run a schedule; it leaves `recipe.json`, which is the schedule, and for each round `round-N/healed` (what `heal`
@@ -110,12 +101,9 @@ def iterate(
 
     Args:
         bench: opens the checkpoints.
-        model: the first model.
         recipe: a schedule.
         text: the healing text that the schedule names.
         texts: where the calibration text may be, besides the embedded one.
-        out: a new folder.
-        report: progress; may raise to stop.
         stop: ends the work; finished rounds stay.
 
     Raises:

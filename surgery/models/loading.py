@@ -12,6 +12,7 @@ from torch import nn
 
 from analysis.model.architecture import Architecture
 from analysis.model.describe import describe
+from surgery.common.progress import silent
 from surgery.models import embedded
 from surgery.models.checks import empty, float32_bytes, must_fit, quiet
 from surgery.models.from_checkpoint import configuration, load_checkpoint, located, tokenizer_error
@@ -47,7 +48,6 @@ def load(
     Args:
         source: `default`, a Hub id, a directory or a .gguf file.
         revision: branch, tag or commit, for a Hub id.
-        progress: told what is being done.
         trust_remote_code: run the checkpoint's own Python code; off unless the user asks.
         gpu: whether a GPU may be used, if there is one.
 
@@ -55,7 +55,7 @@ def load(
         InputError: one of its subclasses says what is wrong and what to do.
         UnsupportedArchitecture: loaded, but not of a structure that can be mapped.
     """
-    report = progress or (lambda fraction, message: None)
+    report = progress or silent
     with quiet():
         if source == DEFAULT:
             folder = embedded.directory(progress)

@@ -85,17 +85,10 @@ def nearest(count: int, wanted: float, divisor: int) -> int:
 def by_importance(
     layers: Sequence[Layer], kept: float, divisor: int, importance: Sequence[float], sharpness: float
 ) -> list[float]:
-    """CFSP's coarse-to-fine budget: keep_l = sigmoid(a (I_l - mean I)) / mean(sigmoid) * (1 - p).
+    """CFSP's coarse-to-fine budget: keep_l = sigmoid(a (I_l - mean I)) / mean(sigmoid) * (1 - p), with a the sharpness.
 
     A block cannot keep more than all or less than one multiple: what that cuts off is spread over the others in the
     same proportions, so that the sum stays `kept`. Source: CFSP (2409.13199), Eq. 4 and 5; I_l per token.
-
-    Args:
-        layers: the blocks.
-        kept: what should stay together, in the layers' costs.
-        divisor: units that stay in a block at least.
-        importance: I_l of each layer.
-        sharpness: a.
     """
     values = torch.tensor(importance, dtype=torch.float64)
     return _spread(layers, kept, divisor, torch.sigmoid(sharpness * (values - values.mean())).tolist())
@@ -119,13 +112,7 @@ def _spread(layers: Sequence[Layer], kept: float, divisor: int, weights: Sequenc
 
 
 def by_ranking(layers: Sequence[Layer], kept: float, divisor: int) -> list[float]:
-    """One ranking over all layers: the lowest go, however many of them are in one block, but one multiple stays.
-
-    Args:
-        layers: the blocks.
-        kept: what should stay together, in the layers' costs.
-        divisor: units that stay in a block at least.
-    """
+    """One ranking over all layers: the lowest go, however many of them are in one block, but one multiple stays."""
     movable = [layer.scores[: layer.count - layer.smallest(divisor)].double() for layer in layers]
     order = torch.argsort(torch.cat(movable), stable=True)
     owner = torch.cat([torch.full((len(values),), index) for index, values in enumerate(movable)])[order]

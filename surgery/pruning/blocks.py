@@ -21,11 +21,7 @@ RUN = "angular_distance"
 
 
 def by_scores(kind: RemovalKind, request: Request, method: Method) -> list[Any]:
-    """The edits that remove the parts with the lowest scores, or the run of blocks with the least distance across it.
-
-    Raises:
-        InputError: the budget is more than the parts hold.
-    """
+    """The edits that remove the parts with the lowest scores, or the run of blocks with the least distance."""
     parts, goal = sizes(request.model.architecture, kind), _goal(request)
     if method.name == RUN:
         distances = similarity.angular_triangle(request.statistics.similarities)
@@ -37,24 +33,14 @@ def by_scores(kind: RemovalKind, request: Request, method: Method) -> list[Any]:
 
 
 def in_one_shot(request: Request) -> list[Any]:
-    """The edits that remove the blocks whose single removal costs least.
-
-    Raises:
-        InputError: the budget is more than the blocks hold.
-        Cancelled: the request's `stop` was set.
-    """
+    """The edits that remove the blocks whose single removal costs least."""
     assert request.windows is not None  # suggest has checked
     going = greedy.one_shot(request.model, request.windows, _goal(request), request.rules, request.stop, request.report)
     return _edits(going, request.origin)
 
 
 def step_by_step(kinds: Sequence[RemovalKind], request: Request) -> list[Any]:
-    """The edits that remove, one after the other, the parts of these kinds whose absence costs least.
-
-    Raises:
-        InputError: the budget is more than the parts hold.
-        Cancelled: the request's `stop` was set.
-    """
+    """The edits that remove, one after the other, the parts of these kinds whose absence costs least."""
     assert request.windows is not None  # suggest has checked
     going = greedy.step_by_step(
         request.model, request.windows, kinds, _goal(request), request.rules, request.stop, request.report

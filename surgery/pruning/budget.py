@@ -49,11 +49,7 @@ class Budget:
     kv_heads: int | None = None
 
     def given(self) -> str:
-        """Name of the amount that is set.
-
-        Raises:
-            InputError: none or several are, or it is negative or not a number.
-        """
+        """Name of the amount that is set. Raises InputError: none or several are, or it is negative or not a number."""
         names = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(names) != 1:
             *most, last = AMOUNTS.values()
@@ -131,11 +127,7 @@ class Rules:
 
 
 def parse_expansion_ratio(text: str) -> float:
-    """An expansion ratio as a number (2.0) or in percent ("200%").
-
-    Raises:
-        InputError: not a positive number.
-    """
+    """An expansion ratio as a number (2.0) or in percent ("200%"). Raises InputError: not a positive number."""
     stripped = text.strip()
     try:
         value = float(stripped.removesuffix("%")) / (100 if stripped.endswith("%") else 1)

@@ -30,11 +30,7 @@ def everything() -> tuple[Method | Procedure, ...]:
 
 
 def entry(name: str) -> Method | Procedure:
-    """The method or procedure of that name.
-
-    Raises:
-        InputError: unknown; the message lists the names.
-    """
+    """The method or procedure of that name. Raises InputError: unknown; the message lists the names."""
     for item in everything():
         if item.name == name:
             return item

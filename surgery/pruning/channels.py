@@ -15,11 +15,7 @@ from surgery.recipe.edits import PruneHidden
 
 
 def narrow(request: Request, method: Method) -> list[Any]:
-    """The edit that removes the channels with the lowest scores; none where all stay.
-
-    Raises:
-        InputError: the budget or the divisor makes no sense for this model.
-    """
+    """The edit that removes the channels with the lowest scores; none where all stay."""
     size = request.model.architecture.hidden_size
     count = size - _width(request, size)
     going = lowest(registry.score_hidden(method, request.evidence), count)

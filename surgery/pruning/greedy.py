@@ -23,12 +23,7 @@ from surgery.workbench.open_model import OpenModel
 def one_shot(
     model: OpenModel, windows: Windows, goal: Goal, rules: Rules, stop: Event | None, report: Report
 ) -> list[Removal]:
-    """The blocks whose single removal costs least. Source: Shortened LLaMA (2402.02834), perplexity criterion.
-
-    Raises:
-        InputError: the goal cannot be reached.
-        Cancelled: `stop` was set.
-    """
+    """The blocks whose single removal costs least. Source: Shortened LLaMA (2402.02834), perplexity criterion."""
     size = sizes(model.architecture, "blocks")
     lowest_parts(torch.zeros(len(size)), size, goal, rules, "blocks")  # an impossible goal is refused before the work
     parts = single_removals(model.architecture, ("blocks",))
@@ -59,7 +54,6 @@ def step_by_step(
 
     Raises:
         InputError: the goal cannot be reached.
-        Cancelled: `stop` was set.
     """
     search = _Search(model, kinds, goal, rules)
     search.refuse_impossible()

@@ -21,11 +21,7 @@ from surgery.recipe.edits import PruneHeads, PruneKvGroups
 
 
 def prune(request: Request, method: Method) -> list[Any]:
-    """The edit that removes KV groups, or query heads of each of them; none where nothing would go.
-
-    Raises:
-        InputError: no head can go, or the budget is more than they hold.
-    """
+    """The edit that removes KV groups, or query heads of each of them; none where nothing would go."""
     source, budget, rules = request.model.architecture, request.budget, request.rules
     attentions = movable(source, rules)
     count = parameters_in_step if budget.params is not None else heads_in_step
@@ -48,11 +44,7 @@ def prune(request: Request, method: Method) -> list[Any]:
 
 
 def movable(architecture: Architecture, rules: Rules) -> dict[int, Attention]:
-    """Attentions of unprotected blocks from which the rules' unit can leave, by block.
-
-    Raises:
-        InputError: none can lose one.
-    """
+    """Attentions of unprotected blocks from which the rules' unit can leave, by block; InputError if there is none."""
     found = {
         block.index: block.attention
         for block in architecture.blocks
@@ -87,18 +79,11 @@ def parameters_in_step(attention: Attention, unit: HeadUnit) -> int:
 
 
 def layer(block: int, attention: Attention, scores: torch.Tensor, rules: Rules, cost: int) -> Layer:
-    """A block's units in the order in which they go.
+    """A block's units, by scores (query heads,), in the order in which they go; each costs `cost` in the budget.
 
     Scores are L2-normalised over the block's query heads first, so that they can be ranked across blocks (Michel et
     al. 2019, section 3.2), unless the allocation takes them as they are. A KV group counts as the sum of its query
     heads, a step of query heads as the sum of those that go together.
-
-    Args:
-        block: its index.
-        attention: its attention.
-        scores: of its query heads, (query heads,).
-        rules: the unit and the allocation.
-        cost: of one unit in the budget.
     """
     values = scores.double()
     if rules.allocation != "raw" and values.norm() > 0:
@@ -118,14 +103,7 @@ def prune_heads(
 ) -> PruneHeads | None:
     """The edit that removes the lowest query heads inside each KV group; None when nothing would go.
 
-    Args:
-        architecture: the source model.
-        scores: of query heads by block, (query heads,) each.
-        per_group: heads that go from each KV group, by block.
-        chosen_by: recorded on the edit.
-
-    Raises:
-        InputError: a group would lose all its heads.
+    Raises InputError where a group would lose all its heads. `scores`: (query heads,) by block.
     """
     removed: dict[int, tuple[int, ...]] = {}
     for index, count in per_group.items():
@@ -148,14 +126,7 @@ def prune_kv_groups(
 ) -> PruneKvGroups | None:
     """The edit that removes the lowest KV groups, by the sum over their query heads; None when nothing would go.
 
-    Args:
-        architecture: the source model.
-        scores: of query heads by block, (query heads,) each.
-        groups: KV groups that go, by block.
-        chosen_by: recorded on the edit.
-
-    Raises:
-        InputError: a block would lose all its groups.
+    Raises InputError where a block would lose all its groups. `scores`: (query heads,) by block.
     """
     removed: dict[int, tuple[int, ...]] = {}
     for index, count in groups.items():

@@ -25,7 +25,7 @@ class Procedure:
     source: str
     needs_text: bool
     choose: Callable[[Request], list[Any]] = field(repr=False)
-    """The edits that meet a request."""
+    """The edits that meet a request, or an InputError."""
     rules: tuple[str, ...] = ()
     """Rules that apply to it, besides those of its kind."""
     needs_statistics: ClassVar[bool] = False
@@ -50,7 +50,7 @@ class Kind:
     rules: tuple[str, ...]
     """Names of the `Rules` that apply."""
     choose: Callable[[Request, Method], list[Any]] | None = None
-    """The edits that meet a request by the scores of a method; None where there are only procedures."""
+    """The edits that meet a request by the scores of a method, or an InputError; None if there are only procedures."""
     procedures: tuple[Procedure, ...] = ()
     divisor: bool = False
     """Whether widths are rounded to multiples of the budget's divisor."""

@@ -12,11 +12,7 @@ from surgery.recipe.edits import MergeKvHeads
 
 
 def merge(how: Literal["mean", "first"], request: Request) -> list[Any]:
-    """The edit that leaves the budget's key/value heads in each unprotected block; none where no block has more.
-
-    Raises:
-        InputError: fewer than one, or a block's heads cannot be merged evenly.
-    """
+    """The edit that leaves the budget's key/value heads in each unprotected block; none where no block has more."""
     blocks, wanted = request.model.architecture.blocks, request.budget.kv_heads
     heads = {
         block.index: block.attention.kv_heads

@@ -44,7 +44,6 @@ class Narrowing:
         """The edit, with its origin; None when nothing would go.
 
         Args:
-            model: what is narrowed.
             windows: analysed windows, for a method that needs text.
 
         Raises:

@@ -34,19 +34,11 @@ class WidthBudget:
     divisor: int = 1
 
     def width(self, mlp: Mlp) -> int:
-        """Neurons that an MLP keeps, at most what it has.
-
-        Raises:
-            InputError: the numbers make no sense.
-        """
+        """Neurons that an MLP keeps, at most what it has. Raises InputError: the numbers make no sense."""
         return nearest(mlp.width, self.wanted(mlp), self.divisor)
 
     def wanted(self, mlp: Mlp) -> float:
-        """Neurons that an MLP should keep, before rounding.
-
-        Raises:
-            InputError: the numbers make no sense.
-        """
+        """Neurons that an MLP should keep, before rounding. Raises InputError: the numbers make no sense."""
         if self.divisor < 1 or self.divisor > mlp.width:
             raise InputError(f"The divisor must be between 1 and the MLP's width ({mlp.width}).")
         wanted = {
@@ -74,27 +66,14 @@ def lowest(scores: torch.Tensor, count: int) -> list[int]:
 def prune_neurons(
     architecture: Architecture, scores: dict[int, torch.Tensor], budget: WidthBudget, chosen_by: ChosenBy | None = None
 ) -> PruneNeurons | None:
-    """The edit that narrows the MLPs of the scored blocks to the budget; None when nothing would go.
-
-    Args:
-        architecture: the source model.
-        scores: neuron scores by block, (neurons,) each.
-        budget: how wide each MLP should be.
-        chosen_by: recorded on the edit.
-    """
+    """The edit that narrows MLPs to the budget, by scores (neurons,) of each block; None when nothing would go."""
     return narrow_to(scores, {index: budget.width(_mlp(architecture, index)) for index in scores}, chosen_by)
 
 
 def narrow_to(
     scores: Mapping[int, torch.Tensor], widths: Mapping[int, int], chosen_by: ChosenBy | None = None
 ) -> PruneNeurons | None:
-    """The edit that leaves the highest neurons of each block; None when nothing would go.
-
-    Args:
-        scores: neuron scores by block, (neurons,) each.
-        widths: neurons that stay, by block.
-        chosen_by: recorded on the edit.
-    """
+    """The edit that leaves the highest neurons, by scores (neurons,) of each block; None when nothing would go."""
     removed = {index: tuple(lowest(scores[index], len(scores[index]) - width)) for index, width in widths.items()}
     removed = {index: going for index, going in removed.items() if going}
     return PruneNeurons(removed=removed, chosen_by=chosen_by) if removed else None
@@ -108,11 +87,7 @@ def _mlp(architecture: Architecture, index: int) -> Mlp:
 
 
 def narrow(request: Request, method: Method) -> list[Any]:
-    """The edit that leaves the neurons with the highest scores; none where all stay.
-
-    Raises:
-        InputError: no block has an MLP to narrow, or the budget or the divisor makes no sense.
-    """
+    """The edit that leaves the neurons with the highest scores; none where all stay."""
     source, budget, rules = request.model.architecture, request.budget, request.rules
     mlps = {
         block.index: block.mlp

@@ -45,14 +45,7 @@ def lowest_parts(
 def least_distant_run(distances: torch.Tensor, sizes: Mapping[int, int], goal: Goal, rules: Rules) -> tuple[int, ...]:
     """The run of consecutive blocks with the smallest distance across it; for a parameter goal of the nearest length.
 
-    Args:
-        distances: entry (l, n - 1) is the distance across the n blocks from l on, (blocks, blocks).
-        sizes: parameters of each block.
-        goal: how much should go.
-        rules: which blocks are protected.
-
-    Raises:
-        InputError: the goal cannot be reached.
+    Entry (l, n - 1) of `distances` (blocks, blocks) is across the n blocks from l on. The rest is as in `lowest_parts`.
     """
     blocks = len(distances)
     free = [index for index in sizes if not rules.protects(index, blocks)]
@@ -67,16 +60,9 @@ def least_distant_run(distances: torch.Tensor, sizes: Mapping[int, int], goal: G
 
 
 def pick(sets: Sequence[tuple[int, ...]], sizes: Mapping[int, int], goal: Goal, what: str) -> tuple[int, ...]:
-    """The set of that count, or the one whose parameters come nearest to what should go.
+    """The best set of that count, or the one whose parameters come nearest to what should go.
 
-    Args:
-        sets: the best set of each count from 0 on.
-        sizes: parameters of each part.
-        goal: how much should go.
-        what: the parts' name, for messages.
-
-    Raises:
-        InputError: the goal is more than the largest set.
+    `sets` has the best one of each count from 0 on. Raises InputError: the goal is more than the largest set.
     """
     if goal.count is not None:
         if not 0 <= goal.count < len(sets):

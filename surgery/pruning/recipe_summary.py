@@ -22,13 +22,7 @@ STORED = (Quantize, Eora)
 
 
 def recipe_words(recipe: Recipe, structure: Structure, dense: Structure) -> str:
-    """One sentence without its full stop: what stays, what goes and by which method, what makes up for it.
-
-    Args:
-        recipe: the edits.
-        structure: what they make of the model.
-        dense: the untouched model.
-    """
+    """One sentence without its full stop: what stays, what goes and by which method, what makes up for it."""
     choices = Choices.of_edits(edit for edit in recipe.edits if not isinstance(edit, STORED))
     words = [f"{len(structure.blocks)} blocks kept, {len(choices.blocks)} removed{_by(choices, 'remove_blocks')}"]
     words += [

@@ -7,7 +7,7 @@ from threading import Event
 from pydantic import JsonValue
 
 from analysis.text import Windows
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.errors import InputError
 from surgery.pruning import catalogue
 from surgery.pruning.budget import AMOUNTS, Budget, Rules
@@ -26,18 +26,13 @@ def suggest(
     rules: Rules = Rules(),
     windows: Windows | None = None,
     stop: Event | None = None,
-    report: Report = lambda fraction, message: None,
+    report: Report = silent,
 ) -> Recipe:
     """A recipe that meets a budget with one method.
 
     Args:
-        model: an open model.
         name: a method of the registry, or a procedure of the catalogue.
-        budget: how much should go.
-        rules: by which rules.
         windows: calibration text, for what needs it: analysed here where that has not been done, and recorded.
-        stop: ends the work.
-        report: progress; may raise to stop the work.
 
     Raises:
         InputError: unknown method, a budget or a rule that does not go with it or with the model, or text missing.

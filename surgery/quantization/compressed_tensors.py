@@ -47,7 +47,6 @@ def write(model: Any, codecs: Mapping[str, Codec], actorder: str | None, made: P
         model: the floating model; not changed.
         codecs: of the quantised linears, by name.
         actorder: in which order GPTQ took the columns, in compressed-tensors' word; None for theirs.
-        made: the folder.
 
     Returns:
         What config.json is to say besides.

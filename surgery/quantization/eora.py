@@ -48,17 +48,8 @@ def repair(
 ) -> Structure:
     """Compute the repair of a structure: blocks with codecs get `repair`, and `eora` is done with.
 
-    Each linear's covariance is over what it reads in the quantised block, behind blocks that are repaired already.
-
-    Args:
-        runner: the model; never changed.
-        structure: with `eora`, and its compensations and quantisation computed.
-        windows: the calibration windows.
-        report: progress; may raise to stop.
-        stop: ends the work between two linears.
-
-    Raises:
-        Cancelled: `stop` was set.
+    Its compensations and quantisation are computed. Each linear's covariance is over what it reads in the quantised
+    block, behind blocks that are repaired already.
     """
     edit = structure.eora
     if edit is None:

@@ -19,7 +19,6 @@ def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Momen
     Args:
         structure: nothing but the quantisation may be pending in it.
         plan: of its checkpoint.
-        type_name: the file's type.
         moments: for the importance matrix; None for none.
     """
     importance = None if moments is None else importance_of(structure, moments)

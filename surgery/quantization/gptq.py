@@ -92,9 +92,6 @@ def gptq(
     Args:
         weight: (outputs, inputs).
         h: of `hessian`, (inputs, inputs).
-        grid: what to round to.
-        act_order: see above.
-        name: of the weight, for errors.
 
     Raises:
         InputError: the groups do not divide the rows.

@@ -40,16 +40,12 @@ def quantise(
     """Compute the quantisation of a structure: its blocks get codecs, and `quantize` is done with.
 
     Args:
-        runner: the model; never changed.
         structure: with `quantize`, and its compensations computed.
         encode: stores a linear, as the format of `quantize` does.
         windows: the calibration windows, for GPTQ.
-        report: progress; may raise to stop.
-        stop: ends the work between two linears.
 
     Raises:
         InputError: GPTQ without windows, groups that do not divide a row, or linears that the format cannot hold.
-        Cancelled: `stop` was set.
     """
     edit = structure.quantize
     if edit is None:

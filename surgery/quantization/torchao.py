@@ -33,11 +33,7 @@ class TorchaoCodec:
 
     @classmethod
     def of(cls, edit: Quantize) -> TorchaoCodec:
-        """The codec that an edit asks for.
-
-        Raises:
-            InputError: torchao has no such weights.
-        """
+        """The codec that an edit asks for. Raises InputError: torchao has no such weights."""
         if edit.type == "int8" and (edit.group_size is not None or not edit.symmetric):
             raise InputError("torchao's int8 is symmetric with one scale a row: leave the group size and symmetry out.")
         return cls(edit.type, edit.group_size, edit.symmetric)
@@ -48,11 +44,7 @@ class TorchaoCodec:
         return f"torchao {self.type} {self.group_size} {self.symmetric}"
 
     def check(self, inputs: int, name: str) -> None:
-        """Refuse rows that groups do not divide.
-
-        Raises:
-            InputError: they do not.
-        """
+        """Raise InputError for rows that groups do not divide."""
         if self.group_size is not None and inputs % self.group_size:
             raise InputError(
                 f"{name} has rows of {inputs} weights, which groups of {self.group_size} do not divide: choose another "
@@ -105,7 +97,6 @@ def write(model: Any, codecs: Mapping[str, Codec], made: Path) -> dict[str, Any]
     Args:
         model: the floating model; not changed.
         codecs: of the quantised linears, by name; all the same.
-        made: the folder.
 
     Returns:
         What config.json is to say besides: nothing.

@@ -11,11 +11,7 @@ from surgery.recipe.base import TextReference, _Edit, _Frozen
 from surgery.recipe.storage import Quantize
 
 Divergence = Literal["kl", "reverse_kl", "skew_kl", "skew_reverse_kl", "contrastive"]
-
-
 Precision = Literal["float32", "bfloat16"]
-
-
 Role = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 

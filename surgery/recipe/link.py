@@ -25,11 +25,7 @@ def encode(recipe: Recipe) -> str:
 
 
 def decode(text: str) -> Recipe:
-    """The recipe that `encode` wrote.
-
-    Raises:
-        RecipeError: too long, damaged, or not a valid recipe.
-    """
+    """The recipe that `encode` wrote. Raises RecipeError: too long, damaged, or not a valid recipe."""
     if len(text) > LONGEST_LINK:
         raise RecipeError(f"The link's recipe is longer than {LONGEST_LINK:,} characters: import it as a file.")
     try:

@@ -17,11 +17,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "presets" / "recipes"
 
 
 class ReadyRecipes:
-    """The files of a folder.
-
-    Args:
-        folder: where they are.
-    """
+    """The files of a folder."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.folder = folder
@@ -38,11 +34,7 @@ class ReadyRecipes:
         return {name: recipe for name, recipe in self._all.items() if recipe.model.fingerprint == fingerprint}
 
     def get(self, name: str, fingerprint: str) -> Recipe:
-        """One of them.
-
-        Raises:
-            InputError: there is none of that name for the model.
-        """
+        """One of them. Raises InputError: there is none of that name for the model."""
         found = self.of(fingerprint).get(name)
         if found is None:
             raise InputError("Choose one of the ready recipes of the open model from the list.")

@@ -8,13 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import (
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 from surgery.common.files import write_atomically
 from surgery.common.ranges import length
@@ -172,11 +166,7 @@ class Recipe(_Frozen):
 
     @classmethod
     def read(cls, document: Any) -> Recipe:
-        """Validate parsed JSON.
-
-        Raises:
-            RecipeError: one sentence that names the place.
-        """
+        """Validate parsed JSON. Raises RecipeError, one sentence that names the place."""
         if isinstance(document, dict) and document.get("schema") != SCHEMA:
             raise RecipeError(
                 f"The recipe's schema is {str(document.get('schema'))[:60]!r}, and only {SCHEMA!r} is understood."
@@ -188,11 +178,7 @@ class Recipe(_Frozen):
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Read a recipe file.
-
-        Raises:
-            RecipeError: missing, unreadable or invalid.
-        """
+        """Read a recipe file. Raises RecipeError: missing, unreadable or invalid."""
         try:
             if path.stat().st_size > LARGEST_RECIPE:
                 raise RecipeError(f"{path.name} is larger than {LARGEST_RECIPE // 2**20} MiB: it cannot be a recipe.")
@@ -201,11 +187,7 @@ class Recipe(_Frozen):
             raise RecipeError(f"The recipe {str(path)!r} cannot be read ({error.strerror}): check the path.") from None
 
     def save(self, path: Path) -> None:
-        """Write the recipe under a temporary name and rename it.
-
-        Raises:
-            RecipeError: the file cannot be written.
-        """
+        """Write the recipe under a temporary name and rename it. Raises RecipeError: the file cannot be written."""
         try:
             write_atomically(path, self.to_json())
         except InputError as error:

@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any
 
 from analysis.text import Windows
-from surgery.common.progress import Report, part_of, raise_if_set
+from surgery.common.progress import Report, part_of, raise_if_set, silent
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.estimate import Estimate
 from surgery.fit.devices import Device
@@ -221,19 +221,15 @@ def make_it_fit(
     options: FitOptions = FitOptions(),
     windows: Windows | None = None,
     calibration: TextChoice = TextChoice(windows=16, purpose="calibration"),
-    report: Report = lambda share, words: None,
+    report: Report = silent,
     stop: Event | None = None,
     found: Callable[[Fitting], None] = lambda fitting: None,
 ) -> Fitting:
     """Types and smaller models that fit a device, the smallest measured loss first.
 
     Args:
-        model: an open model.
         recipe: what it is to be made of; its quantisation is left out, since types are what is looked for.
-        device: where it should run.
         context: tokens of context.
-        kv_type: of the KV cache's elements.
-        options: how far to look.
         windows: the text that is measured on; the embedded one when None.
         calibration: the text that cuts are chosen and compensated on.
         report: progress; may raise `Cancelled` to stop.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from surgery.common.progress import Report, raise_if_set
+from surgery.common.progress import Report, raise_if_set, silent
 from surgery.errors import CorruptFile, UnknownModel
 
 SUMS = "SHA256SUMS"
@@ -36,12 +36,7 @@ class Checked:
 
 
 def sha256_of(path: Path, stop: Event | None = None) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Raises:
-        Cancelled: `stop` was set.
-        OSError: it cannot be read.
-    """
+    """SHA-256 of a file, hexadecimal. Raises OSError: it cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -58,20 +53,18 @@ def write_sums(folder: Path, stop: Event | None = None) -> dict[str, str]:
 
     Raises:
         OSError: something cannot be read or written.
-        Cancelled: `stop` was set.
     """
     found = {name: sha256_of(folder / name, stop) for name in _names(folder)}
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in found.items()), "utf-8")
     return found
 
 
-def check_sums(folder: Path, report: Report = lambda share, words: None, stop: Event | None = None) -> Checked:
+def check_sums(folder: Path, report: Report = silent, stop: Event | None = None) -> Checked:
     """Compute the sums of the listed files and compare them.
 
     Raises:
         UnknownModel: the folder has no sums, so it was not shipped by this tool.
         CorruptFile: the list cannot be read, or names a file outside the folder.
-        Cancelled: `stop` was set.
     """
     listed = read_sums(folder)
     sizes = {name: (folder / name).stat().st_size for name in listed if (folder / name).is_file()}

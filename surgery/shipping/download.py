@@ -15,7 +15,7 @@ import psutil
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import disk_errors, refuse_without_room, zip_folder
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
@@ -78,20 +78,12 @@ def checkpoint_bytes(model: OpenModel, structure: Structure) -> int:
 
 
 def pack(
-    model: OpenModel,
-    structure: Structure,
-    recipe: Recipe,
-    download: Download,
-    report: Report = lambda share, words: None,
+    model: OpenModel, structure: Structure, recipe: Recipe, download: Download, report: Report = silent
 ) -> Archive:
     """Build the model, save it as a checkpoint and put that into one zip file.
 
     Args:
-        model: the source.
         structure: what to build; its compensations must have been computed.
-        recipe: travels along.
-        download: where the file goes.
-        report: progress; may raise to stop, which leaves nothing behind.
 
     Raises:
         InputError: the recipe cannot be built, or the disk is full.

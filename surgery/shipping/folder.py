@@ -97,17 +97,7 @@ def record_of(
     sample_text: str = "",
     origin: Origin | None = None,
 ) -> ShipRecord:
-    """What is known of some forms of a model.
-
-    Args:
-        model: the source.
-        recipe: what made them.
-        structure: what the recipe makes of the model.
-        parts: the forms.
-        protocol: how they were measured, if they were.
-        sample_text: see `ShipRecord`.
-        origin: of the source, if it is known already.
-    """
+    """What is known of some forms of a model; of its origin, what is to be had where none is given."""
     source = model.architecture
     return ShipRecord(
         recipe=recipe.key,

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from surgery.common.progress import Report, part_of, raise_if_set
+from surgery.common.progress import Report, part_of, raise_if_set, silent
 from surgery.errors import CorruptFile, GatedModel, InputError, NoNetwork
 from surgery.models.checks import quiet
 from surgery.shipping.checksums import SUMS, check_sums
@@ -22,7 +22,7 @@ def push(
     repo_id: str,
     token: str | None = None,
     private: bool = True,
-    report: Report = lambda share, words: None,
+    report: Report = silent,
     stop: Event | None = None,
     api: Any = None,
 ) -> str:
@@ -36,8 +36,6 @@ def push(
         repo_id: owner/name.
         token: with the right to write; the environment's `HF_TOKEN` if None.
         private: of a repository that is made; one that is there stays as it is.
-        report: progress; may raise to stop.
-        stop: ends the work between two files.
         api: an `huggingface_hub.HfApi`, for another endpoint.
 
     Returns:

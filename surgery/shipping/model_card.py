@@ -39,13 +39,7 @@ class Written(str):
 
 
 def model_card(record: ShipRecord, recipe: Recipe, has_modelfile: bool = False) -> str:
-    """The text of README.md.
-
-    Args:
-        record: what was shipped and measured.
-        recipe: what made it.
-        has_modelfile: whether a Modelfile is in the folder.
-    """
+    """The text of README.md, for a folder with or without a Modelfile."""
     origin, protocol = record.origin, record.protocol
     return (
         _environment()

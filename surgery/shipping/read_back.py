@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
 from surgery.formats.table import FORMATS, PLAIN
 from surgery.shipping.record import SAMPLE, Part
 
@@ -24,17 +24,8 @@ class ReadBack:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def read_back(folder: Path, part: Part, report: Report = lambda share, words: None) -> ReadBack:
-    """Load one form of a shipped folder.
-
-    Args:
-        folder: that `ship` made.
-        part: the form.
-        report: progress.
-
-    Raises:
-        InputError: a file is absent or damaged, or there is no memory for it.
-    """
+def read_back(folder: Path, part: Part, report: Report = silent) -> ReadBack:
+    """Load one form of a folder that `ship` made. Raises InputError: a file is absent or damaged, or too large."""
     report(0.0, f"Reading {part.files[0]} back")
     config = folder if (folder / "config.json").is_file() else (folder / SAMPLE).parent
     row = FORMATS.get(part.kind) or FORMATS.get(part.library, PLAIN)

@@ -203,11 +203,7 @@ class Sample:
 
     @classmethod
     def load(cls, folder: Path) -> Sample:
-        """Read a shipped folder's sample.
-
-        Raises:
-            CorruptFile: it is absent or damaged.
-        """
+        """Read a shipped folder's sample. Raises CorruptFile: it is absent or damaged."""
         path = folder / SAMPLE
         try:
             if path.stat().st_size > LARGEST_SAMPLE:

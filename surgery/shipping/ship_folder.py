@@ -15,7 +15,7 @@ import torch
 
 from analysis.text import Windows
 from surgery.common.files import check_free, new_folder, refuse_without_room
-from surgery.common.progress import Report, part_of
+from surgery.common.progress import Report, part_of, silent
 from surgery.errors import InputError, VerificationFailed
 from surgery.formats.table import format_of
 from surgery.gguf.mixes import check_type
@@ -70,7 +70,7 @@ def ship(
     text: TextChoice = TextChoice(),
     options: ShipOptions = ShipOptions(),
     calibration: Sequence[TextChoice] = (),
-    report: Report = lambda share, words: None,
+    report: Report = silent,
     stop: Event | None = None,
     results: Sequence[Path] = (),
 ) -> Shipped:
@@ -80,14 +80,9 @@ def ship(
     measured. When they do not, it is kept under a name that says so (`out` with `.not-verified` behind), for a look.
 
     Args:
-        model: the source.
-        recipe: what to make of it.
         out: the folder; nothing may be in it.
         text: what perplexity is measured on.
-        options: what goes in.
         calibration: texts, besides the embedded one, that the recipe's compensations may be computed on.
-        report: progress; may raise to stop.
-        stop: ends the work.
         results: folders with results of healing that the recipe may name, besides those that were kept.
 
     Raises:

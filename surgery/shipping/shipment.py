@@ -33,16 +33,7 @@ class ShippingDownload(Download):
 
 
 def pack_shipment(shipped: Shipped, recipe: str, report: Report) -> Shipment:
-    """Put a shipped folder into one zip file beside it.
-
-    Args:
-        shipped: the folder.
-        recipe: see `Shipment`.
-        report: progress; may raise to stop.
-
-    Raises:
-        InputError: the disk is full.
-    """
+    """Put a shipped folder into one zip file beside it. Raises InputError: the disk is full."""
     path = shipped.path.with_name(f"{shipped.path.name}.zip")
     with disk_errors("The zip file cannot be written", "free some space"):
         zip_folder(shipped.path, path, lambda share: report(share, "Packing the files"))

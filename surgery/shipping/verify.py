@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from analysis.text import Text, fingerprint_of, load_text, make_windows
-from surgery.common.progress import Report, part_of, raise_if_set
+from surgery.common.progress import Report, part_of, raise_if_set, silent
 from surgery.errors import CorruptFile, InputError, VerificationFailed
 from surgery.evaluation.estimate import perplexity_of
 from surgery.recipe.texts import TextChoice
@@ -95,18 +95,13 @@ class Verification:
 
 
 def verify(
-    folder: Path,
-    text: TextChoice | None = None,
-    report: Report = lambda share, words: None,
-    stop: Event | None = None,
+    folder: Path, text: TextChoice | None = None, report: Report = silent, stop: Event | None = None
 ) -> Verification:
     """Check a shipped folder: first the sums, then what its files give when they are read back.
 
     Args:
         folder: that `ship` made.
         text: the text that perplexity was measured on, where its tokens are not in the folder.
-        report: progress; may raise to stop.
-        stop: ends the work.
 
     Raises:
         VerificationFailed: something is not as it was shipped; the message names the files or the numbers.

@@ -96,17 +96,9 @@ class Shipping:
 def write_weights(job: Shipping, recipe: Recipe, made: Path, report: Report, stop: Event | None) -> list[Part]:
     """Write every form into the folder. A GGUF file that ships alone is written from a checkpoint beside the folder.
 
-    Args:
-        job: what ships.
-        recipe: as it travels along, with its results.
-        made: the folder; it is not there yet.
-        report: progress; may raise to stop.
-        stop: ends the work.
-
     Raises:
         InputError: the forms cannot be written so.
         OSError: the disk is full.
-        Cancelled: stopped.
     """
     parts: list[Part] = []
     for form in job.forms:

@@ -19,13 +19,7 @@ from surgery.structure.structure import Structure
 
 
 def with_channels(model: nn.Module, source: Architecture, kept: tuple[int, ...]) -> nn.Module:
-    """The model with only these channels of the residual stream.
-
-    Args:
-        model: the loaded model.
-        source: its map.
-        kept: channels that stay, ascending.
-    """
+    """The model with only these channels of the residual stream, in ascending order."""
     new: Any = shallow_copy(model)
     channels = list(kept)
     new.config = copy.deepcopy(new.config)
@@ -95,13 +89,7 @@ def _rescale(embeddings: Any, before: int, after: int) -> None:
 
 
 def model_around(model: nn.Module, source: Architecture, structure: Structure) -> nn.Module:
-    """The model with only the channels that stay, and with its embeddings and head as they are stored.
-
-    Args:
-        model: the loaded model; never changed.
-        source: its map.
-        structure: what to make of it; the blocks are left as they are.
-    """
+    """The model with only the channels that stay, and embeddings and head as stored; blocks are left as they are."""
     if structure.hidden is not None:
         model = with_channels(model, source, structure.hidden)
     if structure.outer:

@@ -15,13 +15,7 @@ from surgery.structure.structure import BlockSpec, Codec, Refit, narrowed, outpu
 
 
 def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module:
-    """The block that `spec` describes.
-
-    Args:
-        original: the source block's module; returned itself when nothing is missing.
-        block: its map.
-        spec: what stays.
-    """
+    """The block that `spec` describes; the source block's module itself when nothing is missing."""
     if spec.is_whole(block):
         return original
     new = shallow_copy(original)

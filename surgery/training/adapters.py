@@ -71,18 +71,10 @@ def adapter_of(student: Student) -> Adapter:
 
 @torch.no_grad()
 def merge(runner: Runner, structure: Structure, adapter: Adapter) -> Structure:
-    """A structure with an adapter merged into its weights, as refits.
+    """A structure, as it was trained, with an adapter merged into its weights, as refits.
 
     Where blocks were quantised while it was trained, all their weights are now those that it was trained over, in
-    floating point.
-
-    Args:
-        runner: whose blocks the structure's specs select from.
-        structure: as it was trained.
-        adapter: its result.
-
-    Raises:
-        CorruptFile: the adapter is of another structure.
+    floating point. Raises CorruptFile: the adapter is of another structure.
     """
     fingerprint = adapter.fingerprint
     kept = list(structure.kept)
@@ -129,11 +121,7 @@ def merged(weight: torch.Tensor, parts: Parts, scale: float) -> torch.Tensor:
 def write(adapter: Adapter, student: Student, base: str, folder: Path) -> None:
     """Write peft's two files, which `PeftModel.from_pretrained` loads onto the built checkpoint; or trained weights.
 
-    Args:
-        adapter: what was trained.
-        student: that it belongs to.
-        base: name of the model that the recipe edits.
-        folder: there already.
+    `base` is the name of the model that the recipe edits; the folder is there already.
     """
     from safetensors.torch import save_file
 
@@ -183,11 +171,7 @@ def _transposed(student: Student) -> bool:
 
 
 def read(folder: Path) -> Adapter:
-    """Read what `write` wrote.
-
-    Raises:
-        CorruptFile: absent or damaged.
-    """
+    """Read what `write` wrote. Raises CorruptFile: absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
     path = folder / ADAPTER if (folder / ADAPTER).is_file() else folder / WEIGHTS

@@ -96,15 +96,12 @@ def causal_attention(
     """An attention function of transformers: this file's where a call is plainly causal, PyTorch's everywhere else.
 
     Args:
-        module: the attention.
         query: (batch, heads, tokens, size).
         key: (batch, groups, tokens, size).
-        value: as `key`.
         attention_mask: None for a plainly causal call.
         scaling: of the scores; 1 / sqrt(size) when None.
         dropout: of the probabilities.
         factors: the type in which factors meet, and of what this file's attention gives back.
-        rest: what transformers hands on.
     """
     batch, heads, tokens, size = query.shape
     plain = (
@@ -131,11 +128,6 @@ def use_causal_attention(block: nn.Module, path: str, precision: Precision) -> N
     """Let the attention at a path of a block of one's own compute with `causal_attention`, if it used PyTorch's.
 
     Only on a CPU and with weights of float32: elsewhere PyTorch's is the better one.
-
-    Args:
-        block: the block, which is changed.
-        path: of its attention.
-        precision: of the products in training.
     """
     attention: Any = block.get_submodule(path)
     config = attention.__dict__.get("config")

@@ -85,10 +85,8 @@ def load_healing_text(
     """A healing text cut into windows.
 
     Args:
-        tokenizer: the model's.
         source: as `analysis.text.load_text` reads it; `hub:` sets are streamed until there are enough tokens.
         window: tokens in a window.
-        count: windows.
         spread: windows evenly spaced over the text; a streamed text is read only as far as needed.
         answers_only: learn from what the assistant says in `messages` alone (a .jsonl file or a `hub:` set).
         content: a pasted text, instead of the source's.

@@ -24,12 +24,7 @@ class Objective(Protocol):
     """What is minimised, as a function of logits."""
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the loss over some positions, and its gradient in their logits.
-
-        Args:
-            logits: (n, vocabulary), float32; may be overwritten.
-            rows: which of the positions that are learnt from.
-        """
+        """Sum of the loss over some positions, and its gradient in their logits (n, vocabulary), which may be lost."""
 
 
 class CrossEntropy:
@@ -55,10 +50,6 @@ class Head:
     """The frozen head: normalised states to logits, and slopes of logits back to slopes of states.
 
     A head that is more than a linear (scaled, capped) is left to the model's own code, in float32.
-
-    Args:
-        runner: whose head it is.
-        precision: of the products.
     """
 
     def __init__(self, runner: Runner, precision: Precision = "float32") -> None:
@@ -104,17 +95,7 @@ class Head:
 def loss_and_gradient(
     head: Head, inputs: torch.Tensor, objective: Objective, scratch: Scratch | None = None
 ) -> tuple[float, torch.Tensor]:
-    """Sum of an objective over positions, and its gradient at what the head reads.
-
-    Args:
-        head: that reads them.
-        inputs: normalised states (positions, hidden), detached.
-        objective: of the logits.
-        scratch: where the logits are written; buffers of its own when None.
-
-    Returns:
-        The loss and (positions, hidden).
-    """
+    """Sum of an objective over positions, and its gradient at the head's inputs (positions, hidden)."""
     scratch = scratch or Scratch()
     inputs = inputs.to(head.device)
     gradient = torch.empty_like(inputs)

@@ -76,8 +76,6 @@ class FrozenLinear(nn.Module):
     """A frozen linear through which gradients flow, in place of the original.
 
     Args:
-        linear: the original (`nn.Linear` or Conv1D), never changed.
-        precision: of the products in training.
         narrow: whether outputs in training stay in the type of the factors; else they are of the inputs' type.
     """
 
@@ -103,15 +101,12 @@ class AdaptedLinear(nn.Module):
     """A linear with low-rank matrices beside its frozen weight, in place of the original.
 
     Args:
-        linear: the original (`nn.Linear` or Conv1D), never changed.
         rank: r.
         scale: s, alpha over the rank.
         generator: draws A uniformly within 1 / sqrt(inputs), as peft does; B starts at zero.
         magnitude: DoRA (2402.09353): rows of the merged weight are brought to trained lengths; as in its section 4.3
             the rows' own lengths count as constants in the gradient.
         dropout: share of inputs that the adapter (not the frozen weight) is denied in training.
-        precision: of the products in training.
-        narrow: as `FrozenLinear`.
     """
 
     frozen: torch.Tensor
@@ -196,13 +191,7 @@ class AdaptedLinear(nn.Module):
 
 
 class TrainedLinear(nn.Module):
-    """A linear whose weight itself is trained: a copy, in place of the original.
-
-    Args:
-        linear: the original (`nn.Linear` or Conv1D), never changed.
-        precision: of the products in training.
-        narrow: as `FrozenLinear`.
-    """
+    """A linear whose weight itself is trained: a copy, in place of the original."""
 
     bias: torch.Tensor | None
 

@@ -68,12 +68,9 @@ def divergence(
 
 @torch.no_grad()
 def kl_and_slope(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over tokens of the divergence `kl` and its gradient in the student's logits, T (q - p), in place.
+    """Sum over tokens of the divergence `kl` and its gradient in the student's logits, T (q - p), T the temperature.
 
-    Args:
-        student: logits (n, vocabulary); overwritten by the gradient.
-        teacher: logits (n, vocabulary); overwritten.
-        temperature: T.
+    Both logits (n, vocabulary) are overwritten, the student's by the gradient.
     """
     q = torch.log_softmax(student.div_(temperature), dim=-1, out=student)
     p = torch.log_softmax(teacher.div_(temperature), dim=-1, out=teacher)

@@ -40,7 +40,6 @@ class RootMeanSquareNorm(nn.Module):
     """A root-mean-square norm in training, in place of the original, which still serves without gradients.
 
     Args:
-        norm: the original.
         scale: what it multiplies by, (hidden,).
         epsilon: what it adds to the mean square.
     """

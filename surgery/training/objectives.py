@@ -36,11 +36,7 @@ class Batch:
 
 
 class PlainText:
-    """Cross-entropy of the text.
-
-    Args:
-        text: the windows that are trained on.
-    """
+    """Cross-entropy of the text."""
 
     def __init__(self, text: HealingText) -> None:
         self.ids, self.learnt = text.windows.ids, text.learnt
@@ -76,9 +72,7 @@ class Distilled(PlainText):
     """The teacher's predictions on the text.
 
     Args:
-        text: the windows that are trained on.
         settings: of the distillation; not the contrastive one.
-        teacher: the dense model.
         top: its likeliest words, where they are kept instead of its states.
     """
 
@@ -139,8 +133,6 @@ class Contrastive(Distilled):
 
     Args:
         text: the windows whose beginnings were the prompts.
-        settings: of the distillation.
-        teacher: the dense model.
         pair: windows with the teacher's and with the student's continuations, (windows, tokens) each.
         prompt: tokens of the prompts, which are not learnt from.
     """

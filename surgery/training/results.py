@@ -29,11 +29,7 @@ def results_directory() -> Path:
 
 
 def save(recipe: Recipe, adapter: Adapter, student: Student, report: dict[str, Any], out: Path) -> None:
-    """Write recipe, adapter and report into a new folder, under a temporary name that is then changed.
-
-    Raises:
-        InputError: the folder is in use, or cannot be written.
-    """
+    """Write recipe, adapter and report into a new folder. Raises InputError: it is in use, or cannot be written."""
     failure = f"The result cannot be written to {str(out)!r}"
     with new_folder(out, failure, "free some space or choose another folder") as made:
         adapters.write(adapter, student, recipe.model.id, made)

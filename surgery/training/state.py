@@ -44,11 +44,7 @@ _LISTS = ("tensors", "means", "squares", "best")
 
 
 def save(state: TrainingState, folder: Path) -> None:
-    """Write a state into a folder, in the place of the one before.
-
-    Raises:
-        InputError: the disk is full or may not be written.
-    """
+    """Write a state into a folder, in the place of the one before. Raises InputError: the disk is full or read-only."""
     from safetensors.torch import save_file
 
     tensors = {

@@ -46,9 +46,7 @@ class Student:
     """A structure in training. The model that it selects from is never changed.
 
     Args:
-        evaluator: of the model.
         structure: with nothing left to compute.
-        edit: what is trained.
         ranks: of each trained block, in order; the edit's for all when None.
     """
 

@@ -12,11 +12,7 @@ from surgery.structure.structure import BlockSpec, Structure
 
 
 def positions_of(edit: Heal, structure: Structure) -> tuple[int, ...]:
-    """Positions (in the built model) of the blocks that are trained, ascending.
-
-    Raises:
-        RecipeError: none is.
-    """
+    """Positions (in the built model) of the blocks that are trained, ascending. Raises RecipeError where none is."""
     kept = structure.kept
     if edit.blocks is not None:
         found = [place for place, spec in enumerate(kept) if spec.source in edit.blocks]
@@ -62,13 +58,9 @@ def linears_of(block: Block, spec: BlockSpec, roles: Sequence[Role] | None) -> t
 
 
 def ranks_by_importance(importance: Sequence[float], mean: int) -> list[int]:
-    """A rank for each block in proportion to its coarse importance, at least 1, the mean as given.
+    """A rank for each block in proportion to its coarse importance (at least 0), at least 1, the mean as given.
 
     What rounding down leaves over goes to the largest remainders. Source: CFSP (2409.13199), importance-guided ranks.
-
-    Args:
-        importance: of the trained blocks, each at least 0.
-        mean: rank that they have on average.
     """
     total = sum(importance)
     if total <= 0:

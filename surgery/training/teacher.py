@@ -29,7 +29,6 @@ class Teacher:
     """The dense model as a function of windows.
 
     Args:
-        runner: of the dense model.
         head: that logits come from, so that it can be the student's; one in float32 when None.
     """
 
@@ -71,8 +70,6 @@ class TopK:
 
     Args:
         teacher: computes what is not there yet.
-        windows: the healing windows.
-        k: words a token.
         temperature: that softens the probabilities; they are stored softened, so that the rest is known exactly.
         identity: of the teacher's weights.
         process: number of this process: each has files of its own.
@@ -140,12 +137,7 @@ class TopK:
             )
 
     def window(self, index: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Softened log-probabilities and words of a window, (tokens - 1, k) each; computed the first time.
-
-        Args:
-            index: of the window.
-            ids: its token ids, (tokens,).
-        """
+        """Softened log-probabilities and words of a window, (tokens - 1, k) each; computed the first time."""
         if not self._done[index]:
             inputs = self.teacher.normalised(ids[None], [str(index)])[0, :-1]
             for start in range(0, len(inputs), POSITIONS):
@@ -169,10 +161,7 @@ def continuations(
     """Prompts (windows, tokens) with `length` sampled tokens behind each, at temperature 1, a few windows at a time.
 
     Args:
-        model: a causal language model of transformers.
-        prompts: token ids.
         length: tokens that are sampled; an end mark does not end them, so that all windows stay equally long.
-        seed: of the sampling.
         check: called between batches; may raise.
     """
     found: list[torch.Tensor] = []

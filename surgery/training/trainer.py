@@ -74,14 +74,8 @@ class Outcome:
 
 
 def rate(step: int, steps: int, peak: float, warm_up: float) -> float:
-    """Learning rate of a step (from 0): linear up to `peak`, then a cosine that would reach 0 at `steps`.
-
-    Args:
-        step: number of the step.
-        steps: of the training.
-        peak: the largest rate.
-        warm_up: share of the steps in which it rises.
-    """
+    """Learning rate of a step (from 0): linear up to `peak` in the share `warm_up` of the steps, then a cosine that
+    would reach 0 at `steps`."""
     rising = round(warm_up * steps)
     if step < rising:
         return peak * (step + 1) / rising
@@ -105,12 +99,8 @@ class Trainer:
     """Trains a student.
 
     Args:
-        student: whose adapters are trained.
-        material: what it is trained on.
         held_out: windows that decide which state is the best.
-        edit: the settings.
         key: address of the healing, for its checkpoint.
-        processes: that share the work.
         folder: for checkpoints; none are kept when None.
     """
 

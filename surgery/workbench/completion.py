@@ -69,11 +69,7 @@ class Stage:
         return replace(asked, **{name: PENDING[name] for name in later}).key
 
     def ready(self, asked: Structure, before: Compensated) -> Compensated | None:
-        """The result, if it needs no pass over a text that has not been made.
-
-        Raises:
-            RecipeError: no file can express the structure.
-        """
+        """The result, if it needs no pass over a text that has not been made. Errors: see `Completer.known`."""
         return self.cache.get(self.key(asked)) or self.without_pass(asked, self._next(asked, before))
 
     def run(self, asked: Structure, before: Compensated, means: Means) -> Compensated:
@@ -89,12 +85,7 @@ class Stage:
 
 
 class Completer:
-    """Completes structures of one model.
-
-    Args:
-        loaded: the model; never changed.
-        evaluator: of the model.
-    """
+    """Completes structures of one model."""
 
     def __init__(self, loaded: Loaded, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
@@ -111,18 +102,12 @@ class Completer:
         )
 
     def complete(
-        self,
-        structure: Structure,
-        text_of: TextOf,
-        report: Report,
-        stop: Event | None,
-        folders: Sequence[Path] = (),
+        self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None, folders: Sequence[Path] = ()
     ) -> Compensated:
         """A structure with nothing pending; the result of a healing may be in one of the `folders`.
 
         Raises:
             RecipeError: a text or the result of a healing is not at hand, or no file can express the structure.
-            Cancelled: `stop` was set.
         """
         means = Means(text_of, report, stop, folders)
         done, left = self._reached(structure)
@@ -154,11 +139,7 @@ class Completer:
 
     def trained_over(self, structure: Structure, text_of: TextOf, report: Report, stop: Event | None) -> Structure:
         """What a healing trains: the structure as it is before it, with the linears of its blocks quantised if the
-        healing says so (QLoRA quantises nothing else).
-
-        Raises:
-            RecipeError: as `complete`.
-        """
+        healing says so (QLoRA quantises nothing else). Errors: as `complete`."""
         assert structure.healing is not None  # asked only of structures with one
         before = replace(structure, healing=None, quantize=structure.healing.edit.base, eora=None)
         return replace(self.complete(before, text_of, report, stop).structure, outer=())
@@ -185,12 +166,7 @@ class Completer:
         report: Report = silent,
         stop: Event | None = None,
     ) -> Moments:
-        """Input moments of an edited, unquantised model on a text.
-
-        Raises:
-            RecipeError: the text is not at hand.
-            Cancelled: `stop` was set.
-        """
+        """Input moments of an edited, unquantised model on a text. Raises RecipeError: the text is not at hand."""
         key = _moments_key(structure, text)
         known = self._moments.get(key)
         if known is None:

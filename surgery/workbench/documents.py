@@ -89,10 +89,7 @@ def analysis(model: OpenModel, windows: Windows, evidence: Evidence, seconds: fl
     `predicted` is null without gradients; NaN (a statistic that a model does not have) is null too.
 
     Args:
-        model: an open model.
-        windows: the text.
         evidence: its statistics, and gradients where they were gathered.
-        seconds: that it took.
     """
     statistics = evidence.statistics
     assert statistics is not None
@@ -171,10 +168,7 @@ def score_document(model: OpenModel, windows: Windows, evidence: Evidence) -> di
     document: dict[str, Any] = {"neurons": neurons, "scores": found}
     if evidence.gradients is not None:
         changes = predicted_changes(evidence.gradients)
-        document["predicted_neurons"] = {
-            "first": plain(changes.first.neurons),
-            "second": plain(changes.second.neurons),
-        }
+        document["predicted_neurons"] = {"first": plain(changes.first.neurons), "second": plain(changes.second.neurons)}
     return document
 
 

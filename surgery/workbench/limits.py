@@ -38,13 +38,17 @@ class Limits:
         default=frozenset(), description="a list of default and Hub ids (owner/name) between commas"
     )
     """That may be opened: `default` and Hub ids."""
-    tokens: int = Field(default=2**17, ge=2, description="a whole number of tokens from 2 on")
+    tokens: Annotated[int, BeforeValidator(int)] = Field(
+        default=2**17, ge=2, description="a whole number of tokens from 2 on"
+    )
     """That one measurement may take."""
     upload: Annotated[str, BeforeValidator(str.lower), AfterValidator(lambda size: size.replace(" ", ""))] = Field(
         default="16mb", pattern=r"^[1-9]\d{0,5}\s*(kb|mb|gb)$", description="a size like 16mb"
     )
     """The largest upload, as Gradio reads it."""
-    minutes: float | None = Field(default=None, gt=0, lt=1e6, description="a number of minutes above 0")
+    minutes: Annotated[float, BeforeValidator(float), Field(gt=0, lt=1e6)] | None = Field(
+        default=None, description="a number of minutes above 0"
+    )
     """The longest healing."""
     local_files: Annotated[bool, BeforeValidator(lambda value: {"0": False, "1": True}.get(value, value))] = Field(
         default=True, strict=True, description="0 or 1"
@@ -52,31 +56,19 @@ class Limits:
     """Whether a model may be named by a path of the server."""
 
     def check_model(self, source: str) -> None:
-        """Refuse a model that is not to be opened here.
-
-        Raises:
-            InputError: it names what is allowed.
-        """
+        """Refuse a model that is not to be opened here. Raises InputError, which names what is allowed."""
         if self.models and source not in self.models:
             raise InputError(f"This server opens only {', '.join(sorted(self.models))}: choose one of them.")
         if not self.local_files and source != DEFAULT and not HUB_ID.fullmatch(source):
             raise InputError("This server opens no files of its own: name a model of the Hub (owner/name), or default.")
 
     def check_text(self, text: TextChoice) -> None:
-        """Refuse a text that takes too long.
-
-        Raises:
-            InputError: it names the limit.
-        """
+        """Refuse a text that takes too long. Raises InputError, which names the limit."""
         if text.window * text.windows > self.tokens:
             raise InputError(f"This server measures at most {self.tokens:,} tokens at once: take fewer windows.")
 
     def check_minutes(self, minutes: float) -> None:
-        """Refuse a healing that takes too long.
-
-        Raises:
-            InputError: it names the limit.
-        """
+        """Refuse a healing that takes too long. Raises InputError, which names the limit."""
         if self.minutes is not None and minutes > self.minutes:
             raise InputError(f"This server heals for at most {self.minutes:g} minutes: choose a shorter preset.")
 

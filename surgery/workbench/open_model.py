@@ -33,20 +33,12 @@ from surgery.structure.structure import Structure
 from surgery.workbench.completion import Completer
 
 SMALL_CACHE = 64 * 2**20
-
-
 STATISTICS_CACHE = 256 * 2**20
-
-
 GRADIENTS_CACHE = 256 * 2**20
 
 
 class OpenModel:
-    """A loaded model with everything derived from it that sessions share. Read-only for its users.
-
-    Args:
-        loaded: the model.
-    """
+    """A loaded model with everything derived from it that sessions share. Read-only for its users."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
@@ -98,8 +90,6 @@ class OpenModel:
         Args:
             structure: as `resolve` gives it.
             texts: calibration texts that may be read besides the embedded one.
-            report: progress; may raise to stop.
-            stop: ends the work.
             results: folders that `heal` wrote, which may be read besides the cache folder.
 
         Raises:
@@ -110,11 +100,7 @@ class OpenModel:
         return self.completer.complete(structure, self._text_of(texts), report, stop, results)
 
     def trained_over(
-        self,
-        structure: Structure,
-        texts: Sequence[TextChoice] = (),
-        report: Report = silent,
-        stop: Event | None = None,
+        self, structure: Structure, texts: Sequence[TextChoice] = (), report: Report = silent, stop: Event | None = None
     ) -> Structure:
         """What the healing of a structure trains, see `Completer.trained_over`."""
         return self.completer.trained_over(structure, self._text_of(texts), report, stop)
@@ -123,28 +109,15 @@ class OpenModel:
         return lambda wanted: self.calibration(wanted, texts)
 
     def known_complete(self, structure: Structure) -> Compensated | None:
-        """A structure with everything computed, if that needs no pass over a text that has not been made.
-
-        Raises:
-            RecipeError: no file can express the structure.
-        """
+        """A structure with everything computed, if that needs no new pass over a text; see `Completer.known`."""
         return self.completer.known(structure)
 
     def moments(self, structure: Structure, text: TextReference, texts: Sequence[TextChoice] = ()) -> Moments:
-        """Input moments of an edited model on a text, before quantisation; gathered once, then remembered.
-
-        Raises:
-            RecipeError: the text is not among the ones given.
-        """
+        """Input moments of an edited model on a text, before quantisation; see `Completer.moments`."""
         return self.completer.moments(structure, text, self._text_of(texts))
 
     def gguf_plan(self, structure: Structure) -> GgufPlan:
-        """The GGUF file of a structure, before it is written.
-
-        Raises:
-            RecipeError: no checkpoint can express it.
-            UnsupportedArchitecture: llama.cpp has nothing that does the same.
-        """
+        """The GGUF file of a structure, before it is written; see `Completer.plan`."""
         return self.completer.plan(structure)
 
     def calibration(self, wanted: TextReference, texts: Sequence[TextChoice] = ()) -> Windows:
@@ -165,22 +138,14 @@ class OpenModel:
         )
 
     def text(self, choice: TextChoice) -> Text:
-        """A text by its choice.
-
-        Raises:
-            TextError: unreadable or empty.
-        """
+        """A text by its choice. Raises TextError: unreadable or empty."""
         if choice.content is not None:
             return Text("pasted", choice.content)
         tokenizer = None if choice.source == "embedded" else self.loaded.tokenizer
         return load_text(choice.source, choice.purpose, tokenizer)
 
     def windows(self, choice: TextChoice) -> Windows:
-        """The token windows of a text.
-
-        Raises:
-            TextError: unreadable, empty or too short.
-        """
+        """The token windows of a text. Raises TextError: unreadable, empty or too short."""
         text = self.text(choice)
         key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
@@ -215,12 +180,7 @@ class OpenModel:
         return self._gradients.get(windows.fingerprint)
 
     def evidence(self, windows: Windows | None, seed: int = 0) -> Evidence:
-        """What importance methods can use: the model and what is known of those windows.
-
-        Args:
-            windows: analysed windows; None for methods that need no text.
-            seed: of random scores.
-        """
+        """What importance methods can use: the model and what is known of the windows, if they need a text."""
         if windows is None:
             return Evidence(self.runner, seed=seed)
         return Evidence(self.runner, self.known_statistics(windows), self.known_gradients(windows), seed)
@@ -238,10 +198,7 @@ class OpenModel:
         """Scores of every block's neurons, by block.
 
         Args:
-            method: a neuron method.
             windows: analysed windows; may be None for methods that need no text.
-            seed: of random scores.
-            stop: ends the work between blocks.
 
         Raises:
             InputError: the windows have not been analysed, or their gradients not gathered, and the method needs it.
@@ -256,10 +213,7 @@ class OpenModel:
     def block_scores(self, method: Method, windows: Windows | None, block: int, seed: int = 0) -> torch.Tensor:
         """Scores of one block's neurons or query heads, (units,), by the method's kind; computed once.
 
-        The arguments are those of `neuron_scores`.
-
-        Raises:
-            InputError: as there, or the block has no such units.
+        Raises InputError as `neuron_scores` does, or where the block has no such units.
         """
         identity = windows.fingerprint if windows is not None and method.needs_text else ""
         key = f"{method.name}|{identity}|{seed if method.needs_seed else ''}|{block}"

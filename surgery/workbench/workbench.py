@@ -48,11 +48,7 @@ class Workbench:
         report: Report | None = None,
         trust_remote_code: bool = False,
     ) -> OpenModel:
-        """A model, loaded once for the whole process however many ask for it.
-
-        Raises:
-            InputError: as `surgery.models.loading.load`.
-        """
+        """A model, loaded once for the whole process however many ask for it. Errors: see `loading.load`."""
         if not source.strip():
             raise InputError("Name a model: `default`, a Hub id such as owner/name, a folder or a .gguf file.")
         self.limits.check_model(source)

@@ -29,12 +29,18 @@ def test_everything_can_be_set() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MODELS", "../etc"), ("MODELS", ","), ("TOKENS", "many"), ("TOKENS", "1"), ("UPLOAD", "16"), ("UPLOAD", "-1mb"),
-     ("MINUTES", "0"), ("MINUTES", "nan"), ("LOCAL_FILES", "no")],
+    [("MODELS", "../etc"), ("MODELS", ","), ("TOKENS", "many"), ("TOKENS", "1"), ("TOKENS", "4096.0"),
+     ("TOKENS", "4e3"), ("UPLOAD", "16"), ("UPLOAD", "-1mb"), ("MINUTES", "0"), ("MINUTES", "nan"),
+     ("LOCAL_FILES", "no")],
 )  # fmt: skip
 def test_a_value_that_makes_no_sense_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(InputError, match=f"MODEL_SURGERY_{name}"):
         read_limits({f"MODEL_SURGERY_{name}": value})
+
+
+def test_numbers_are_read_as_python_reads_them() -> None:
+    found = read_limits({"MODEL_SURGERY_TOKENS": "٤٠٩٦", "MODEL_SURGERY_MINUTES": " ٥.5 "})
+    assert (found.tokens, found.minutes) == (4096, 5.5)
 
 
 @pytest.mark.parametrize("source", ["owner/name", "/etc/passwd", "model.gguf", "../default"])
