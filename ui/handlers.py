@@ -111,10 +111,12 @@ class Handlers:
             try:
                 action(tab)
             except InputError as error:
-                tab.session.fail(str(error))
+                tab.session.state.fail(str(error))
             except Exception as error:
                 log.exception("A handler failed")
-                tab.session.fail(f"Something unforeseen went wrong ({type(error).__name__}); the recipe is unchanged.")
+                tab.session.state.fail(
+                    f"Something unforeseen went wrong ({type(error).__name__}); the recipe is unchanged."
+                )
             return self._changes(tab)
 
     def _changes(self, tab: Tab) -> Update:
@@ -132,7 +134,7 @@ class Handlers:
     def _values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """What the components show that nobody sees."""
         waited = HEAVY_TICK if view.working and not view.measure.measuring else BUSY_TICK
-        seconds = waited if tab.session.busy or tab.overlapping else IDLE_TICK
+        seconds = waited if tab.session.jobs.busy or tab.overlapping else IDLE_TICK
         yield Shown(self.timer, seconds, lambda: gr.Timer(seconds, active=True))
         if view.history is not None:
             yield Shown(self.kept, inputs.to_keep(view))

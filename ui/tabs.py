@@ -173,14 +173,14 @@ class Sessions:
         if tab is None:
             return
         tab.session.close(stop_job=False)
-        for job in tab.session.heavy:
+        for job in tab.session.jobs.heavy:
             later = Timer(self.grace, self._stop_if_alone, [job])
             later.daemon = True
             later.start()
 
     def _stop_if_alone(self, job: Job) -> None:
         with self._lock:
-            followed = any(tab.session.follows(job) for tab in self._tabs.values())
+            followed = any(tab.session.jobs.follows(job) for tab in self._tabs.values())
         if not followed:
             job.stop.set()
 

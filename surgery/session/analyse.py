@@ -50,6 +50,7 @@ class SessionAnalyse:
         """What waits for an analysis: of all MLPs, or of different blocks."""
         state.on_adopt.append(lambda model: self.drop())
         edit.on_decide.append(self.drop)
+        jobs.takes_over(JobKind.ANALYSE, self._finish)
 
     def start(self) -> Job:
         """Run the analysis of the calibration text (as a job).
@@ -102,14 +103,6 @@ class SessionAnalyse:
             if mlp is None or not 1 <= width <= mlp.width:
                 raise InputError(f"Block {block} can keep 1 to {mlp.width if mlp else 0:,} neurons.")
             return self._narrow_or_wait(Narrowing(method, WidthBudget("width", width), (block,)))
-
-    def take_over(self, job: Job) -> bool:
-        """Show an analysis that was found again, and narrow as it was asked to."""
-        if job.kind is not JobKind.ANALYSE:
-            return False
-        if job.result is not None:
-            self._finish(job.result)
-        return True
 
     def shown(self) -> AnalyseView:
         """What is known, and what waits."""

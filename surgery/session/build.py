@@ -62,10 +62,6 @@ class SessionBuild:
         if job.kind is JobKind.BUILD:
             self._download = job.product
 
-    def take_over(self, job: Job) -> bool:
-        """Nothing is left to do: the file has been held since the job was found."""
-        return job.kind is JobKind.BUILD
-
     def close(self) -> None:
         """Let go of the file."""
         self._download = None

@@ -43,6 +43,7 @@ class SessionEdit:
         self.on_decide: list[Callable[[], None]] = []
         """Called after a change that settles how wide the MLPs are, with the lock held."""
         self._locked_before: tuple[int, ...] = ()
+        jobs.takes_over(JobKind.OPEN, self._take_over)
 
     def open(self, source: str, revision: str | None = None, recipe: Recipe | None = None) -> Job | None:
         """Open a model: at once if it is open for somebody else, otherwise as a job; then it is measured.
@@ -69,14 +70,10 @@ class SessionEdit:
 
         return self.jobs.start(JobKind.OPEN, f"Opening {source}", work)
 
-    def take_over(self, job: Job) -> bool:
-        """Work on the model that a job has opened."""
-        if job.kind is not JobKind.OPEN:
-            return False
-        model = self.state.bench.opened(job.result.source, job.result.revision) if job.result else None
+    def _take_over(self, opened: Opened) -> None:
+        model = self.state.bench.opened(opened.source, opened.revision)
         if model is not None:
             self.adopt(model)
-        return True
 
     def adopt(self, model: OpenModel, recipe: Recipe | None = None) -> None:
         """Work on an open model from now on; a remembered recipe that does not fit it is left out, and said so."""

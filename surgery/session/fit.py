@@ -61,6 +61,7 @@ class SessionFit:
         self._fitted: Fitted | None = None
         self._room: tuple[tuple[str, Target], Room] | None = None
         self._fits: dict[tuple[str, Target, str], Fit] = {}
+        jobs.takes_over(JobKind.FIT, self._finish)
 
     def start(self) -> Job:
         """Look for types and smaller models that fit the target, and measure them (as a job).
@@ -123,14 +124,6 @@ class SessionFit:
                 del self._fits[oldest]
             self._fits[key] = fit(shape, device, target.context, self._type(shape), target.kv_type)
         return self._fits[key]
-
-    def take_over(self, job: Job) -> bool:
-        """Show the options of a search that was found again."""
-        if job.kind is not JobKind.FIT:
-            return False
-        if job.result is not None:
-            self._finish(job.result)
-        return True
 
     def shown(self) -> FitView:
         """Sizes, room and options for the target in force."""

@@ -88,6 +88,8 @@ class SessionHeal:
         self._forecasted: Forecasted | None = None
         self._healed: HealedCuts | None = None
         self._adapter: AdapterFile | None = None
+        jobs.takes_over(JobKind.FORECAST, self._keep_forecast)
+        jobs.takes_over(JobKind.HEAL, self._finish)
 
     def close(self) -> None:
         """Let go of the adapter's file."""
@@ -170,16 +172,6 @@ class SessionHeal:
             self._healed = None
             return job
 
-    def take_over(self, job: Job) -> bool:
-        """Show a forecast that was found again, or put the result of a healing into the recipe."""
-        if job.kind not in (JobKind.FORECAST, JobKind.HEAL):
-            return False
-        if job.result is not None and job.kind is JobKind.FORECAST:
-            self._forecasted = job.result
-        elif job.result is not None:
-            self._finish(job.result)
-        return True
-
     def shown(self) -> HealView:
         """What is known of the cuts in force."""
         job, editor, structure = self.jobs.job, self.state.editor, self.state.structure
@@ -243,11 +235,14 @@ class SessionHeal:
         job.report(0.0, "Measuring the speed of a step")
         first = healer_for(edit)
         found = forecast(first, measure_speed(first), preset.minutes)
-        with self.state.lock:
-            self._forecasted = Forecasted(cuts_of(recipe), found)
-            self.state.changed()
+        self._keep_forecast(Forecasted(cuts_of(recipe), found))
         job.report(0.0, found.words)
         return healer_for(timed(edit, found))
+
+    def _keep_forecast(self, found: Forecasted) -> None:
+        with self.state.lock:
+            self._forecasted = found
+            self.state.changed()
 
     def _cuts(self) -> tuple[Edit, ...]:
         """The cuts in force."""

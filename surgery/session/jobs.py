@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Literal
 
 from surgery.common.jobs import Job, JobKind, Work
 from surgery.errors import InputError
@@ -28,6 +30,13 @@ class SessionJobs:
         """Computes the compensations of the recipe in force, which is then measured."""
         self.live: Job | None = None
         """Measures the recipe in force."""
+        self._takers: dict[JobKind, tuple[Callable[[Any], object], Literal["result", "partial"]]] = {}
+
+    def takes_over(
+        self, kind: JobKind, take: Callable[[Any], object], left: Literal["result", "partial"] = "result"
+    ) -> None:
+        """Let `take` have what a followed job of that kind has left when it has ended."""
+        self._takers[kind] = take, left
 
     def start(self, kind: JobKind, title: str, work: Work, product: object = None) -> Job:
         """Start a heavy job; the last error is cleared.
@@ -66,13 +75,21 @@ class SessionJobs:
             self.state.changed()
         return job
 
-    def settled(self) -> Job | None:
-        """The followed job, once, when it has ended: its own session may be gone."""
+    def settle(self) -> bool:
+        """Take over what a followed job has left, once, when it has ended: its own session may be gone.
+
+        Raises:
+            InputError: it makes no sense any more.
+        """
         job = self.followed
         if job is None or not job.over:
-            return None
+            return False
         self.followed = None
-        return job
+        if job.kind in self._takers:
+            take, left = self._takers[job.kind]
+            if (found := getattr(job, left)) is not None:
+                take(found)
+        return True
 
     def follows(self, job: Job) -> bool:
         """Whether this session shows that job."""

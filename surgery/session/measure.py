@@ -106,10 +106,6 @@ class SessionMeasure:
             return self._completed[1]
         return model.known_complete(structure)
 
-    def take_over(self, job: Job) -> bool:
-        """Nothing is left to do for a computation or measurement: this session has started its own."""
-        return job.kind in (JobKind.COMPLETE, JobKind.MEASURE)
-
     def shown(self) -> MeasureView:
         """The number, and whether it is of the recipe in force."""
         live, refit, structure = self.jobs.live, self.jobs.refit, self.state.structure

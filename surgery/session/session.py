@@ -6,7 +6,6 @@ change raises `version`.
 
 from __future__ import annotations
 
-from surgery.common.jobs import Job
 from surgery.errors import InputError
 from surgery.session.analyse import SessionAnalyse
 from surgery.session.build import SessionBuild
@@ -57,24 +56,6 @@ class Session:
         """What went wrong last, in one sentence; empty when nothing did."""
         return self.state.error
 
-    @property
-    def heavy(self) -> list[Job]:
-        """Its heavy jobs that are under way."""
-        return self.jobs.heavy
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is under way, or has just ended."""
-        return self.jobs.busy
-
-    def follows(self, job: Job) -> bool:
-        """Whether this session shows that job."""
-        return self.jobs.follows(job)
-
-    def fail(self, message: str) -> None:
-        """Show an error."""
-        self.state.fail(message)
-
     def attach(self, identity: str | None) -> bool:
         """Follow a job that was started before the page was reloaded; whether it is still under way."""
         with self.state.lock:
@@ -90,7 +71,7 @@ class Session:
         A narrowing that waits for a heavy job is dropped.
         """
         with self.state.lock:
-            if self.heavy:
+            if self.jobs.heavy:
                 self.analyse.drop()
             self.jobs.cancel()
 
@@ -138,16 +119,10 @@ class Session:
             )
 
     def _settle(self) -> None:
-        """Let the feature whose kind of job it is take over a followed job that has ended."""
-        job = self.jobs.settled()
-        if job is None:
-            return
-        features = (
-            self.edit, self.measure, self.analyse, self.suggest, self.scan, self.build, self.heal, self.ship, self.fit,
-            self.read,
-        )  # fmt: skip
+        """Take over a followed job that has ended; a narrowing that waited for it is dropped."""
         try:
-            any(feature.take_over(job) for feature in features)
+            if not self.jobs.settle():
+                return
         except InputError as error:
             self.state.error = str(error)
         self.analyse.drop()

@@ -92,10 +92,6 @@ class SessionShip:
         if job.kind in (JobKind.SHIP, JobKind.PUSH):
             self._download = job.product
 
-    def take_over(self, job: Job) -> bool:
-        """Nothing is left to do: the files have been held since the job was found."""
-        return job.kind in (JobKind.SHIP, JobKind.PUSH)
-
     def close(self) -> None:
         """Let go of the files."""
         self._download = None

@@ -13,10 +13,9 @@ from surgery.recipe.texts import TextChoice
 from surgery.session.heal import HEALING_WINDOW
 from surgery.session.view import View
 from ui import inputs
-from ui.panel import Panel, Shown, Wire, button, download_button, follow_text, show_download
+from ui.panel import Panel, Shown, Wire, follow_text
 from ui.presenters import heal as heal_words
 from ui.tabs import Tab
-from ui.theme import PLAIN
 from ui.widgets.choice import Choice
 
 
@@ -54,12 +53,12 @@ class Heal(Panel):
             elem_id="heal-upload",
         )
         with gr.Row(elem_classes="ms-actions"):
-            self.forecast = self.shows(button("What will it do?", "heal-forecast", interactive=False))
-            self.heal = self.shows(button("Heal", "heal", variant="primary", interactive=False))
-        self.words = self.shows(gr.HTML(elem_id="heal-words", **PLAIN))
+            self.forecast = self.button("What will it do?", "heal-forecast", able=_can_heal)
+            self.heal = self.button("Heal", "heal", able=_can_heal, variant="primary")
+        self.html("heal-words", heal_words.words)
         with gr.Row(elem_classes="ms-actions"):
-            self.pack = self.shows(button("Make the adapter's file", "heal-adapter", visible=False))
-            self.download = self.shows(download_button("heal-download"))
+            self.pack = self.button("Make the adapter's file", "heal-adapter", there=heal_words.packable)
+            self.download("heal-download", heal_words.download)
         curve = gr.Plot(show_label=False, visible=False, elem_id="heal-curve", elem_classes="ms-chart")
         self.curve = self.shows(curve)
 
@@ -72,13 +71,8 @@ class Heal(Panel):
         wire.on(self.pack.click, lambda tab: tab.session.heal.pack_adapter(Path(get_upload_folder())))
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """How it goes, and what came of it."""
-        able = heal_words.cut(view) and not view.working
-        for pressed in (self.heal, self.forecast):
-            yield Shown(pressed, gr.update(interactive=able))
-        yield Shown(self.words, heal_words.words(view))
-        yield Shown(self.pack, gr.update(visible=heal_words.packable(view)))
-        yield Shown(self.download, show_download(*heal_words.download(view)))
+        """The curve besides, which is drawn only when it is sent."""
+        yield from super().values(tab, view)
         progress, healed = view.heal.progress, view.heal.outcome
         history = healed.history if healed else progress.history if progress else ()
         before = healed.before if healed else progress.before if progress else 0.0
@@ -87,6 +81,10 @@ class Heal(Panel):
             (before, history),
             lambda: gr.Plot(healing_curve(history, before), visible=True) if history else gr.Plot(visible=False),
         )
+
+
+def _can_heal(view: View) -> bool:
+    return heal_words.cut(view) and not view.working
 
 
 def _heal(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:

@@ -40,9 +40,7 @@ SETTINGS = {
     ),
     "symmetric": _Setting("symmetric", lambda edit: edit.symmetric, lambda held: bool(held.get("symmetric"))),
     "act_order": _Setting(
-        "act_order",
-        lambda edit: edit.act_order,
-        lambda held: bool(held.get("act_order")) and _method(held) == "gptq",
+        "act_order", lambda edit: edit.act_order, lambda held: bool(held.get("act_order")) and _method(held) == "gptq"
     ),
 }
 """By the names of `StorageFormat.settings`."""

@@ -92,6 +92,8 @@ def build_text(view: View) -> str:
     )
 
 
-def download_label(view: View) -> str:
-    """What the download button says."""
-    return "" if view.build is None else download_text(view.build.path, view.build.bytes)
+def build_download(view: View) -> tuple[str | None, str]:
+    """The built file and what its button says."""
+    return (
+        (None, "") if view.build is None else (str(view.build.path), download_text(view.build.path, view.build.bytes))
+    )
