@@ -27,12 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Handlers:
-    """Answers the events of all panels.
-
-    Args:
-        sessions: the open tabs.
-        panels: of the page.
-    """
+    """Answers the events of all panels of a page."""
 
     def __init__(self, sessions: Sessions, panels: Sequence[Panel]) -> None:
         self.sessions = sessions

@@ -85,11 +85,7 @@ class Wire:
 
 
 class Panel:
-    """One part of the page, with components of its own.
-
-    Args:
-        bench: the workbench that the page's sessions share.
-    """
+    """One part of the page, with components of its own."""
 
     title: ClassVar[str] = ""
     """Of the panel's tab, where it stands in a row of tabs."""
@@ -163,11 +159,7 @@ class Panel:
         return (Shown(component, show(view)) for component, show in self._presented)
 
     def start(self, tab: Tab, kept: Any) -> None:
-        """A page was loaded: take up what its browser has kept.
-
-        Raises:
-            InputError: something of it makes no sense.
-        """
+        """A page was loaded: take up what its browser has kept; `InputError` if something of it makes no sense."""
 
     def ended(self, sentence: str) -> Update:
         """Say that the tab's session is gone."""

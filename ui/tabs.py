@@ -141,12 +141,7 @@ class Tab:
 
 
 class Sessions:
-    """Tabs by id.
-
-    Args:
-        bench: the workbench they share.
-        grace: see `GRACE`.
-    """
+    """Tabs by id, whose sessions share a workbench; for `grace` see `GRACE`."""
 
     def __init__(self, bench: Workbench, grace: float = GRACE) -> None:
         self.bench = bench

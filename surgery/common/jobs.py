@@ -120,11 +120,7 @@ class Context:
         return self.job.stop
 
     def report(self, progress: float, message: str) -> None:
-        """Tell the share done and what is being done.
-
-        Raises:
-            Cancelled: the job is to stop.
-        """
+        """Tell the share done and what is being done; raises `Cancelled` if the job is to stop."""
         raise_if_set(self.job.stop)
         self.job.progress = min(max(progress, 0.0), 1.0)
         if progress <= 0:

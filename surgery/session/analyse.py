@@ -53,11 +53,7 @@ class SessionAnalyse:
         jobs.takes_over(JobKind.ANALYSE, self._finish)
 
     def start(self) -> Job:
-        """Run the analysis of the calibration text (as a job).
-
-        Raises:
-            InputError: no model is open, or another job is under way.
-        """
+        """Run the analysis of the calibration text (as a job)."""
         return self._start("Analysing")
 
     def drop(self) -> None:
@@ -76,10 +72,8 @@ class SessionAnalyse:
             InputError: it makes no sense, none of the blocks has an MLP any more, or an analysis is needed and another
                 job is under way.
         """
-        budget, method = (
-            WidthBudget("expansion_ratio", expansion_ratio, divisor),
-            registry.method(method_name, "neurons"),
-        )
+        budget = WidthBudget("expansion_ratio", expansion_ratio, divisor)
+        method = registry.method(method_name, "neurons")
         with self.state.lock:
             there = {spec.source for spec in self.state.need_editor().structure.blocks if spec.mlp}
             chosen = None if blocks is None else tuple(block for block in blocks if block in there)

@@ -84,31 +84,17 @@ class SessionFit:
                     return Fitted(model.loaded.fingerprint, target, text, recipe, fitting)
 
                 found = make_it_fit(
-                    model,
-                    recipe,
-                    device,
-                    target.context,
-                    target.kv_type,
-                    windows=model.windows(text),
-                    calibration=calibration,
-                    report=job.report,
-                    stop=job.stop,
+                    model, recipe, device, target.context, target.kv_type, windows=model.windows(text),
+                    calibration=calibration, report=job.report, stop=job.stop,
                     found=lambda fitting: self._finish(fitted(fitting)),
-                )
+                )  # fmt: skip
                 self._finish(fitted(found))
                 return fitted(found)
 
             return self.jobs.start(JobKind.FIT, "Making it fit", work)
 
     def take_option(self, number: int) -> None:
-        """Make one of the found options the current recipe.
-
-        Args:
-            number: of the option, from 1.
-
-        Raises:
-            InputError: there is no such option.
-        """
+        """Make one of the found options, numbered from 1, the current recipe; `InputError` if there is no such one."""
         with self.state.lock:
             options = self._fitted.fitting.options if self._fitted is not None else ()
             if not 1 <= number <= len(options):

@@ -98,9 +98,6 @@ class SessionHeal:
     def pack_adapter(self, base: Path | None = None) -> None:
         """Put the result of the recipe's healing into one file to take away. A session keeps one.
 
-        Args:
-            base: the folder in which to make it; the system's place for temporary files when None.
-
         Raises:
             InputError: the recipe is not healed, its result is not on this machine, or the disk is full.
         """
@@ -179,12 +176,10 @@ class SessionHeal:
         edits = editor.history.current.edits if editor is not None else ()
         asked, healed, file = self._forecasted, self._healed, self._adapter
         return HealView(
-            progress=job.partial if job is not None and training else None,
-            forecast=asked.forecast
-            if asked is not None and editor is not None and self._cuts() == asked.cuts
-            else None,
-            outcome=healed.outcome if healed is not None and healed.edit in edits else None,
-            adapter=file if file is not None and structure is not None and file.healing == structure.healing else None,
+            progress=job.partial if job and training else None,
+            forecast=asked.forecast if asked and editor and self._cuts() == asked.cuts else None,
+            outcome=healed.outcome if healed and healed.edit in edits else None,
+            adapter=file if file and structure and file.healing == structure.healing else None,
         )
 
     def _to_heal(self, preset_name: str, method: str) -> tuple[OpenModel, Recipe]:

@@ -39,13 +39,7 @@ class SessionJobs:
         self._takers[kind] = take, left
 
     def start(self, kind: JobKind, title: str, work: Work, product: object = None) -> Job:
-        """Start a heavy job; the last error is cleared.
-
-        Args:
-            kind: what it is for.
-            title: what people are shown.
-            work: the function to run.
-            product: the files that it makes, see `surgery.common.jobs.Job.product`.
+        """Start a heavy job; the last error is cleared. For the arguments see `surgery.common.jobs.JobRegistry.submit`.
 
         Raises:
             InputError: another one is under way.
@@ -57,11 +51,7 @@ class SessionJobs:
             return self.job
 
     def refuse_second(self) -> None:
-        """Refuse to start a heavy job beside another one.
-
-        Raises:
-            InputError: one is under way.
-        """
+        """Refuse to start a heavy job beside another one, by an `InputError`."""
         if self.job is not None and not self.job.over:
             raise InputError(f"{self.job.title} is still running: wait for it or cancel it.")
 
@@ -76,11 +66,7 @@ class SessionJobs:
         return job
 
     def settle(self) -> bool:
-        """Take over what a followed job has left, once, when it has ended: its own session may be gone.
-
-        Raises:
-            InputError: it makes no sense any more.
-        """
+        """Take over what a followed job has left, once, when it has ended: its own session may be gone."""
         job = self.followed
         if job is None or not job.over:
             return False

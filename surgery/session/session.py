@@ -25,11 +25,7 @@ from surgery.workbench.workbench import Workbench
 
 
 class Session:
-    """The features of one session over its shared state; each is an attribute that is named after it.
-
-    Args:
-        bench: what all sessions share.
-    """
+    """The features of one session over its shared state; each is an attribute that is named after it."""
 
     def __init__(self, bench: Workbench) -> None:
         self.state = state = SessionState(bench)
@@ -76,11 +72,7 @@ class Session:
             self.jobs.cancel()
 
     def close(self, stop_job: bool = True) -> None:
-        """Stop what still runs for this session, and let go of its files.
-
-        Args:
-            stop_job: whether the heavy jobs stop, too; another session may follow them.
-        """
+        """Stop what still runs for this session, the heavy jobs only if asked, and let go of its files."""
         with self.state.lock:
             self.jobs.close(stop_job)
             for feature in (self.build, self.heal, self.ship):

@@ -34,10 +34,6 @@ class SessionShip:
 
         The measured text's token ids go along only if the text is a public one.
 
-        Args:
-            options: what goes in.
-            base: the folder in which to make it; the system's place for temporary files when None.
-
         Raises:
             InputError: no model is open, or another job is under way.
         """

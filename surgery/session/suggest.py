@@ -100,11 +100,7 @@ class SessionSuggest:
         return self.jobs.start(JobKind.SUGGEST, f"Suggesting: {item.title}", work)
 
     def take(self) -> None:
-        """Make the last suggestion the current recipe, as one step.
-
-        Raises:
-            InputError: there is none for the recipe in force.
-        """
+        """Make the last suggestion the current recipe, as one step; `InputError` if there is none for it now."""
         with self.state.lock:
             found = self.shown()
             if found is None:

@@ -36,11 +36,7 @@ TEXTS = ("embedded", "wikitext-2")
 
 
 class Api:
-    """The endpoints over a workbench. Paths of the server are never read, whatever a caller names.
-
-    Args:
-        bench: what all visitors share.
-    """
+    """The endpoints over a workbench. Paths of the server are never read, whatever a caller names."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench

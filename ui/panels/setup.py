@@ -155,11 +155,7 @@ class Setup(Panel):
 
 
 def _linked(link: str, source: str) -> Recipe:
-    """The recipe of a link, if it is of the model that this browser opens anyway: a link alone fetches nothing.
-
-    Raises:
-        InputError: damaged, or of another model.
-    """
+    """The recipe of a link, if it is of the model that this browser opens anyway: a link alone fetches nothing."""
     recipe = recipe_link.decode(link)
     if recipe.model.id != source:
         raise InputError(

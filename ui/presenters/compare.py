@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from surgery.session.compare import Attempt, Tried
 from surgery.session.view import View
-from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text
+from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text, table
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
 """Of the drawing, and of its margins, in its own units."""
@@ -135,10 +135,9 @@ def pinned_text(view: View) -> str:
         f'<td class="ms-kind">{kind}</td></tr>'
         for title, a, b, change, kind in _rows(first, second)
     )
-    head = "".join(f"<th>{words}</th>" for words in ("", f"A{names['a']}", f"B{names['b']}", "B against A", ""))
     words = "".join(note(f"{letter}: {one.words}.") for letter, one in (("A", first), ("B", second)))
-    table = f'<table class="ms-types"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'{words}<div class="ms-scroll ms-wide">{table}</div>'
+    heads = ("", f"A{names['a']}", f"B{names['b']}", "B against A", "")
+    return f'{words}<div class="ms-scroll ms-wide">{table(heads, rows)}</div>'
 
 
 def _rows(first: Attempt, second: Attempt) -> list[tuple[str, str, str, str, str]]:
