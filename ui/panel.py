@@ -171,6 +171,14 @@ def show_choices(found: list[tuple[str, str]]) -> dict[str, Any]:
     return gr.update(choices=found, value=found[0][1] if found else None, visible=bool(found))
 
 
+def own_text(pasted: str, upload: str, prefix: str = "") -> tuple[Any, Any]:
+    """Fields with these labels for a text that is pasted or uploaded; `follow_text` shows them."""
+    return (
+        gr.Textbox(label=pasted, lines=6, max_lines=6, visible=False, elem_id=f"{prefix}pasted"),
+        gr.File(label=upload, file_types=[".txt", ".jsonl", ".parquet"], visible=False, elem_id=f"{prefix}upload"),
+    )
+
+
 def follow_text(chosen: Any, pasted: Any, upload: Any) -> None:
     """Show the field for a pasted text, or for a file, when the list of texts says so."""
     chosen.input(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -13,7 +14,7 @@ from surgery.recipe.texts import TextChoice
 from surgery.session.heal import HEALING_WINDOW
 from surgery.session.view import View
 from ui import inputs
-from ui.panel import Panel, Shown, Wire, follow_text
+from ui.panel import Panel, Shown, Wire, follow_text, own_text
 from ui.presenters import heal as heal_words
 from ui.tabs import Tab
 from ui.widgets.choice import Choice
@@ -43,14 +44,8 @@ class Heal(Panel):
                 scale=2,
                 min_width=220,
             )
-        self.pasted = gr.Textbox(
-            label="Pasted text to learn from", lines=6, max_lines=6, visible=False, elem_id="heal-pasted"
-        )
-        self.upload = gr.File(
-            label="Text file to learn from: .txt, .jsonl or .parquet",
-            file_types=[".txt", ".jsonl", ".parquet"],
-            visible=False,
-            elem_id="heal-upload",
+        self.pasted, self.upload = own_text(
+            "Pasted text to learn from", "Text file to learn from: .txt, .jsonl or .parquet", "heal-"
         )
         with gr.Row(elem_classes="ms-actions"):
             self.forecast = self.button("What will it do?", "heal-forecast", able=_can_heal)
@@ -87,14 +82,14 @@ def _can_heal(view: View) -> bool:
     return heal_words.cut(view) and not view.working
 
 
-def _heal(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:
+def _heal(tab: Tab, preset: str, method: str, *text: Any) -> None:
     """Heal the cuts in force."""
-    tab.session.heal.start(preset, method, _text(source, pasted, upload))
+    tab.session.heal.start(preset, method, _text(*text))
 
 
-def _forecast(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:
+def _forecast(tab: Tab, preset: str, method: str, *text: Any) -> None:
     """Say what a preset would do on this machine."""
-    tab.session.heal.forecast(preset, method, _text(source, pasted, upload))
+    tab.session.heal.forecast(preset, method, _text(*text))
 
 
 def _text(source: str, pasted: str, upload: str | None) -> TextChoice | None:

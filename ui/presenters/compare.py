@@ -20,6 +20,8 @@ COUNTS: dict[str, Callable[[Attempt], int]] = {
     "MLP neurons": lambda one: sum(len(spec.neurons) for spec in one.structure.blocks),
 }
 """Parts that stay, by their names."""
+Row = tuple[str, str, str, str, str]
+"""Title, A, B, their difference, and where the numbers come from."""
 
 
 def steps(view: View) -> str:
@@ -140,23 +142,22 @@ def pinned_text(view: View) -> str:
     return f'{words}<div class="ms-scroll ms-wide">{table(heads, rows)}</div>'
 
 
-def _rows(first: Attempt, second: Attempt) -> list[tuple[str, str, str, str, str]]:
-    def row(title: str, read: Callable[[Attempt], float], text: Callable[[float], str], kind: str) -> tuple[str, ...]:
+def _rows(first: Attempt, second: Attempt) -> list[Row]:
+    def row(title: str, read: Callable[[Attempt], float], text: Callable[[float], str], kind: str) -> Row:
         a, b = read(first), read(second)
         return title, text(a), text(b), _share(a, b), kind
 
     a, b = first.estimate, second.estimate
-    rows = [
+    loss_a, loss_b = (loss_text(one.difference, one.difference_standard_error) for one in (a, b))
+    return [
         *(row(title, count, lambda n: f"{n:,}", "arithmetic") for title, count in COUNTS.items()),
         row("Parameters", lambda one: one.structure.parameters, lambda n: count_text(int(n)), "arithmetic"),
         row("Weights", lambda one: one.fit.weights_bytes, bytes_text, "arithmetic"),
         row("Memory", lambda one: one.fit.needed_bytes, bytes_text, "estimated"),
         row("Decode, tokens/s", lambda one: one.fit.speed.decode, lambda n: f"{n:,.1f}", "estimated"),
         ("Perplexity", number_text(a.perplexity), number_text(b.perplexity), loss_text(*b.against(a)), "measured"),
-        ("Loss against dense", *(loss_text(one.difference, one.difference_standard_error) for one in (a, b)), "",
-         "measured"),
-    ]  # fmt: skip
-    return [(str(t), str(x), str(y), str(z), str(k)) for t, x, y, z, k in rows]
+        ("Loss against dense", loss_a, loss_b, "", "measured"),
+    ]
 
 
 def _share(a: float, b: float) -> str:
