@@ -68,11 +68,7 @@ class Handlers:
         """Look at running jobs, and put right what the browser shows by mistake.
 
         Gradio does not keep answers in order: a small one may overtake a large one, which then shows old values.
-
-        Args:
-            identity: the tab's.
-            answer: number of the last answer that the browser shows.
-            reported: what it shows of the components that a hand moves.
+        `answer` is the number of the last one that the browser shows; `reported`, what it shows of what a hand moves.
         """
         tab = self.sessions.get(identity)
         if tab is None:

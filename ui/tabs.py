@@ -77,12 +77,9 @@ class Tab:
         self.held[component] = (value, self.held.get(component, (None, None))[1])
 
     def changed(self, component: Any, value: Any, hand: Any = None) -> bool:
-        """Whether the browser does not have this yet. It is sent now if so.
+        """Whether the browser does not have this value yet, which is sent now if so.
 
-        Args:
-            component: of the page.
-            value: what it is to show.
-            hand: what the browser reports of it then, if a hand moves it.
+        Of a component that a hand moves, `hand` is what the browser reports when it shows the value.
         """
         if hand is not None:
             before, self.held[component] = self.held.get(component), (hand, value)

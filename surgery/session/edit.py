@@ -48,10 +48,7 @@ class SessionEdit:
     def open(self, source: str, revision: str | None = None, recipe: Recipe | None = None) -> Job | None:
         """Open a model: at once if it is open for somebody else, otherwise as a job; then it is measured.
 
-        Args:
-            source: as for `surgery.models.loading.load`.
-            revision: for a Hub id.
-            recipe: to start with, see `adopt`.
+        The arguments are those of `surgery.models.loading.load`, and a recipe to start with, see `adopt`.
 
         Raises:
             InputError: another job is under way.

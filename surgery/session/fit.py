@@ -67,9 +67,6 @@ class SessionFit:
         """Look for types and smaller models that fit the target, and measure them (as a job).
 
         What has been measured is kept when the rest is cancelled.
-
-        Raises:
-            InputError: no model is open, or another job is under way.
         """
         state = self.state
         model = state.need_model()
