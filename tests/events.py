@@ -82,7 +82,7 @@ class Page:
     def rest(self, identity: str) -> None:
         """Tick until the browser is known to show everything."""
         tab = self.tab(identity)
-        until(lambda: not tab.session.busy)
+        until(lambda: not tab.session.jobs.busy)
         until(lambda: set(self.look(identity)) == {"answer"} and not tab.unconfirmed)
 
 

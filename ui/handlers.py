@@ -27,12 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Handlers:
-    """Answers the events of all panels.
-
-    Args:
-        sessions: the open tabs.
-        panels: of the page.
-    """
+    """Answers the events of all panels of a page."""
 
     def __init__(self, sessions: Sessions, panels: Sequence[Panel]) -> None:
         self.sessions = sessions
@@ -73,11 +68,7 @@ class Handlers:
         """Look at running jobs, and put right what the browser shows by mistake.
 
         Gradio does not keep answers in order: a small one may overtake a large one, which then shows old values.
-
-        Args:
-            identity: the tab's.
-            answer: number of the last answer that the browser shows.
-            reported: what it shows of the components that a hand moves.
+        `answer` is the number of the last one that the browser shows; `reported`, what it shows of what a hand moves.
         """
         tab = self.sessions.get(identity)
         if tab is None:
@@ -111,10 +102,12 @@ class Handlers:
             try:
                 action(tab)
             except InputError as error:
-                tab.session.fail(str(error))
+                tab.session.state.fail(str(error))
             except Exception as error:
                 log.exception("A handler failed")
-                tab.session.fail(f"Something unforeseen went wrong ({type(error).__name__}); the recipe is unchanged.")
+                tab.session.state.fail(
+                    f"Something unforeseen went wrong ({type(error).__name__}); the recipe is unchanged."
+                )
             return self._changes(tab)
 
     def _changes(self, tab: Tab) -> Update:
@@ -132,7 +125,7 @@ class Handlers:
     def _values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """What the components show that nobody sees."""
         waited = HEAVY_TICK if view.working and not view.measure.measuring else BUSY_TICK
-        seconds = waited if tab.session.busy or tab.overlapping else IDLE_TICK
+        seconds = waited if tab.session.jobs.busy or tab.overlapping else IDLE_TICK
         yield Shown(self.timer, seconds, lambda: gr.Timer(seconds, active=True))
         if view.history is not None:
             yield Shown(self.kept, inputs.to_keep(view))

@@ -51,11 +51,7 @@ def locked(kept: Any) -> tuple[int, ...]:
 
 
 def blocks(text: str, view: View) -> tuple[int, ...] | None:
-    """The blocks that a range names; None for all.
-
-    Raises:
-        InputError: no such range, or the model has no such block.
-    """
+    """The blocks that a range names; None for all. Raises `InputError` if the model has no such blocks."""
     if text.strip().lower() in ("", "all"):
         return None
     found = parse_blocks(text)
@@ -79,11 +75,7 @@ def to_keep(view: View) -> dict[str, Any]:
 
 
 def ratio(percent: float, most: float) -> float:
-    """The slider's expansion ratio; at its maximum, the source's own.
-
-    Raises:
-        InputError: not a positive number.
-    """
+    """The slider's expansion ratio; at its maximum, the source's own. Raises `InputError` unless it is above 0."""
     if not 0 < percent < float("inf"):
         raise InputError("The expansion ratio must be a percentage above 0.")
     return float("1e9") if most and percent >= most else percent / 100
@@ -172,11 +164,7 @@ def _whole(value: Any, label: str) -> int:
 
 
 def target(device: str, context: float | None, kind: str, kv_type: str = "F16") -> Target:
-    """Device, context, weight type and KV-cache type.
-
-    Raises:
-        InputError: the context is out of range.
-    """
+    """Device, context, weight type and KV-cache type; `InputError` if the context is out of range."""
     if not context or context < 1 or context > 2**24:
         raise InputError("The context must be between 1 and 16,777,216 tokens.")
     return Target(device, int(context), kind, kv_type)

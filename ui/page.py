@@ -61,12 +61,7 @@ PANELS: tuple[tuple[type[Panel], str], ...] = (
 
 
 def build(sessions: Sessions | None = None, elsewhere: Elsewhere | None = None) -> gr.Blocks:
-    """The page.
-
-    Args:
-        sessions: over these; over a workbench of its own if None.
-        elsewhere: where the endpoints compute, see `add_api`.
-    """
+    """The page, over these sessions or over a workbench of its own; for `elsewhere` see `add_api`."""
     sessions = Sessions(Workbench()) if sessions is None else sessions  # one without tabs is false
     placed = [(panel(sessions.bench), place) for panel, place in PANELS]
     handlers = Handlers(sessions, [panel for panel, _ in placed])

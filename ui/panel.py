@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar, NamedTuple
@@ -12,7 +12,10 @@ import gradio as gr
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
 from ui.tabs import Tab
+from ui.theme import PLAIN
 
+SLIM: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 0}
+"""Options of a button as wide as its words."""
 # Past Gradio's queue: it costs two more requests an event, and what takes long is a job of the core's own.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 LAST = {**QUIET, "trigger_mode": "always_last"}
@@ -82,11 +85,7 @@ class Wire:
 
 
 class Panel:
-    """One part of the page, with components of its own.
-
-    Args:
-        bench: the workbench that the page's sessions share.
-    """
+    """One part of the page, with components of its own."""
 
     title: ClassVar[str] = ""
     """Of the panel's tab, where it stands in a row of tabs."""
@@ -94,14 +93,52 @@ class Panel:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.outputs: list[Any] = []
-        """The components that `values` may yield."""
+        """The components that an answer may update."""
         self.moved: list[Any] = []
         """Those of them that a hand moves."""
+        self._presented: list[tuple[Any, Callable[[View], Any]]] = []
 
-    def shows(self, component: Any) -> Any:
-        """Declare a component that an answer may update; the component itself."""
+    def shows(self, component: Any, show: Callable[[View], Any] | None = None) -> Any:
+        """Declare a component that an answer may update; the component itself.
+
+        Args:
+            component: a new one.
+            show: what it shows of a view; None where `values`, which is overridden, says it.
+        """
         self.outputs.append(component)
+        if show is not None:
+            self._presented.append((component, show))
         return component
+
+    def html(self, name: str, show: Callable[[View], str]) -> Any:
+        """A piece of HTML without a frame."""
+        return self.shows(gr.HTML(elem_id=name, **PLAIN), show)
+
+    def button(
+        self,
+        words: str,
+        name: str,
+        able: Callable[[View], bool] | None = None,
+        there: Callable[[View], bool] = lambda view: True,
+        **options: Any,
+    ) -> Any:
+        """A button that can be pressed, or is there at all, only when the view says so."""
+        at_first: dict[str, Any] = {"visible" if able is None else "interactive": False}
+
+        def update(view: View) -> dict[str, Any]:
+            return gr.update(visible=there(view)) if able is None else gr.update(interactive=able(view))
+
+        return self.shows(gr.Button(words, elem_id=name, **at_first, **SLIM, **options), update)
+
+    def download(self, name: str, show: Callable[[View], tuple[str | None, str]], **options: Any) -> Any:
+        """A button that gives a file: its path and the button's words; hidden while there is none."""
+
+        def update(view: View) -> dict[str, Any]:
+            path, words = show(view)
+            return gr.update(value=path, label=words, visible=path is not None)
+
+        made = gr.DownloadButton(visible=False, elem_id=name, **SLIM, **options)
+        return self.shows(made, update)
 
     def moves(self, component: Any) -> Any:
         """Declare one that a hand moves as well: the browser reports it, and it is put right if it shows another value
@@ -117,40 +154,29 @@ class Panel:
     def events(self, wire: Wire) -> None:
         """Say what answers which event."""
 
-    def values(self, tab: Tab, view: View) -> Iterable[Shown]:
+    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
         """What the panel shows of a tab."""
-        return ()
+        return (Shown(component, show(view)) for component, show in self._presented)
 
     def start(self, tab: Tab, kept: Any) -> None:
-        """A page was loaded: take up what its browser has kept.
-
-        Raises:
-            InputError: something of it makes no sense.
-        """
+        """A page was loaded: take up what its browser has kept; `InputError` if something of it makes no sense."""
 
     def ended(self, sentence: str) -> Update:
         """Say that the tab's session is gone."""
         return {}
 
 
-def button(words: str, name: str, **options: Any) -> Any:
-    """A button as wide as its words."""
-    return gr.Button(words, elem_id=name, size="md", scale=0, min_width=0, **options)
-
-
-def download_button(name: str, **options: Any) -> Any:
-    """A button that gives a file; hidden until there is one."""
-    return gr.DownloadButton(visible=False, elem_id=name, size="md", scale=0, min_width=0, **options)
-
-
-def show_download(path: str | None, words: str) -> dict[str, Any]:
-    """Such a button with a file, or none."""
-    return gr.update(value=path, label=words, visible=path is not None)
-
-
 def show_choices(found: list[tuple[str, str]]) -> dict[str, Any]:
     """A list with these choices, of which the first is chosen; hidden if there are none."""
     return gr.update(choices=found, value=found[0][1] if found else None, visible=bool(found))
+
+
+def own_text(pasted: str, upload: str, prefix: str = "") -> tuple[Any, Any]:
+    """Fields with these labels for a text that is pasted or uploaded; `follow_text` shows them."""
+    return (
+        gr.Textbox(label=pasted, lines=6, max_lines=6, visible=False, elem_id=f"{prefix}pasted"),
+        gr.File(label=upload, file_types=[".txt", ".jsonl", ".parquet"], visible=False, elem_id=f"{prefix}upload"),
+    )
 
 
 def follow_text(chosen: Any, pasted: Any, upload: Any) -> None:

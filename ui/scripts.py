@@ -47,12 +47,7 @@ SHOW_LINK = """(code) => {
 
 
 def download_js(name: str, kind: str) -> str:
-    """Script of an event that saves the text it is given.
-
-    Args:
-        name: of the file.
-        kind: its media type.
-    """
+    """Script of an event that saves the text it is given as a file of that name and media type."""
     return f"""(text) => {{
   if (!text) return;
   const link = document.createElement('a');

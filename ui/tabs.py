@@ -77,12 +77,9 @@ class Tab:
         self.held[component] = (value, self.held.get(component, (None, None))[1])
 
     def changed(self, component: Any, value: Any, hand: Any = None) -> bool:
-        """Whether the browser does not have this yet. It is sent now if so.
+        """Whether the browser does not have this value yet, which is sent now if so.
 
-        Args:
-            component: of the page.
-            value: what it is to show.
-            hand: what the browser reports of it then, if a hand moves it.
+        Of a component that a hand moves, `hand` is what the browser reports when it shows the value.
         """
         if hand is not None:
             before, self.held[component] = self.held.get(component), (hand, value)
@@ -141,12 +138,7 @@ class Tab:
 
 
 class Sessions:
-    """Tabs by id.
-
-    Args:
-        bench: the workbench they share.
-        grace: see `GRACE`.
-    """
+    """Tabs by id, whose sessions share a workbench; for `grace` see `GRACE`."""
 
     def __init__(self, bench: Workbench, grace: float = GRACE) -> None:
         self.bench = bench
@@ -173,14 +165,14 @@ class Sessions:
         if tab is None:
             return
         tab.session.close(stop_job=False)
-        for job in tab.session.heavy:
+        for job in tab.session.jobs.heavy:
             later = Timer(self.grace, self._stop_if_alone, [job])
             later.daemon = True
             later.start()
 
     def _stop_if_alone(self, job: Job) -> None:
         with self._lock:
-            followed = any(tab.session.follows(job) for tab in self._tabs.values())
+            followed = any(tab.session.jobs.follows(job) for tab in self._tabs.values())
         if not followed:
             job.stop.set()
 

@@ -15,11 +15,7 @@ PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 
 
 def launch_arguments(upload: str = UPLOAD_LIMIT) -> dict[str, Any]:
-    """What `launch` needs for this page: theme, style, limits.
-
-    Args:
-        upload: the largest upload.
-    """
+    """What `launch` needs for this page: theme, style, limits; `upload` is the largest file."""
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",

@@ -10,11 +10,7 @@ V = TypeVar("V")
 
 
 class ByteCache(Generic[V]):
-    """Values by content-addressed keys.
-
-    Args:
-        budget: bytes that may be held; a value larger than that is not kept.
-    """
+    """Values by content-addressed keys, of at most `budget` bytes in all: a larger one is not kept."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget

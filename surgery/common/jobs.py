@@ -120,11 +120,7 @@ class Context:
         return self.job.stop
 
     def report(self, progress: float, message: str) -> None:
-        """Tell the share done and what is being done.
-
-        Raises:
-            Cancelled: the job is to stop.
-        """
+        """Tell the share done and what is being done; raises `Cancelled` if the job is to stop."""
         raise_if_set(self.job.stop)
         self.job.progress = min(max(progress, 0.0), 1.0)
         if progress <= 0:
@@ -167,15 +163,9 @@ class JobRegistry:
         product: object = None,
         ended: Callable[[], None] = lambda: None,
     ) -> Job:
-        """Queue work and return its job at once.
+        """Queue work in a lane and return its job at once.
 
-        Args:
-            title: what people are shown.
-            work: the function to run.
-            lane: which queue it waits in.
-            kind: what it is for.
-            product: the files that it makes. The job does not keep them alive.
-            ended: called by the job's thread when the job is over.
+        The job does not keep its product alive, the files that it makes; its thread calls `ended` when it is over.
         """
         reference = None if product is None else weakref.ref(product)
         job = Job(uuid.uuid4().hex, title, lane, kind=kind, product_reference=reference)

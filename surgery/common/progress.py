@@ -12,11 +12,7 @@ Report = Callable[[float, str], None]
 
 
 def raise_if_set(stop: Event | None) -> None:
-    """Stop the work where that is asked for.
-
-    Raises:
-        Cancelled: `stop` is set.
-    """
+    """Raise `Cancelled` once `stop` is set."""
     if stop is not None and stop.is_set():
         raise Cancelled("Cancelled.")
 

@@ -50,13 +50,10 @@ class SessionAnalyse:
         """What waits for an analysis: of all MLPs, or of different blocks."""
         state.on_adopt.append(lambda model: self.drop())
         edit.on_decide.append(self.drop)
+        jobs.takes_over(JobKind.ANALYSE, self._finish)
 
     def start(self) -> Job:
-        """Run the analysis of the calibration text (as a job).
-
-        Raises:
-            InputError: no model is open, or another job is under way.
-        """
+        """Run the analysis of the calibration text (as a job)."""
         return self._start("Analysing")
 
     def drop(self) -> None:
@@ -75,10 +72,8 @@ class SessionAnalyse:
             InputError: it makes no sense, none of the blocks has an MLP any more, or an analysis is needed and another
                 job is under way.
         """
-        budget, method = (
-            WidthBudget("expansion_ratio", expansion_ratio, divisor),
-            registry.method(method_name, "neurons"),
-        )
+        budget = WidthBudget("expansion_ratio", expansion_ratio, divisor)
+        method = registry.method(method_name, "neurons")
         with self.state.lock:
             there = {spec.source for spec in self.state.need_editor().structure.blocks if spec.mlp}
             chosen = None if blocks is None else tuple(block for block in blocks if block in there)
@@ -102,14 +97,6 @@ class SessionAnalyse:
             if mlp is None or not 1 <= width <= mlp.width:
                 raise InputError(f"Block {block} can keep 1 to {mlp.width if mlp else 0:,} neurons.")
             return self._narrow_or_wait(Narrowing(method, WidthBudget("width", width), (block,)))
-
-    def take_over(self, job: Job) -> bool:
-        """Show an analysis that was found again, and narrow as it was asked to."""
-        if job.kind is not JobKind.ANALYSE:
-            return False
-        if job.result is not None:
-            self._finish(job.result)
-        return True
 
     def shown(self) -> AnalyseView:
         """What is known, and what waits."""

@@ -25,9 +25,6 @@ class SessionBuild:
     def start(self, base: Path | None = None) -> Job:
         """Make the smaller model as one file to take away (as a job). A session keeps one: the last one is deleted.
 
-        Args:
-            base: the folder in which to make one; the system's place for temporary files when None.
-
         Raises:
             InputError: there is not enough room, or another job is under way.
         """
@@ -50,21 +47,13 @@ class SessionBuild:
             return self.jobs.start(JobKind.BUILD, "Building", work, download)
 
     def exported(self) -> str:
-        """The recipe file's text, with its measured results when they are complete.
-
-        Raises:
-            InputError: no model is open.
-        """
+        """The recipe file's text, with its measured results when they are complete."""
         return self._documented().to_json()
 
     def hold(self, job: Job) -> None:
         """Keep the file of a job that is found again, which its own session may let go of."""
         if job.kind is JobKind.BUILD:
             self._download = job.product
-
-    def take_over(self, job: Job) -> bool:
-        """Nothing is left to do: the file has been held since the job was found."""
-        return job.kind is JobKind.BUILD
 
     def close(self) -> None:
         """Let go of the file."""

@@ -88,11 +88,7 @@ class SessionCompare:
             self.jobs.fresh()
 
     def go_to(self, key: str) -> None:
-        """Make a recipe that was tried the current one: a step of the history if it is one, else a new step.
-
-        Raises:
-            InputError: it was not tried here.
-        """
+        """Make a recipe that was tried the current one: a step of the history if it is one, else a new step."""
         with self.state.lock:
             history = self.state.need_editor().history
             place = next((n for n, recipe in enumerate(history.recipes) if recipe.key == key), None)

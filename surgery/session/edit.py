@@ -43,14 +43,12 @@ class SessionEdit:
         self.on_decide: list[Callable[[], None]] = []
         """Called after a change that settles how wide the MLPs are, with the lock held."""
         self._locked_before: tuple[int, ...] = ()
+        jobs.takes_over(JobKind.OPEN, self._take_over)
 
     def open(self, source: str, revision: str | None = None, recipe: Recipe | None = None) -> Job | None:
         """Open a model: at once if it is open for somebody else, otherwise as a job; then it is measured.
 
-        Args:
-            source: as for `surgery.models.loading.load`.
-            revision: for a Hub id.
-            recipe: to start with, see `adopt`.
+        The arguments are those of `surgery.models.loading.load`, and a recipe to start with, see `adopt`.
 
         Raises:
             InputError: another job is under way.
@@ -69,14 +67,10 @@ class SessionEdit:
 
         return self.jobs.start(JobKind.OPEN, f"Opening {source}", work)
 
-    def take_over(self, job: Job) -> bool:
-        """Work on the model that a job has opened."""
-        if job.kind is not JobKind.OPEN:
-            return False
-        model = self.state.bench.opened(job.result.source, job.result.revision) if job.result else None
+    def _take_over(self, opened: Opened) -> None:
+        model = self.state.bench.opened(opened.source, opened.revision)
         if model is not None:
             self.adopt(model)
-        return True
 
     def adopt(self, model: OpenModel, recipe: Recipe | None = None) -> None:
         """Work on an open model from now on; a remembered recipe that does not fit it is left out, and said so."""
@@ -98,11 +92,7 @@ class SessionEdit:
             self.measure.start()
 
     def switch(self, blocks: list[int], attention: list[int], mlp: list[int]) -> None:
-        """Switch exactly these parts off.
-
-        Raises:
-            RecipeError: nothing would be left, or there is no such part.
-        """
+        """Switch exactly these parts off; `RecipeError` if there is no such part, or nothing would be left."""
         self.apply(lambda editor: editor.change(lambda choices: choices.switched(blocks, attention, mlp)))
 
     def switch_heads(self, block: int, kv_groups: Collection[int], query_heads: Collection[int] = ()) -> None:
@@ -121,11 +111,7 @@ class SessionEdit:
             self.apply(lambda editor: editor.change(lambda choices: choices.without_heads(block, kv_groups, alone)))
 
     def lock(self, blocks: Collection[int]) -> None:
-        """Say which blocks must stay: suggestions leave them as they are. Not a part of the recipe.
-
-        Raises:
-            InputError: no model is open, or it has no such block.
-        """
+        """Say which blocks must stay: suggestions leave them as they are. Not a part of the recipe."""
         count = len(self.state.need_model().architecture.blocks)
         check_blocks(blocks, count, "Only the blocks 0 to {last} can be locked.")
         with self.state.lock:
@@ -177,11 +163,7 @@ class SessionEdit:
         self.apply(lambda editor: editor.change(lambda choices: choices.replaced(ops, new)))
 
     def repair(self, rank: int) -> None:
-        """Repair the quantised model by low-rank matrices of that rank, from the calibration text; 0 for none.
-
-        Raises:
-            InputError: there is no quantisation to repair, or the rank is out of range.
-        """
+        """Repair the quantised model by low-rank matrices of that rank, from the calibration text; 0 for none."""
         model = self.state.need_model()
         with self.state.lock:
             if rank and self.state.need_editor().structure.quantize is None:
@@ -197,27 +179,15 @@ class SessionEdit:
         return text_reference(windows)
 
     def take(self, recipe: Recipe) -> None:
-        """Make a recipe the current one (import).
-
-        Raises:
-            RecipeError: it does not fit this model.
-        """
+        """Make a recipe the current one (import); `RecipeError` if it does not fit this model."""
         self.decide(lambda editor: editor.take(recipe))
 
     def take_ready(self, name: str) -> None:
-        """Make a ready recipe of the open model the current one.
-
-        Raises:
-            InputError: there is none of that name.
-        """
+        """Make a ready recipe of the open model the current one; `InputError` if there is none of that name."""
         self.take(self.state.bench.ready_recipes.get(name, self.state.need_model().loaded.fingerprint))
 
     def current_recipe(self) -> Recipe:
-        """The recipe in force.
-
-        Raises:
-            InputError: no model is open.
-        """
+        """The recipe in force."""
         with self.state.lock:
             return self.state.need_editor().history.current
 
@@ -234,33 +204,21 @@ class SessionEdit:
         self.decide(Editor.reset)
 
     def decide(self, change: Callable[[Editor], None]) -> None:
-        """Apply a change that also settles how wide the MLPs are: a narrowing that waits for an analysis is dropped.
-
-        Raises:
-            InputError: no model is open, or the change is refused, which leaves everything as it was.
-        """
+        """Apply a change that also settles how wide the MLPs are: a narrowing that waits for an analysis is dropped."""
         with self.state.lock:
             self.apply(change)
             for told in self.on_decide:
                 told()
 
     def apply(self, change: Callable[[Editor], None]) -> None:
-        """Change the recipe and measure it.
-
-        Raises:
-            InputError: no model is open, or the change is refused, which leaves everything as it was.
-        """
+        """Change the recipe and measure it; a change that is refused leaves everything as it was."""
         with self.state.lock:
             change(self.state.need_editor())
             self.jobs.fresh()
             self.measure.start()
 
     def set_text(self, text: TextChoice) -> None:
-        """Measure on another text, and analyse its calibration half from now on.
-
-        Raises:
-            TextError: it cannot be cut into such windows.
-        """
+        """Measure on another text, and analyse its calibration half from now on; `TextError` if it is too short."""
         state = self.state
         model = state.need_model()
         state.bench.limits.check_text(text)
@@ -274,11 +232,7 @@ class SessionEdit:
             self.measure.start()
 
     def set_target(self, target: Target) -> None:
-        """Another device, context, weight type or KV-cache type.
-
-        Raises:
-            InputError: unknown or out of range.
-        """
+        """Another device, context, weight type or KV-cache type; `InputError` if there is no such one."""
         device = self.state.bench.devices.get(target.device)
         weight_type(target.type)
         check_kv_type(target.kv_type)

@@ -16,15 +16,7 @@ ONE_STROKE = 1.0
 
 
 class Editor:
-    """Every change makes a new recipe; one that does not fit the model raises and leaves everything as it was.
-
-    Args:
-        model: what is edited.
-        recipe: where to start, besides the dense model.
-
-    Raises:
-        RecipeError: the recipe does not fit the model.
-    """
+    """Every change makes a new recipe; one that does not fit the model raises and leaves everything as it was."""
 
     def __init__(self, model: OpenModel, recipe: Recipe | None = None) -> None:
         self.model = model
@@ -62,11 +54,7 @@ class Editor:
         return change(self._choices.get(current.key) or Choices.of(current))
 
     def take(self, recipe: Recipe) -> None:
-        """Make a recipe from elsewhere the current one.
-
-        Raises:
-            RecipeError: it does not fit the model.
-        """
+        """Make a recipe from elsewhere the current one; `RecipeError` if it does not fit the model."""
         self.model.resolve(recipe)
         own = recipe.model_copy(update={"model": self.model.reference, "results": None})
         self._choices.pop(own.key, None)

@@ -61,14 +61,12 @@ class SessionFit:
         self._fitted: Fitted | None = None
         self._room: tuple[tuple[str, Target], Room] | None = None
         self._fits: dict[tuple[str, Target, str], Fit] = {}
+        jobs.takes_over(JobKind.FIT, self._finish)
 
     def start(self) -> Job:
         """Look for types and smaller models that fit the target, and measure them (as a job).
 
         What has been measured is kept when the rest is cancelled.
-
-        Raises:
-            InputError: no model is open, or another job is under way.
         """
         state = self.state
         model = state.need_model()
@@ -83,31 +81,17 @@ class SessionFit:
                     return Fitted(model.loaded.fingerprint, target, text, recipe, fitting)
 
                 found = make_it_fit(
-                    model,
-                    recipe,
-                    device,
-                    target.context,
-                    target.kv_type,
-                    windows=model.windows(text),
-                    calibration=calibration,
-                    report=job.report,
-                    stop=job.stop,
+                    model, recipe, device, target.context, target.kv_type, windows=model.windows(text),
+                    calibration=calibration, report=job.report, stop=job.stop,
                     found=lambda fitting: self._finish(fitted(fitting)),
-                )
+                )  # fmt: skip
                 self._finish(fitted(found))
                 return fitted(found)
 
             return self.jobs.start(JobKind.FIT, "Making it fit", work)
 
     def take_option(self, number: int) -> None:
-        """Make one of the found options the current recipe.
-
-        Args:
-            number: of the option, from 1.
-
-        Raises:
-            InputError: there is no such option.
-        """
+        """Make one of the found options, numbered from 1, the current recipe; `InputError` if there is no such one."""
         with self.state.lock:
             options = self._fitted.fitting.options if self._fitted is not None else ()
             if not 1 <= number <= len(options):
@@ -123,14 +107,6 @@ class SessionFit:
                 del self._fits[oldest]
             self._fits[key] = fit(shape, device, target.context, self._type(shape), target.kv_type)
         return self._fits[key]
-
-    def take_over(self, job: Job) -> bool:
-        """Show the options of a search that was found again."""
-        if job.kind is not JobKind.FIT:
-            return False
-        if job.result is not None:
-            self._finish(job.result)
-        return True
 
     def shown(self) -> FitView:
         """Sizes, room and options for the target in force."""

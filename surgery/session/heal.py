@@ -88,6 +88,8 @@ class SessionHeal:
         self._forecasted: Forecasted | None = None
         self._healed: HealedCuts | None = None
         self._adapter: AdapterFile | None = None
+        jobs.takes_over(JobKind.FORECAST, self._keep_forecast)
+        jobs.takes_over(JobKind.HEAL, self._finish)
 
     def close(self) -> None:
         """Let go of the adapter's file."""
@@ -95,9 +97,6 @@ class SessionHeal:
 
     def pack_adapter(self, base: Path | None = None) -> None:
         """Put the result of the recipe's healing into one file to take away. A session keeps one.
-
-        Args:
-            base: the folder in which to make it; the system's place for temporary files when None.
 
         Raises:
             InputError: the recipe is not healed, its result is not on this machine, or the disk is full.
@@ -170,16 +169,6 @@ class SessionHeal:
             self._healed = None
             return job
 
-    def take_over(self, job: Job) -> bool:
-        """Show a forecast that was found again, or put the result of a healing into the recipe."""
-        if job.kind not in (JobKind.FORECAST, JobKind.HEAL):
-            return False
-        if job.result is not None and job.kind is JobKind.FORECAST:
-            self._forecasted = job.result
-        elif job.result is not None:
-            self._finish(job.result)
-        return True
-
     def shown(self) -> HealView:
         """What is known of the cuts in force."""
         job, editor, structure = self.jobs.job, self.state.editor, self.state.structure
@@ -187,12 +176,10 @@ class SessionHeal:
         edits = editor.history.current.edits if editor is not None else ()
         asked, healed, file = self._forecasted, self._healed, self._adapter
         return HealView(
-            progress=job.partial if job is not None and training else None,
-            forecast=asked.forecast
-            if asked is not None and editor is not None and self._cuts() == asked.cuts
-            else None,
-            outcome=healed.outcome if healed is not None and healed.edit in edits else None,
-            adapter=file if file is not None and structure is not None and file.healing == structure.healing else None,
+            progress=job.partial if job and training else None,
+            forecast=asked.forecast if asked and editor and self._cuts() == asked.cuts else None,
+            outcome=healed.outcome if healed and healed.edit in edits else None,
+            adapter=file if file and structure and file.healing == structure.healing else None,
         )
 
     def _to_heal(self, preset_name: str, method: str) -> tuple[OpenModel, Recipe]:
@@ -243,11 +230,14 @@ class SessionHeal:
         job.report(0.0, "Measuring the speed of a step")
         first = healer_for(edit)
         found = forecast(first, measure_speed(first), preset.minutes)
-        with self.state.lock:
-            self._forecasted = Forecasted(cuts_of(recipe), found)
-            self.state.changed()
+        self._keep_forecast(Forecasted(cuts_of(recipe), found))
         job.report(0.0, found.words)
         return healer_for(timed(edit, found))
+
+    def _keep_forecast(self, found: Forecasted) -> None:
+        with self.state.lock:
+            self._forecasted = found
+            self.state.changed()
 
     def _cuts(self) -> tuple[Edit, ...]:
         """The cuts in force."""

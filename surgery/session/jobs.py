@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Literal
 
 from surgery.common.jobs import Job, JobKind, Work
 from surgery.errors import InputError
@@ -28,15 +30,16 @@ class SessionJobs:
         """Computes the compensations of the recipe in force, which is then measured."""
         self.live: Job | None = None
         """Measures the recipe in force."""
+        self._takers: dict[JobKind, tuple[Callable[[Any], object], Literal["result", "partial"]]] = {}
+
+    def takes_over(
+        self, kind: JobKind, take: Callable[[Any], object], left: Literal["result", "partial"] = "result"
+    ) -> None:
+        """Let `take` have what a followed job of that kind has left when it has ended."""
+        self._takers[kind] = take, left
 
     def start(self, kind: JobKind, title: str, work: Work, product: object = None) -> Job:
-        """Start a heavy job; the last error is cleared.
-
-        Args:
-            kind: what it is for.
-            title: what people are shown.
-            work: the function to run.
-            product: the files that it makes, see `surgery.common.jobs.Job.product`.
+        """Start a heavy job; the last error is cleared. For the arguments see `surgery.common.jobs.JobRegistry.submit`.
 
         Raises:
             InputError: another one is under way.
@@ -48,11 +51,7 @@ class SessionJobs:
             return self.job
 
     def refuse_second(self) -> None:
-        """Refuse to start a heavy job beside another one.
-
-        Raises:
-            InputError: one is under way.
-        """
+        """Refuse to start a heavy job beside another one, by an `InputError`."""
         if self.job is not None and not self.job.over:
             raise InputError(f"{self.job.title} is still running: wait for it or cancel it.")
 
@@ -66,13 +65,17 @@ class SessionJobs:
             self.state.changed()
         return job
 
-    def settled(self) -> Job | None:
-        """The followed job, once, when it has ended: its own session may be gone."""
+    def settle(self) -> bool:
+        """Take over what a followed job has left, once, when it has ended: its own session may be gone."""
         job = self.followed
         if job is None or not job.over:
-            return None
+            return False
         self.followed = None
-        return job
+        if job.kind in self._takers:
+            take, left = self._takers[job.kind]
+            if (found := getattr(job, left)) is not None:
+                take(found)
+        return True
 
     def follows(self, job: Job) -> bool:
         """Whether this session shows that job."""

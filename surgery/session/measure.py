@@ -61,9 +61,6 @@ class SessionMeasure:
         """Measure the current recipe, after its compensations have been computed where it has some that are not known.
 
         What is under way for an older recipe stops.
-
-        Raises:
-            InputError: no model is open.
         """
         state, jobs = self.state, self.jobs
         with state.lock:
@@ -87,12 +84,9 @@ class SessionMeasure:
             jobs.live = state.bench.jobs.submit("Measuring", work, "live", JobKind.MEASURE, ended=self._wake)
 
     def wait_for_number(self, seconds: float) -> None:
-        """Until what is being measured has another number, or ends, or the time is over.
+        """Until what is being measured has another number, or ends, or so many seconds are over.
 
         A heavy job is not waited beside: somebody wants to see its progress.
-
-        Args:
-            seconds: the longest wait.
         """
         with self.state.lock:
             known = self._last
@@ -105,10 +99,6 @@ class SessionMeasure:
         if self._completed is not None and self._completed[0] == structure.key:
             return self._completed[1]
         return model.known_complete(structure)
-
-    def take_over(self, job: Job) -> bool:
-        """Nothing is left to do for a computation or measurement: this session has started its own."""
-        return job.kind in (JobKind.COMPLETE, JobKind.MEASURE)
 
     def shown(self) -> MeasureView:
         """The number, and whether it is of the recipe in force."""

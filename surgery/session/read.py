@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from surgery.common.jobs import Context, Job, JobKind
-from surgery.errors import Cancelled
+from surgery.common.progress import checker_of
 from surgery.evaluation.generation import Answer, Writer, prompt_ids, side_by_side
 from surgery.evaluation.sampling import Sampling
 from surgery.pruning.recipe_summary import recipe_words
@@ -40,6 +40,7 @@ class SessionRead:
     def __init__(self, state: SessionState, jobs: SessionJobs, edit: SessionEdit) -> None:
         self.state, self.jobs, self.edit = state, jobs, edit
         self._reading: Reading | None = None
+        jobs.takes_over(JobKind.READ, self._keep, "partial")  # a cancelled one has no result, but what was written
 
     def start(self, prompt: str, chat: bool = False, sampling: Sampling | None = None) -> Job:
         """Let the dense and the cut model answer (as a job), a token each in turn. Cancelled, what was written stays.
@@ -63,34 +64,19 @@ class SessionRead:
             cut = answers[1] if recipe.edits else None
             reading = Reading(model.loaded.fingerprint, recipe.key, words, prompt, drawing, answers[0], cut)
             job.partial(reading)
-            with self.state.lock:
-                self._reading = reading
-                self.state.changed()
+            self._keep(reading)
             return reading
 
         def work(job: Context) -> Reading:
             if recipe.edits:
                 writers.append(self._cut_writer(job, model, structure, ids, drawing))
             reading = show(job, tuple(writer.answer for writer in writers))
-
-            def check() -> None:
-                if job.stop.is_set():
-                    raise Cancelled("Cancelled.")
-
-            for answers in side_by_side(tuple(writers), check):
+            for answers in side_by_side(tuple(writers), checker_of(job.stop)):
                 reading = show(job, answers)
                 job.report(max(answer.tokens for answer in answers) / drawing.tokens, "Writing")
             return reading
 
         return self.jobs.start(JobKind.READ, "Reading", work)
-
-    def take_over(self, job: Job) -> bool:
-        """Show the answers of a job that was found again; a cancelled one has no result, but what was written."""
-        if job.kind is not JobKind.READ:
-            return False
-        if job.partial is not None:
-            self._reading = job.partial
-        return True
 
     def shown(self) -> Reading | None:
         """The last answers of the open model, also those that are being written since before a reload."""
@@ -98,6 +84,11 @@ class SessionRead:
         if job is not None and job.kind is JobKind.READ and job.partial is not None:
             known = job.partial
         return known if known and model and known.fingerprint == model.loaded.fingerprint else None
+
+    def _keep(self, reading: Reading) -> None:
+        with self.state.lock:
+            self._reading = reading
+            self.state.changed()
 
     def _cut_writer(
         self, job: Context, model: OpenModel, structure: Structure, ids: torch.Tensor, drawing: Sampling

@@ -49,10 +49,7 @@ def _commands(view: View, edited: bool, source: str, device: str) -> tuple[str, 
     kind = ["--type", target.type] if view.structure.quantize is None else []  # else the recipe says it
     measured = ["--text", source, "--window", text.window, "--windows", text.windows, *spread]
     aimed = ["--device", device, "--context", target.context, *kind, "--kv-type", target.kv_type]
-    rows: list[list[object]] = [
-        ["evaluate", *model, *recipe, *measured],
-        ["fit", *model, *recipe, *aimed],
-    ]
+    rows: list[list[object]] = [["evaluate", *model, *recipe, *measured], ["fit", *model, *recipe, *aimed]]
     if edited:
         rows.append(["build", RECIPE_FILE, "--out", "smaller"])
         rows.append(["ship", RECIPE_FILE, "--out", "shipped", *measured])

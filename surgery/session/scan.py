@@ -46,6 +46,7 @@ class SessionScan:
     def __init__(self, state: SessionState, jobs: SessionJobs) -> None:
         self.state, self.jobs = state, jobs
         self._scanned: Scanned | None = None
+        jobs.takes_over(JobKind.SCAN, self._finish)
 
     def start(self, kinds: Sequence[RemovalKind] = KINDS) -> Job:
         """Measure each single removal on the session's text, and predict it from the gradients on the calibration text
@@ -68,14 +69,6 @@ class SessionScan:
             return result
 
         return self.jobs.start(JobKind.SCAN, "Measuring every removal", work)
-
-    def take_over(self, job: Job) -> bool:
-        """Show a scan that was found again."""
-        if job.kind is not JobKind.SCAN:
-            return False
-        if job.result is not None:
-            self._finish(job.result)
-        return True
 
     def shown(self) -> Scanned | None:
         """Of the current model on the current text, if they were measured."""

@@ -6,7 +6,6 @@ change raises `version`.
 
 from __future__ import annotations
 
-from surgery.common.jobs import Job
 from surgery.errors import InputError
 from surgery.session.analyse import SessionAnalyse
 from surgery.session.build import SessionBuild
@@ -26,11 +25,7 @@ from surgery.workbench.workbench import Workbench
 
 
 class Session:
-    """The features of one session over its shared state; each is an attribute that is named after it.
-
-    Args:
-        bench: what all sessions share.
-    """
+    """The features of one session over its shared state; each is an attribute that is named after it."""
 
     def __init__(self, bench: Workbench) -> None:
         self.state = state = SessionState(bench)
@@ -57,24 +52,6 @@ class Session:
         """What went wrong last, in one sentence; empty when nothing did."""
         return self.state.error
 
-    @property
-    def heavy(self) -> list[Job]:
-        """Its heavy jobs that are under way."""
-        return self.jobs.heavy
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is under way, or has just ended."""
-        return self.jobs.busy
-
-    def follows(self, job: Job) -> bool:
-        """Whether this session shows that job."""
-        return self.jobs.follows(job)
-
-    def fail(self, message: str) -> None:
-        """Show an error."""
-        self.state.fail(message)
-
     def attach(self, identity: str | None) -> bool:
         """Follow a job that was started before the page was reloaded; whether it is still under way."""
         with self.state.lock:
@@ -90,16 +67,12 @@ class Session:
         A narrowing that waits for a heavy job is dropped.
         """
         with self.state.lock:
-            if self.heavy:
+            if self.jobs.heavy:
                 self.analyse.drop()
             self.jobs.cancel()
 
     def close(self, stop_job: bool = True) -> None:
-        """Stop what still runs for this session, and let go of its files.
-
-        Args:
-            stop_job: whether the heavy jobs stop, too; another session may follow them.
-        """
+        """Stop what still runs for this session, the heavy jobs only if asked, and let go of its files."""
         with self.state.lock:
             self.jobs.close(stop_job)
             for feature in (self.build, self.heal, self.ship):
@@ -138,16 +111,10 @@ class Session:
             )
 
     def _settle(self) -> None:
-        """Let the feature whose kind of job it is take over a followed job that has ended."""
-        job = self.jobs.settled()
-        if job is None:
-            return
-        features = (
-            self.edit, self.measure, self.analyse, self.suggest, self.scan, self.build, self.heal, self.ship, self.fit,
-            self.read,
-        )  # fmt: skip
+        """Take over a followed job that has ended; a narrowing that waited for it is dropped."""
         try:
-            any(feature.take_over(job) for feature in features)
+            if not self.jobs.settle():
+                return
         except InputError as error:
             self.state.error = str(error)
         self.analyse.drop()

@@ -34,10 +34,6 @@ class SessionShip:
 
         The measured text's token ids go along only if the text is a public one.
 
-        Args:
-            options: what goes in.
-            base: the folder in which to make it; the system's place for temporary files when None.
-
         Raises:
             InputError: no model is open, or another job is under way.
         """
@@ -91,10 +87,6 @@ class SessionShip:
         """Keep the files of a job that is found again, which its own session may let go of."""
         if job.kind in (JobKind.SHIP, JobKind.PUSH):
             self._download = job.product
-
-    def take_over(self, job: Job) -> bool:
-        """Nothing is left to do: the files have been held since the job was found."""
-        return job.kind in (JobKind.SHIP, JobKind.PUSH)
 
     def close(self) -> None:
         """Let go of the files."""

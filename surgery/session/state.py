@@ -30,11 +30,7 @@ class Target:
 
 
 class SessionState:
-    """The shared values. Features read and write them with `lock` held, and say so by `changed`.
-
-    Args:
-        bench: what all sessions share.
-    """
+    """The shared values. Features read and write them with `lock` held, and say so by `changed`."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
@@ -67,21 +63,13 @@ class SessionState:
         return self.editor.structure if self.editor is not None else None
 
     def need_model(self) -> OpenModel:
-        """The open model.
-
-        Raises:
-            InputError: no model is open.
-        """
+        """The open model; `InputError` if there is none."""
         if self.model is None:
             raise InputError("No model is open yet: wait for it to load, or open one.")
         return self.model
 
     def need_editor(self) -> Editor:
-        """The open model's recipe and its history.
-
-        Raises:
-            InputError: no model is open.
-        """
+        """The open model's recipe and its history; `InputError` if no model is open."""
         if self.editor is None:
             raise InputError("No model is open yet: wait for it to load, or open one.")
         return self.editor
@@ -98,11 +86,7 @@ class SessionState:
             self.changed()
 
     def refuse_removed(self, block: int, part: Part) -> None:
-        """Refuse to narrow a part that is not there.
-
-        Raises:
-            InputError: there is no such block, or it has no such part, or the part is removed.
-        """
+        """Refuse, by an `InputError`, to narrow a part that is not there or is removed."""
         structure, blocks = self.need_editor().structure, self.need_model().architecture.blocks
         if not 0 <= block < len(blocks):
             raise InputError(f"There is no block {block}: the model has blocks 0 to {len(blocks) - 1}.")
@@ -120,11 +104,7 @@ class SessionState:
         return windows if model.known_statistics(windows) is not None else None
 
     def calibration_windows(self, model: OpenModel) -> Windows:
-        """The windows of the calibration text, which recipes of this session may name from now on.
-
-        Raises:
-            TextError: the text cannot be cut into such windows.
-        """
+        """The windows of the calibration text, which recipes of this session may name from now on."""
         chosen = self.calibration
         windows = model.windows(chosen)
         with self.lock:

@@ -62,6 +62,7 @@ class SessionSuggest:
     def __init__(self, state: SessionState, jobs: SessionJobs, edit: SessionEdit) -> None:
         self.state, self.jobs, self.edit = state, jobs, edit
         self._suggestion: Suggestion | None = None
+        jobs.takes_over(JobKind.SUGGEST, self._finish)
 
     def start(self, method_name: str, budget: Budget, rules: Rules = Rules()) -> Job:
         """Let a method of the catalogue choose what goes, and measure that on the session's text (as a job). Its edits
@@ -99,11 +100,7 @@ class SessionSuggest:
         return self.jobs.start(JobKind.SUGGEST, f"Suggesting: {item.title}", work)
 
     def take(self) -> None:
-        """Make the last suggestion the current recipe, as one step.
-
-        Raises:
-            InputError: there is none for the recipe in force.
-        """
+        """Make the last suggestion the current recipe, as one step; `InputError` if there is none for it now."""
         with self.state.lock:
             found = self.shown()
             if found is None:
@@ -116,14 +113,6 @@ class SessionSuggest:
         with self.state.lock:
             self._suggestion = None
             self.jobs.fresh()
-
-    def take_over(self, job: Job) -> bool:
-        """Show a suggestion that was found again."""
-        if job.kind is not JobKind.SUGGEST:
-            return False
-        if job.result is not None:
-            self._finish(job.result)
-        return True
 
     def shown(self) -> Suggestion | None:
         """The last one, while the recipe is the one that it starts from."""

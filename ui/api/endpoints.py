@@ -20,7 +20,6 @@ from surgery.pruning.budget import Allocation, Budget, Rules, parse_expansion_ra
 from surgery.pruning.suggest import suggest as suggest_recipe
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
-from surgery.structure.structure import Structure
 from surgery.workbench import documents
 from surgery.workbench.limits import HUB_ID, hosted
 from surgery.workbench.open_model import OpenModel
@@ -36,11 +35,7 @@ TEXTS = ("embedded", "wikitext-2")
 
 
 class Api:
-    """The endpoints over a workbench. Paths of the server are never read, whatever a caller names.
-
-    Args:
-        bench: what all visitors share.
-    """
+    """The endpoints over a workbench. Paths of the server are never read, whatever a caller names."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
@@ -141,7 +136,9 @@ class Api:
         choice = self._text(text, window, windows, "evaluation")
 
         def work(job: Context, opened: OpenModel) -> Document:
-            wanted, structure = self._structure(job, opened, recipe)
+            wanted, structure = Recipe.read(recipe) if recipe else None, opened.evaluator.dense
+            if wanted is not None:
+                structure = opened.complete(opened.resolve(wanted), (), job.report, job.stop).structure
             cut = opened.windows(choice)
             estimate = opened.evaluator.measure(structure, cut, job.stop)
             return documents.evaluation(opened, structure, cut, estimate, wanted)
@@ -180,13 +177,6 @@ class Api:
 
         return self._run("Fitting", model, revision, work)
 
-    def _structure(self, job: Context, opened: OpenModel, recipe: Document | None) -> tuple[Recipe | None, Structure]:
-        """A recipe from outside, and what it makes of the model with everything computed."""
-        if not recipe:
-            return None, opened.evaluator.dense
-        wanted = Recipe.read(recipe)
-        return wanted, opened.complete(opened.resolve(wanted), (), job.report, job.stop).structure
-
     def _text(self, text: str, window: int, windows: int, purpose: Any) -> TextChoice:
         """A named text, or the text itself: never a file."""
         if window < 2 or windows < 1:
@@ -194,10 +184,7 @@ class Api:
         named = text in TEXTS or (text.startswith("hub:") and HUB_ID.fullmatch(text[4:]))
         if not named and len(text) > LONGEST_PASTE:
             raise refusal(f"The text is longer than {LONGEST_PASTE:,} characters.")
-        if named:
-            choice = TextChoice(text, window, windows, purpose)
-        else:
-            choice = TextChoice("pasted", window, windows, purpose, content=text)
+        choice = TextChoice(text if named else "pasted", window, windows, purpose, content=None if named else text)
         self._allowed(lambda: self.limits.check_text(choice))
         return choice
 

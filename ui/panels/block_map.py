@@ -11,7 +11,6 @@ from ui.panel import Panel, Shown, Wire
 from ui.presenters import map_widget as map_model
 from ui.presenters.recipe import removed_text
 from ui.tabs import Tab
-from ui.theme import PLAIN
 from ui.widgets import block_map as widget
 
 
@@ -29,7 +28,7 @@ class BlockMap(Panel):
             min_width=200,
         )
         self.map = self.moves(widget.BlockMap(elem_id="map", label="Blocks"))
-        self.removed = self.shows(gr.HTML(elem_id="removed", **PLAIN))
+        self.html("removed", removed_text)
 
     def events(self, wire: Wire) -> None:
         """A click on the map, and another colour."""
@@ -37,9 +36,9 @@ class BlockMap(Panel):
         wire.on(self.colour.input, _colour, self.colour, last=True)
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """The line, and the map: its decisions only if the browser has others, as a click may be under way there."""
+        """The map besides: its decisions only if the browser has others, as a click may be under way there."""
+        yield from super().values(tab, view)
         decisions, model = map_model.decisions(view), map_model.block_map_model(view, tab.map_colour)
-        yield Shown(self.removed, removed_text(view))
         yield Shown(self.map, model, lambda: widget.BlockMap(model=model))
         yield Shown(self.map, None, lambda: widget.BlockMap(decisions, model=model), hand=decisions)
 

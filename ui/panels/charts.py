@@ -10,7 +10,7 @@ import gradio as gr
 
 from analysis.figures.analysis import HEAD_TITLES
 from surgery.session.view import View
-from ui.panel import Panel, Shown, Wire, button
+from ui.panel import Panel, Shown, Wire
 from ui.presenters import charts
 from ui.presenters.chart_table import table
 from ui.presenters.scan import scan_text
@@ -54,7 +54,7 @@ class Charts(Panel):
     def _scan_fields(self) -> None:
         """What is removed one at a time, and the button that measures it."""
         with gr.Row(elem_classes="ms-actions"):
-            self.scan = self.shows(button("Measure every removal", "scan", interactive=False))
+            self.scan = self.button("Measure every removal", "scan", able=can_start)
             self.kinds = gr.CheckboxGroup(
                 [("Blocks", "blocks"), ("Attention", "attention"), ("MLPs", "mlp")],
                 value=["blocks"],
@@ -63,7 +63,7 @@ class Charts(Panel):
                 elem_id="scan-kinds",
                 min_width=240,
             )
-        self.scan_note = self.shows(gr.HTML(elem_id="scan-note", **PLAIN))
+        self.html("scan-note", lambda view: scan_text(view.scan))
 
     def events(self, wire: Wire) -> None:
         """Open a chart, choose what it shows, measure every removal."""
@@ -74,9 +74,8 @@ class Charts(Panel):
         wire.on(self.scan.click, lambda tab, kinds: tab.session.scan.start(tuple(kinds)), self.kinds)
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """The open chart; the others are drawn when their tab is opened."""
-        yield Shown(self.scan, gr.update(interactive=can_start(view)))
-        yield Shown(self.scan_note, scan_text(view.scan))
+        """The open chart besides; the others are drawn when their tab is opened."""
+        yield from super().values(tab, view)
         name, picks = tab.chart, (tab.neuron_method, tab.head_statistic)
 
         def draw() -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import gradio as gr
 
 from surgery.pruning.recipe_summary import HOW
 from surgery.recipe.edits import How
 from surgery.session.view import View
-from ui.panel import Panel, Shown, Wire, button
+from ui.panel import Panel, Wire
 from ui.presenters.compensate import compensation_text, compensations
 from ui.tabs import Tab
-from ui.theme import PLAIN
 
 HOWS: tuple[How, ...] = get_args(How)
 COMPENSATIONS = {
@@ -32,25 +30,20 @@ class Compensate(Panel):
     def fields(self) -> None:
         """The switches, the words, and the button that computes what was cancelled."""
         with gr.Row(elem_id="compensations"):
-            self.switches = {how: self.shows(_switch(how)) for how in HOWS}
-        self.words = self.shows(gr.HTML(elem_id="compensation", **PLAIN))
+            self.switches = {how: self.shows(_switch(how), partial(_switch_update, how)) for how in HOWS}
+        self.html("compensation", compensation_text)
         with gr.Row(elem_classes="ms-actions"):
-            self.compute = self.shows(button("Compute the compensation", "compute", visible=False))
+            self.compute = self.button(
+                "Compute the compensation",
+                "compute",
+                there=lambda view: view.uncompensated and view.unfinished == "compensation",
+            )
 
     def events(self, wire: Wire) -> None:
         """Switch, and compute."""
         for how, switch in self.switches.items():
             wire.on(switch.input, partial(self._compensate, how=how), switch, last=True)
         wire.on(self.compute.click, lambda tab: tab.session.measure.start())
-
-    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """Which are on, and what they reach."""
-        on = {edit.how for edit in compensations(view)}
-        for how, switch in self.switches.items():
-            yield Shown(switch, gr.update(value=how in on, interactive=view.model is not None))
-        yield Shown(self.words, compensation_text(view))
-        pending = view.uncompensated and view.unfinished == "compensation"
-        yield Shown(self.compute, gr.update(visible=pending))
 
     def _compensate(self, tab: Tab, on: bool, how: How) -> None:
         tab.forget(self.switches[how])
@@ -59,10 +52,10 @@ class Compensate(Panel):
 
 def _switch(how: How) -> gr.Checkbox:
     return gr.Checkbox(
-        False,
-        label=HOW[how],
-        info=COMPENSATIONS[how],
-        interactive=False,
-        elem_id=how.replace("_", "-"),
-        min_width=220,
+        False, label=HOW[how], info=COMPENSATIONS[how], interactive=False, elem_id=how.replace("_", "-"), min_width=220
     )
+
+
+def _switch_update(how: How, view: View) -> dict[str, Any]:
+    on = {edit.how for edit in compensations(view)}
+    return gr.update(value=how in on, interactive=view.model is not None)

@@ -47,12 +47,7 @@ class Detail(Panel):
             )
             self.ranked_by = self.shows(ranked_by)
             lock = gr.Checkbox(
-                False,
-                label="Locked: it must stay",
-                visible="hidden",
-                elem_id="detail-lock",
-                scale=1,
-                min_width=160,
+                False, label="Locked: it must stay", visible="hidden", elem_id="detail-lock", scale=1, min_width=160
             )
             self.lock = self.shows(lock)
         self.detail = self.moves(BlockDetail(elem_id="detail", label="Detail of a block"))

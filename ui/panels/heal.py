@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -13,10 +14,9 @@ from surgery.recipe.texts import TextChoice
 from surgery.session.heal import HEALING_WINDOW
 from surgery.session.view import View
 from ui import inputs
-from ui.panel import Panel, Shown, Wire, button, download_button, follow_text, show_download
+from ui.panel import Panel, Shown, Wire, follow_text, own_text
 from ui.presenters import heal as heal_words
 from ui.tabs import Tab
-from ui.theme import PLAIN
 from ui.widgets.choice import Choice
 
 
@@ -44,22 +44,16 @@ class Heal(Panel):
                 scale=2,
                 min_width=220,
             )
-        self.pasted = gr.Textbox(
-            label="Pasted text to learn from", lines=6, max_lines=6, visible=False, elem_id="heal-pasted"
-        )
-        self.upload = gr.File(
-            label="Text file to learn from: .txt, .jsonl or .parquet",
-            file_types=[".txt", ".jsonl", ".parquet"],
-            visible=False,
-            elem_id="heal-upload",
+        self.pasted, self.upload = own_text(
+            "Pasted text to learn from", "Text file to learn from: .txt, .jsonl or .parquet", "heal-"
         )
         with gr.Row(elem_classes="ms-actions"):
-            self.forecast = self.shows(button("What will it do?", "heal-forecast", interactive=False))
-            self.heal = self.shows(button("Heal", "heal", variant="primary", interactive=False))
-        self.words = self.shows(gr.HTML(elem_id="heal-words", **PLAIN))
+            self.forecast = self.button("What will it do?", "heal-forecast", able=_can_heal)
+            self.heal = self.button("Heal", "heal", able=_can_heal, variant="primary")
+        self.html("heal-words", heal_words.words)
         with gr.Row(elem_classes="ms-actions"):
-            self.pack = self.shows(button("Make the adapter's file", "heal-adapter", visible=False))
-            self.download = self.shows(download_button("heal-download"))
+            self.pack = self.button("Make the adapter's file", "heal-adapter", there=heal_words.packable)
+            self.download("heal-download", heal_words.download)
         curve = gr.Plot(show_label=False, visible=False, elem_id="heal-curve", elem_classes="ms-chart")
         self.curve = self.shows(curve)
 
@@ -72,13 +66,8 @@ class Heal(Panel):
         wire.on(self.pack.click, lambda tab: tab.session.heal.pack_adapter(Path(get_upload_folder())))
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """How it goes, and what came of it."""
-        able = heal_words.cut(view) and not view.working
-        for pressed in (self.heal, self.forecast):
-            yield Shown(pressed, gr.update(interactive=able))
-        yield Shown(self.words, heal_words.words(view))
-        yield Shown(self.pack, gr.update(visible=heal_words.packable(view)))
-        yield Shown(self.download, show_download(*heal_words.download(view)))
+        """The curve besides, which is drawn only when it is sent."""
+        yield from super().values(tab, view)
         progress, healed = view.heal.progress, view.heal.outcome
         history = healed.history if healed else progress.history if progress else ()
         before = healed.before if healed else progress.before if progress else 0.0
@@ -89,14 +78,18 @@ class Heal(Panel):
         )
 
 
-def _heal(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:
+def _can_heal(view: View) -> bool:
+    return heal_words.cut(view) and not view.working
+
+
+def _heal(tab: Tab, preset: str, method: str, *text: Any) -> None:
     """Heal the cuts in force."""
-    tab.session.heal.start(preset, method, _text(source, pasted, upload))
+    tab.session.heal.start(preset, method, _text(*text))
 
 
-def _forecast(tab: Tab, preset: str, method: str, source: str, pasted: str, upload: str | None) -> None:
+def _forecast(tab: Tab, preset: str, method: str, *text: Any) -> None:
     """Say what a preset would do on this machine."""
-    tab.session.heal.forecast(preset, method, _text(source, pasted, upload))
+    tab.session.heal.forecast(preset, method, _text(*text))
 
 
 def _text(source: str, pasted: str, upload: str | None) -> TextChoice | None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 
 import gradio as gr
 
 from surgery.recipe import link as recipe_link
 from surgery.session.view import View
-from ui.panel import QUIET, Panel, Shown, Wire, button, show_choices
+from ui.panel import QUIET, Panel, Wire, show_choices
 from ui.presenters import keep as keep_words
 from ui.presenters.report import report
 from ui.scripts import SHOW_LINK, download_js
-from ui.tabs import Tab
 from ui.theme import PLAIN
 from ui.widgets.choice import Choice
 
@@ -26,13 +24,13 @@ class Keep(Panel):
     def fields(self) -> None:
         """The link, the report, the ready recipes, the lines."""
         with gr.Row(elem_classes="ms-actions"):
-            self.make_link = self.shows(button("Copy a link to this recipe", "make-link", interactive=False))
+            self.make_link = self.button("Copy a link to this recipe", "make-link", able=_is_open)
             self.link = gr.Textbox(
                 "", label="Link", show_label=False, container=False, max_lines=1, interactive=False,
                 placeholder="The link appears here, too.", elem_id="shown-link", scale=1, min_width=220,
             )  # fmt: skip
         with gr.Row(elem_classes="ms-actions"):
-            self.report = self.shows(button("Download a report", "report", interactive=False))
+            self.report = self.button("Download a report", "report", able=_is_open)
             gr.HTML(
                 '<p class="ms-note">One HTML file: recipe, numbers, everything tried, lines to reproduce.</p>',
                 min_width=220,
@@ -42,17 +40,17 @@ class Keep(Panel):
         self.link_code = gr.Textbox("", visible="hidden", elem_id="link-code")
         with gr.Row(elem_classes="ms-actions"):
             ready = Choice(
-                [],
-                label="Ready recipe",
-                visible=False,
-                interactive=True,
-                elem_id="ready-choice",
-                scale=2,
+                [], label="Ready recipe", visible=False, interactive=True, elem_id="ready-choice", scale=2,
                 min_width=260,
-            )
-            self.ready = self.shows(ready)
-            self.take = self.shows(button("Load this recipe", "ready-take", visible=False))
-        self.lines = self.shows(gr.HTML(elem_id="lines", **PLAIN))
+            )  # fmt: skip
+            self.ready = self.shows(ready, lambda view: show_choices(self._choices(view)))
+            self.take = self.button("Load this recipe", "ready-take", there=lambda view: bool(self._choices(view)))
+        self.html("lines", keep_words.lines_text)
+
+    def _choices(self, view: View) -> list[tuple[str, str]]:
+        """The ready recipes of the model."""
+        known = self.bench.ready_recipes
+        return keep_words.ready_choices(known.of(view.model.loaded.fingerprint)) if view.model else []
 
     def events(self, wire: Wire) -> None:
         """Make the link and the report; load a ready recipe."""
@@ -64,12 +62,6 @@ class Keep(Panel):
         )
         wire.on(self.take.click, lambda tab, name: tab.session.edit.take_ready(name), self.ready)
 
-    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """The ready recipes of the model, and the lines."""
-        for pressed in (self.make_link, self.report):
-            yield Shown(pressed, gr.update(interactive=view.history is not None))
-        ready = self.bench.ready_recipes.of(view.model.loaded.fingerprint) if view.model else {}
-        found = keep_words.ready_choices(ready)
-        yield Shown(self.ready, show_choices(found))
-        yield Shown(self.take, gr.update(visible=bool(found)))
-        yield Shown(self.lines, keep_words.lines_text(view))
+
+def _is_open(view: View) -> bool:
+    return view.history is not None

@@ -9,10 +9,9 @@ import gradio as gr
 
 from surgery.formats.table import FORMATS
 from surgery.session.view import View
-from ui.panel import Panel, Shown, Wire, button
+from ui.panel import Panel, Shown, Wire
 from ui.presenters import quantise as words
 from ui.tabs import Tab
-from ui.theme import PLAIN
 from ui.widgets.choice import Choice
 
 SETTINGS = ("type", "importance", "method", "group", "symmetric", "act_order")
@@ -67,10 +66,14 @@ class Quantise(Panel):
                     min_width=220,
                 )
                 self.controls[name] = self.shows(switch)
-        self.words = self.shows(gr.HTML(elem_id="quantise-words", **PLAIN))
+        self.html("quantise-words", words.words)
         with gr.Row(elem_classes="ms-actions"):
-            self.compute = self.shows(button("Compute the quantisation", "compute-quantisation", visible=False))
-        self.table = self.shows(gr.HTML(elem_id="quantise-table", **PLAIN))
+            self.compute = self.button(
+                "Compute the quantisation",
+                "compute-quantisation",
+                there=lambda view: view.uncompensated and view.unfinished == "quantisation",
+            )
+        self.html("quantise-table", words.table)
 
     def events(self, wire: Wire) -> None:
         """Another format, type or setting; another rank; compute."""
@@ -80,7 +83,8 @@ class Quantise(Panel):
         wire.on(self.compute.click, lambda tab: tab.session.measure.start())
 
     def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """The quantisation in force; controls of other formats keep what they hold."""
+        """The quantisation in force besides; controls of other formats keep what they hold."""
+        yield from super().values(tab, view)
         held = words.controls(view)
         shown = words.shown_controls(held["format"], held.get("method", "round_to_nearest"))
         yield Shown(self.format, gr.update(value=held["format"], interactive=view.model is not None))
@@ -89,10 +93,6 @@ class Quantise(Panel):
             if name == "type":
                 update["choices"] = list(FORMATS.get(held["format"], words.FIRST).types)
             yield Shown(control, gr.update(**update))
-        yield Shown(self.words, words.words(view))
-        yield Shown(self.table, words.table(view))
-        pending = view.uncompensated and view.unfinished == "quantisation"
-        yield Shown(self.compute, gr.update(visible=pending))
 
     def _quantise(self, tab: Tab, format_name: str, *values: Any) -> None:
         """Another format or type, or another setting."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -10,11 +10,10 @@ from surgery.errors import InputError
 from surgery.evaluation.generation import has_chat_template
 from surgery.evaluation.sampling import MOST_TOKENS, Sampling
 from surgery.session.view import View
-from ui.panel import Panel, Shown, Wire, button
+from ui.panel import Panel, Wire
 from ui.presenters import read as read_words
 from ui.presenters.status import can_start
 from ui.tabs import Tab
-from ui.theme import PLAIN
 
 
 class Read(Panel):
@@ -28,7 +27,7 @@ class Read(Panel):
         chat = gr.Checkbox(
             False, label="Ask it in a conversation (chat template)", interactive=False, elem_id="read-chat"
         )
-        self.chat = self.shows(chat)
+        self.chat = self.shows(chat, _chat)
         with gr.Accordion("More", open=False, elem_id="read-more"), gr.Row():
             self.sampling = [
                 gr.Number(value, label=label, precision=digits, elem_id=f"read-{name}", min_width=130)
@@ -40,19 +39,18 @@ class Read(Panel):
                 )
             ]
         with gr.Row(elem_classes="ms-actions"):
-            self.read = self.shows(button("Read", "read", variant="primary", interactive=False))
-        self.answers = self.shows(gr.HTML(elem_id="answers", **PLAIN))
+            self.read = self.button("Read", "read", able=can_start, variant="primary")
+        self.html("answers", read_words.answers_text)
 
     def events(self, wire: Wire) -> None:
         """Let both models answer."""
         wire.on(self.read.click, _read, self.prompt, self.chat, *self.sampling)
 
-    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """The answers, and whether the model knows conversations."""
-        yield Shown(self.read, gr.update(interactive=can_start(view)))
-        yield Shown(self.answers, read_words.answers_text(view))
-        template = view.model is not None and has_chat_template(view.model.loaded.tokenizer)
-        yield Shown(self.chat, gr.update(interactive=True) if template else gr.update(value=False, interactive=False))
+
+def _chat(view: View) -> dict[str, Any]:
+    """The switch for conversations, if the model knows them."""
+    template = view.model is not None and has_chat_template(view.model.loaded.tokenizer)
+    return gr.update(interactive=True) if template else gr.update(value=False, interactive=False)
 
 
 def _read(tab: Tab, prompt: str, chat: bool, *numbers: float | None) -> None:

@@ -15,7 +15,7 @@ from surgery.recipe import link as recipe_link
 from surgery.recipe.recipe import Recipe
 from surgery.session.state import Target
 from ui import inputs
-from ui.panel import Panel, Wire, follow_text
+from ui.panel import Panel, Wire, follow_text, own_text
 from ui.tabs import Tab
 from ui.theme import UPLOAD_LIMIT
 
@@ -61,12 +61,8 @@ class Setup(Panel):
             allow_custom_value=True,
             elem_id="text",
         )
-        self.pasted = gr.Textbox(label="Pasted text", lines=6, max_lines=6, visible=False, elem_id="pasted")
-        self.upload = gr.File(
-            label=f"Text file: .txt, .jsonl or .parquet, up to {UPLOAD_LIMIT.upper()}",
-            file_types=[".txt", ".jsonl", ".parquet"],
-            visible=False,
-            elem_id="upload",
+        self.pasted, self.upload = own_text(
+            "Pasted text", f"Text file: .txt, .jsonl or .parquet, up to {UPLOAD_LIMIT.upper()}"
         )
         with gr.Row(elem_classes="ms-pair"):
             self.window = gr.Number(256, label="Tokens a window", precision=0, elem_id="window", min_width=100)
@@ -155,11 +151,7 @@ class Setup(Panel):
 
 
 def _linked(link: str, source: str) -> Recipe:
-    """The recipe of a link, if it is of the model that this browser opens anyway: a link alone fetches nothing.
-
-    Raises:
-        InputError: damaged, or of another model.
-    """
+    """The recipe of a link, if it is of the model that this browser opens anyway: a link alone fetches nothing."""
     recipe = recipe_link.decode(link)
     if recipe.model.id != source:
         raise InputError(

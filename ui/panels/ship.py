@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +9,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from surgery.recipe.storage import GgufType
-from surgery.session.view import View
 from surgery.shipping.weights import AS_RECIPE, NONE, ShipOptions, gguf_type
-from ui.panel import Panel, Shown, Wire, button, download_button, show_download
+from ui.panel import Panel, Wire
 from ui.presenters import ship as ship_words
 from ui.presenters.status import can_start
 from ui.tabs import Tab
@@ -47,15 +45,15 @@ class Ship(Panel):
                 min_width=220,
             )
         with gr.Row(elem_classes="ms-actions"):
-            self.ship = self.shows(button("Ship and verify", "ship", variant="primary", interactive=False))
-            self.ship_download = self.shows(download_button("ship-download"))
-        self.ship_note = self.shows(gr.HTML(elem_id="ship-note", **PLAIN))
+            self.ship = self.button("Ship and verify", "ship", able=can_start, variant="primary")
+            self.download("ship-download", lambda view: ship_words.download(view.ship))
+        self.html("ship-note", ship_words.ship_text)
         self._hub_fields()
         gr.HTML("<h3>Checkpoint only</h3>", elem_id="build-heading", **PLAIN)
-        self.build_note = self.shows(gr.HTML(elem_id="build-note", **PLAIN))
+        self.html("build-note", ship_words.build_text)
         with gr.Row(elem_classes="ms-actions"):
-            self.build = self.shows(button("Build and download", "build", interactive=False))
-            self.download = self.shows(download_button("download", variant="primary"))
+            self.build = self.button("Build and download", "build", able=can_start)
+            self.download("download", ship_words.build_download, variant="primary")
 
     def _hub_fields(self) -> None:
         with gr.Accordion("Upload to the Hugging Face Hub", open=False, visible=False, elem_id="hub") as hub:
@@ -80,27 +78,14 @@ class Ship(Panel):
                     True, label="Private", info="If it is made now.", elem_id="ship-private", min_width=120
                 )
             with gr.Row(elem_classes="ms-actions"):
-                self.push = self.shows(button("Upload", "push", interactive=False))
-        self.hub = self.shows(hub)
+                self.push = self.button("Upload", "push", able=lambda view: can_start(view) and view.ship is not None)
+        self.shows(hub, lambda view: gr.update(visible=view.ship is not None))
 
     def events(self, wire: Wire) -> None:
         """Ship, upload, build."""
         wire.on(self.ship.click, _ship, self.type, self.checkpoint)
         wire.on(self.push.click, self._push, self.repository, self.token, self.private)
         wire.on(self.build.click, lambda tab: tab.session.build.start(Path(get_upload_folder())))
-
-    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """What was made, and whether more can be."""
-        shipment, able = view.ship, can_start(view)
-        yield Shown(self.ship, gr.update(interactive=able))
-        yield Shown(self.push, gr.update(interactive=able and shipment is not None))
-        yield Shown(self.ship_note, ship_words.ship_text(view))
-        yield Shown(self.ship_download, show_download(*ship_words.download(shipment)))
-        yield Shown(self.hub, gr.update(visible=shipment is not None))
-        yield Shown(self.build, gr.update(interactive=able))
-        yield Shown(self.build_note, ship_words.build_text(view))
-        path = None if view.build is None else str(view.build.path)
-        yield Shown(self.download, show_download(path, ship_words.download_label(view)))
 
     def _push(self, tab: Tab, repository: str, token: str, private: bool) -> None:
         """Upload the folder; the token leaves the page with this answer."""

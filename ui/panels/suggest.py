@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -10,7 +9,7 @@ import gradio as gr
 from surgery.pruning.budget import CFSP_SHARPNESS
 from surgery.session.view import View
 from ui import inputs
-from ui.panel import LAST, Panel, Shown, Update, Wire, button
+from ui.panel import LAST, Panel, Update, Wire
 from ui.presenters import suggest_form as forms
 from ui.presenters.status import can_start
 from ui.presenters.suggest import suggestion_text
@@ -46,12 +45,12 @@ class Suggest(Panel):
         with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
             self.rules = {name: _rule_field(name, name in form.rules) for name in forms.RULES}
         with gr.Row(elem_classes="ms-actions"):
-            self.suggest = self.shows(button("Suggest", "suggest", variant="primary", interactive=False))
+            self.suggest = self.button("Suggest", "suggest", able=can_start, variant="primary")
             self.note = gr.HTML(note(form.note), elem_id="suggest-note", min_width=220, **PLAIN)
-        self.suggestion = self.shows(gr.HTML(elem_id="suggestion", **PLAIN))
+        self.html("suggestion", suggestion_text)
         with gr.Row(elem_classes="ms-actions"):
-            self.take = self.shows(button("Take this suggestion", "suggest-take", variant="primary", visible=False))
-            self.discard = self.shows(button("Discard", "suggest-discard", visible=False))
+            self.take = self.button("Take this suggestion", "suggest-take", there=_has_suggestion, variant="primary")
+            self.discard = self.button("Discard", "suggest-discard", there=_has_suggestion)
 
     def events(self, wire: Wire) -> None:
         """Follow the method, suggest, take or discard."""
@@ -68,13 +67,6 @@ class Suggest(Panel):
         wire.on(self.take.click, lambda tab: tab.session.suggest.take())
         wire.on(self.discard.click, lambda tab: tab.session.suggest.discard())
 
-    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """The suggestion, and what can be done with it."""
-        yield Shown(self.suggest, gr.update(interactive=can_start(view)))
-        yield Shown(self.suggestion, suggestion_text(view))
-        for pressed in (self.take, self.discard):
-            yield Shown(pressed, gr.update(visible=view.suggest is not None))
-
     def _choose_method(self, method: str, unit: str) -> Update:
         """The fields that go with a method and a budget; asks nothing of a session."""
         form = forms.form(method, unit)
@@ -89,6 +81,10 @@ class Suggest(Panel):
         """Let the method choose."""
         values = dict(zip((*self.amounts, *self.rules), fields, strict=True))
         tab.session.suggest.start(method, *inputs.suggestion(method, unit, values, values))
+
+
+def _has_suggestion(view: View) -> bool:
+    return view.suggest is not None
 
 
 def _amount_field(name: str, visible: bool) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
 
 from surgery.recipe.recipe import Recipe
 from surgery.session.view import View
-from ui.panel import QUIET, Panel, Shown, Wire, button
+from ui.panel import QUIET, SLIM, Panel, Wire
 from ui.presenters.status import can_start
 from ui.scripts import download_js
 from ui.tabs import Tab
@@ -21,21 +20,17 @@ class Toolbar(Panel):
     def fields(self) -> None:
         """The buttons, and the carrier of the recipe's text."""
         with gr.Row(elem_id="toolbar"):
-            self.analyse = self.shows(button("Analyse", "analyse", interactive=False, variant="primary"))
-            self.undo = self.shows(button("Undo", "undo", interactive=False, elem_classes="ms-gap"))
-            self.redo = self.shows(button("Redo", "redo", interactive=False))
-            self.reset = self.shows(button("Reset", "reset", interactive=False))
-            self.export = self.shows(button("Export recipe", "export", interactive=False, elem_classes="ms-gap"))
-            upload = gr.UploadButton(
-                "Import recipe",
-                file_types=[".json"],
-                elem_id="import",
-                interactive=False,
-                size="md",
-                scale=0,
-                min_width=0,
+            self.analyse = self.button("Analyse", "analyse", able=can_start, variant="primary")
+            self.undo = self.button(
+                "Undo", "undo", able=lambda view: bool(view.history and view.history.can_undo), elem_classes="ms-gap"
             )
-            self.take = self.shows(upload)
+            self.redo = self.button("Redo", "redo", able=lambda view: bool(view.history and view.history.can_redo))
+            self.reset = self.button(
+                "Reset", "reset", able=lambda view: bool(view.history and view.history.current.edits)
+            )
+            self.export = self.button("Export recipe", "export", able=_is_open, elem_classes="ms-gap")
+            upload = gr.UploadButton("Import recipe", file_types=[".json"], elem_id="import", interactive=False, **SLIM)
+            self.take = self.shows(upload, lambda view: gr.update(interactive=_is_open(view)))
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
 
     def events(self, wire: Wire) -> None:
@@ -49,18 +44,9 @@ class Toolbar(Panel):
         )
         wire.on(self.take.upload, _take, self.take)
 
-    def values(self, tab: Tab, view: View) -> Iterator[Shown]:
-        """Which buttons can be pressed."""
-        history = view.history
-        for pressed, able in (
-            (self.analyse, can_start(view)),
-            (self.undo, history is not None and history.can_undo),
-            (self.redo, history is not None and history.can_redo),
-            (self.reset, history is not None and bool(history.current.edits)),
-            (self.export, view.model is not None),
-            (self.take, view.model is not None),
-        ):
-            yield Shown(pressed, gr.update(interactive=able))
+
+def _is_open(view: View) -> bool:
+    return view.model is not None
 
 
 def _take(tab: Tab, path: str | None) -> None:

@@ -35,11 +35,8 @@ def key(name: str, view: View, neuron_method: str, head_statistic: str) -> tuple
         return name, view.scan
     choice = {"neurons": neuron_method, "heads": head_statistic}.get(name)
     removed = tuple(decisions(view)["blocks"]) if name == "blocks" else ()
-    analysed = (
-        view.analyse.windows.fingerprint
-        if view.analyse.windows is not None and view.analyse.statistics is not None
-        else None
-    )
+    windows = view.analyse.windows
+    analysed = windows.fingerprint if windows is not None and view.analyse.statistics is not None else None
     return name, view.model.loaded.fingerprint if view.model else None, analysed, choice, removed
 
 

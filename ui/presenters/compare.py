@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from surgery.session.compare import Attempt, Tried
 from surgery.session.view import View
-from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text
+from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text, table
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
 """Of the drawing, and of its margins, in its own units."""
@@ -20,6 +20,8 @@ COUNTS: dict[str, Callable[[Attempt], int]] = {
     "MLP neurons": lambda one: sum(len(spec.neurons) for spec in one.structure.blocks),
 }
 """Parts that stay, by their names."""
+Row = tuple[str, str, str, str, str]
+"""Title, A, B, their difference, and where the numbers come from."""
 
 
 def steps(view: View) -> str:
@@ -135,29 +137,27 @@ def pinned_text(view: View) -> str:
         f'<td class="ms-kind">{kind}</td></tr>'
         for title, a, b, change, kind in _rows(first, second)
     )
-    head = "".join(f"<th>{words}</th>" for words in ("", f"A{names['a']}", f"B{names['b']}", "B against A", ""))
     words = "".join(note(f"{letter}: {one.words}.") for letter, one in (("A", first), ("B", second)))
-    table = f'<table class="ms-types"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'{words}<div class="ms-scroll ms-wide">{table}</div>'
+    heads = ("", f"A{names['a']}", f"B{names['b']}", "B against A", "")
+    return f'{words}<div class="ms-scroll ms-wide">{table(heads, rows)}</div>'
 
 
-def _rows(first: Attempt, second: Attempt) -> list[tuple[str, str, str, str, str]]:
-    def row(title: str, read: Callable[[Attempt], float], text: Callable[[float], str], kind: str) -> tuple[str, ...]:
+def _rows(first: Attempt, second: Attempt) -> list[Row]:
+    def row(title: str, read: Callable[[Attempt], float], text: Callable[[float], str], kind: str) -> Row:
         a, b = read(first), read(second)
         return title, text(a), text(b), _share(a, b), kind
 
     a, b = first.estimate, second.estimate
-    rows = [
+    loss_a, loss_b = (loss_text(one.difference, one.difference_standard_error) for one in (a, b))
+    return [
         *(row(title, count, lambda n: f"{n:,}", "arithmetic") for title, count in COUNTS.items()),
         row("Parameters", lambda one: one.structure.parameters, lambda n: count_text(int(n)), "arithmetic"),
         row("Weights", lambda one: one.fit.weights_bytes, bytes_text, "arithmetic"),
         row("Memory", lambda one: one.fit.needed_bytes, bytes_text, "estimated"),
         row("Decode, tokens/s", lambda one: one.fit.speed.decode, lambda n: f"{n:,.1f}", "estimated"),
         ("Perplexity", number_text(a.perplexity), number_text(b.perplexity), loss_text(*b.against(a)), "measured"),
-        ("Loss against dense", *(loss_text(one.difference, one.difference_standard_error) for one in (a, b)), "",
-         "measured"),
-    ]  # fmt: skip
-    return [(str(t), str(x), str(y), str(z), str(k)) for t, x, y, z, k in rows]
+        ("Loss against dense", loss_a, loss_b, "", "measured"),
+    ]
 
 
 def _share(a: float, b: float) -> str:

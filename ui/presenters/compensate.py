@@ -9,7 +9,7 @@ from surgery.compensation.compensator import Entry
 from surgery.pruning.recipe_summary import HOW
 from surgery.recipe.edits import Compensate
 from surgery.session.view import View
-from ui.presenters.text import note
+from ui.presenters.text import note, table
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
 
@@ -35,13 +35,10 @@ def compensation_text(view: View) -> str:
     entries = view.measure.compensated.entries
     lines = [_reached(edit, entries, view) for edit in wanted]
     rows = "".join(_row(entry) for entry in entries)
-    table = (
-        '<details class="ms-details"><summary>Every place</summary><div><table class="ms-refits"><thead><tr>'
-        "<th>block</th><th>part</th><th>refit</th><th>before</th><th>after</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div></details>"
-    )
+    places = table(("block", "part", "refit", "before", "after"), rows, "ms-refits")
+    folded = f'<details class="ms-details"><summary>Every place</summary><div>{places}</div></details>'
     kept = f"Computed on {where}; errors are measured on the quarter of it that is kept aside."
-    return "".join(note(line) for line in (*lines, kept)) + (table if entries else "")
+    return "".join(note(line) for line in (*lines, kept)) + (folded if entries else "")
 
 
 def _reached(edit: Compensate, entries: Sequence[Entry], view: View) -> str:

@@ -31,11 +31,7 @@ def block_choices(view: View) -> list[tuple[str, str]]:
 
 
 def chosen_block(value: object) -> int | None:
-    """The block that the list sent; None for none.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """The block that the list sent; None for none. Raises `InputError` if it is neither."""
     text = str(value or NONE)
     if text == NONE:
         return None
@@ -91,17 +87,14 @@ def _of(kept: int, whole: int) -> str:
 
 
 def _influence(view: View, block: Block) -> Fact:
-    if view.analyse.statistics is None:
+    statistics = view.analyse.statistics
+    if statistics is None:
         return "Influence", "not measured yet: press Analyse", ""
-    found = view.analyse.statistics.similarities
+    found = statistics.similarities
     words = [f"block {float(block_influence(found)[block.index]):.3g}"]
     words += [f"attention {float(attention_influence(found)[block.index]):.3g}"] if block.attention else []
     words += [f"MLP {float(mlp_influence(found)[block.index]):.3g}"] if block.mlp else []
-    return (
-        "Influence",
-        f"{', '.join(words)} (1 - cosine)",
-        f"measured on {view.analyse.statistics.tokens:,} tokens, dense",
-    )
+    return "Influence", f"{', '.join(words)} (1 - cosine)", f"measured on {statistics.tokens:,} tokens, dense"
 
 
 def _parameters(view: View, block: Block) -> Fact:

@@ -68,14 +68,7 @@ def decision(view: View, selected: int | None) -> dict[str, Any]:
 
 
 def widget_model(view: View, selected: int | None, ranked_by: str, coloured_by: str) -> dict[str, Any]:
-    """The widget's read-only side.
-
-    Args:
-        view: of the session.
-        selected: the block.
-        ranked_by: a neuron method.
-        coloured_by: a head statistic or method, see `COLOURS`.
-    """
+    """The widget's read-only side: neurons ranked by a method, heads coloured by one of `COLOURS`."""
     block = block_of(view, selected)
     if block is None:
         return {"block": None}

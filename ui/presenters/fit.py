@@ -6,7 +6,7 @@ from surgery.errors import InputError
 from surgery.fit.fit import Fit
 from surgery.search.make_it_fit import Option
 from surgery.session.view import View
-from ui.presenters.text import bytes_text, count_text, escape, note, number_text
+from ui.presenters.text import bytes_text, count_text, escape, note, number_text, table
 
 CLASSES = {"mlp": "MLP", "norms": "norms and biases"}
 RUNTIMES = {
@@ -18,14 +18,15 @@ RUNTIMES = {
 
 def room_text(view: View) -> str:
     """How much must go, or that nothing must."""
-    if view.fit.room is None or view.fit.now is None:
+    room, now = view.fit.room, view.fit.now
+    if room is None or now is None:
         return ""
-    if view.fit.now.fits:
+    if now.fits:
         return note(
-            f"It fits {view.device.name} with {bytes_text(view.fit.now.spare_bytes)} to spare. "
+            f"It fits {view.device.name} with {bytes_text(now.spare_bytes)} to spare. "
             "Looking for options shows what a smaller or a larger type would cost."
         )
-    return note(f"It does not fit {view.device.name}. {view.fit.room.words()}", "ms-error")
+    return note(f"It does not fit {view.device.name}. {room.words()}", "ms-error")
 
 
 def options_text(view: View) -> str:
@@ -44,11 +45,8 @@ def options_text(view: View) -> str:
         f"{target.context:,} tokens of context with a KV cache in {target.kv_type}; speeds are estimated."
     )
     unfinished = "" if fitting.complete else " Not all candidates have been measured."
-    return (
-        '<div class="ms-scroll ms-wide"><table class="ms-types"><thead><tr><th>option</th><th>perplexity</th>'
-        "<th>parameters</th><th>weights</th><th>to spare</th><th>tokens/s</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>{note(basis + unfinished)}{refused}"
-    )
+    options = table(("option", "perplexity", "parameters", "weights", "to spare", "tokens/s"), rows)
+    return f'<div class="ms-scroll ms-wide">{options}</div>{note(basis + unfinished)}{refused}'
 
 
 def _row(number: int, option: Option) -> str:
@@ -72,11 +70,7 @@ def choices(view: View) -> list[tuple[str, str]]:
 
 
 def number_of(chosen: object) -> int:
-    """The number that the list sent.
-
-    Raises:
-        InputError: it is not one.
-    """
+    """The number that the list sent; `InputError` if it is none."""
     text = str(chosen or "")
     if not text.isascii() or not text.isdigit() or len(text) > 3:
         raise InputError("Choose one of the options from the list.")

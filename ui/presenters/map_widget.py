@@ -31,12 +31,7 @@ Values = dict[str, list[float | None]]
 
 
 def block_map_model(view: View, colour: str = "influence") -> dict[str, Any]:
-    """The block map's read-only side.
-
-    Args:
-        view: what there is to show.
-        colour: one of `COLOURS`; anything else is the first.
-    """
+    """The block map's read-only side, coloured by one of `COLOURS`; anything else is the first."""
     if view.model is None or view.dense is None or view.structure is None or view.history is None:
         return {"blocks": 0, "analysed": False}
     blocks = view.model.architecture.blocks
@@ -141,12 +136,7 @@ def changed_block(before: dict[str, list[int]], now: dict[str, list[int]]) -> in
 
 
 def ratios(view: View, blocks: tuple[int, ...] | None = None) -> tuple[int, int] | None:
-    """The slider's value and maximum, in percent: the ratio that was asked for, and the source's widest.
-
-    Args:
-        view: what there is to show.
-        blocks: those that the slider narrows; all when None.
-    """
+    """The slider's value, asked for by these blocks or all, and the source's widest ratio, its maximum; in percent."""
     if view.structure is None or view.dense is None or view.history is None:
         return None
     most = math.ceil(100 * max(view.dense.expansion_ratios, default=0))

@@ -12,6 +12,7 @@ from surgery.recipe.edits import Eora
 from surgery.recipe.storage import GgufType, Quantize
 from surgery.session.view import View
 from surgery.shipping.download import file_name
+from ui.presenters import text
 from ui.presenters.text import bytes_text, escape, note, number_text
 
 AS_IT_IS = "none"
@@ -40,9 +41,7 @@ SETTINGS = {
     ),
     "symmetric": _Setting("symmetric", lambda edit: edit.symmetric, lambda held: bool(held.get("symmetric"))),
     "act_order": _Setting(
-        "act_order",
-        lambda edit: edit.act_order,
-        lambda held: bool(held.get("act_order")) and _method(held) == "gptq",
+        "act_order", lambda edit: edit.act_order, lambda held: bool(held.get("act_order")) and _method(held) == "gptq"
     ),
 }
 """By the names of `StorageFormat.settings`."""
@@ -94,15 +93,11 @@ def _method(values: dict[str, Any]) -> Any:
 
 
 def whole(value: Any) -> int:
-    """A number of the lists of groups and ranks.
-
-    Raises:
-        InputError: it is not one.
-    """
-    text = str(value or 0)
-    if not text.isascii() or not text.isdigit() or len(text) > 6:
+    """A number of the lists of groups and ranks; `InputError` if it is none."""
+    digits = str(value or 0)
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 6:
         raise InputError("Choose a number from the list.")
-    return int(text)
+    return int(digits)
 
 
 def table(view: View) -> str:
@@ -132,10 +127,8 @@ def table(view: View) -> str:
         f"Sizes are arithmetic, and exact. Perplexities were measured in this session, {importance}; choose a type to "
         f"measure it.{against}"
     )
-    return (
-        '<div class="ms-scroll"><table class="ms-types"><thead><tr><th>type</th><th>bits per weight</th>'
-        f"<th>file</th><th>perplexity</th></tr></thead><tbody>{rows}</tbody></table></div>{kept}"
-    )
+    types = text.table(("type", "bits per weight", "file", "perplexity"), rows)
+    return f'<div class="ms-scroll">{types}</div>{kept}'
 
 
 def _row(kind: str, bits: float, size: int, perplexity: float | None, current: bool) -> str:
@@ -150,13 +143,13 @@ def _row(kind: str, bits: float, size: int, perplexity: float | None, current: b
 def words(view: View) -> str:
     """What the chosen format does, and what is being computed."""
     edit = quantisation(view)
-    text = note(format_of(edit).does)
+    does = note(format_of(edit).does)
     if edit is None or view.unfinished != "quantisation":
-        return text
+        return does
     if view.measure.compensating:
-        return text + note("Being computed on the calibration text; the perplexity is out of date until then.")
+        return does + note("Being computed on the calibration text; the perplexity is out of date until then.")
     if view.uncompensated:
-        return text + note(
+        return does + note(
             "It is not computed, so the recipe cannot be measured: compute it, or choose another.", "ms-error"
         )
-    return text
+    return does

@@ -35,12 +35,7 @@ LIMITS = (
 
 
 def report(view: View, when: datetime) -> str:
-    """The report's HTML.
-
-    Args:
-        view: of a session with an open model.
-        when: it is made.
-    """
+    """The report's HTML, of a view with an open model, made at that time."""
     assert view.model is not None and view.history is not None  # the caller has checked
     text = "a pasted text" if view.text.content is not None else f"“{Path(view.text.source).name}”"
     protocol = f"Measured on {text}, {view.text.windows} windows of {view.text.window} tokens, each by itself, float32."

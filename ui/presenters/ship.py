@@ -8,7 +8,7 @@ from surgery.shipping.download import checkpoint_bytes
 from surgery.shipping.record import Part
 from surgery.shipping.shipment import Shipment
 from surgery.shipping.verify import Difference
-from ui.presenters.text import bytes_text, count_text, download_text, escape, note, number_text
+from ui.presenters.text import bytes_text, count_text, download_text, escape, note, number_text, table
 
 WHAT = (
     "Makes a folder with the model, its recipe, a model card with these numbers, checksums and a Modelfile for Ollama; "
@@ -37,8 +37,7 @@ def _table(shipment: Shipment) -> str:
     shipped = shipment.shipped
     pairs = zip(shipped.record.parts, shipped.verification.differences, strict=True)
     rows = "".join(_row(part, difference) for part, difference in pairs)
-    head = "".join(f"<th>{words}</th>" for words in ("form", "size", "perplexity", "read back", "logits differ by"))
-    return f'<table class="ms-refits ms-shipped"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return table(("form", "size", "perplexity", "read back", "logits differ by"), rows, "ms-refits ms-shipped")
 
 
 def _row(part: Part, difference: Difference) -> str:
@@ -92,6 +91,8 @@ def build_text(view: View) -> str:
     )
 
 
-def download_label(view: View) -> str:
-    """What the download button says."""
-    return "" if view.build is None else download_text(view.build.path, view.build.bytes)
+def build_download(view: View) -> tuple[str | None, str]:
+    """The built file and what its button says."""
+    return (
+        (None, "") if view.build is None else (str(view.build.path), download_text(view.build.path, view.build.bytes))
+    )

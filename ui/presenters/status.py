@@ -34,13 +34,9 @@ def spoken(view: View) -> str:
         return ""
     if state == "busy" and job is not None:
         return words if job.state == "queued" else f"{job.title}, {25 * math.floor(4 * job.progress)}%"
-    if (
-        state == "ready"
-        and view.measure.estimate is not None
-        and view.measure.measured
-        and view.measure.estimate.complete
-    ):
-        words = f"Perplexity {number_text(view.measure.estimate.perplexity)}. {words}"
+    estimate = view.measure.estimate
+    if state == "ready" and estimate is not None and view.measure.measured and estimate.complete:
+        words = f"Perplexity {number_text(estimate.perplexity)}. {words}"
     return words
 
 

@@ -7,7 +7,7 @@ from surgery.session.suggest import Suggestion
 from surgery.session.view import View
 from surgery.structure.choices import Choices
 from ui.presenters.scan import KINDS
-from ui.presenters.text import count_text, loss_text, note, number_text
+from ui.presenters.text import count_text, loss_text, note, number_text, table
 from ui.presenters.tiles import damage
 
 
@@ -16,21 +16,22 @@ def suggestion_text(view: View) -> str:
     found = view.suggest
     if found is None or view.model is None:
         return ""
-    now, then, whole = found.before.parameters, found.structure.parameters, view.model.evaluator.dense.parameters
+    dense = view.model.evaluator.dense
+    now, then, whole = found.before.parameters, found.structure.parameters, dense.parameters
     if found.recipe.key == found.base:
         return note("The suggestion changes nothing.")
     lines = [
-        f"Would be: {recipe_words(found.recipe, found.structure, view.model.evaluator.dense)}.",
+        f"Would be: {recipe_words(found.recipe, found.structure, dense)}.",
         f"Parameters {count_text(now)} \N{RIGHTWARDS ARROW} {count_text(then)} "
         f"({100 * then / whole:.1f}% of the dense model), arithmetic.",
+        _cost_words(view, found),
+        _expected_words(view, found),
     ]
-    lines += [_cost_words(view, found), _expected_words(view, found)]
     rows = "".join(
         f"<tr><td>{block}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for block, cells in _changes(found)
     )
-    head = "".join(f"<th>{words}</th>" for words in ("block", "KV groups", "query heads", "neurons"))
-    table = f'<table class="ms-types"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return "".join(note(line) for line in lines if line) + f'<div class="ms-scroll">{table}</div>'
+    changes = table(("block", "KV groups", "query heads", "neurons"), rows)
+    return "".join(note(line) for line in lines if line) + f'<div class="ms-scroll">{changes}</div>'
 
 
 def _changes(found: Suggestion) -> list[tuple[int, list[str]]]:

@@ -79,11 +79,7 @@ def methods() -> list[tuple[str, str]]:
 
 
 def form(name: str, unit: str | None) -> Form:
-    """The fields of a method's form.
-
-    Args:
-        name: the method's.
-        unit: the budget that was chosen so far, kept if it goes with the method.
+    """The fields of a method's form; a budget that was chosen so far is kept if it goes with the method.
 
     Raises:
         InputError: there is no such method.

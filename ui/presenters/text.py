@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 UNSAFE = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
@@ -47,6 +48,12 @@ def loss_text(difference: float, error: float | None) -> str:
     """A difference of losses in nats a token, with its paired standard error where there is one."""
     spread = "" if error is None or not math.isfinite(error) else f" ± {error:.3f}"
     return f"{difference:+.3f}{spread} nats"
+
+
+def table(heads: Iterable[str], rows: str, look: str = "ms-types") -> str:
+    """A table with these words above its columns; the rows are HTML."""
+    head = "".join(f"<th>{words}</th>" for words in heads)
+    return f'<table class="{look}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def note(words: str, kind: str = "") -> str:

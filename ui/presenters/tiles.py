@@ -93,15 +93,12 @@ def damage(difference: float) -> str:
 
 
 def _perplexity_tile(view: View) -> str:
-    estimate = view.measure.estimate
-    if view.measure.error:
-        return _tile("perplexity", "Perplexity", "–", view.measure.error, "not measured", "failed")
+    measure, estimate = view.measure, view.measure.estimate
+    if measure.error:
+        return _tile("perplexity", "Perplexity", "–", measure.error, "not measured", "failed")
     if estimate is None:
-        first = (
-            f"what its {view.unfinished} makes of it"
-            if view.measure.compensating or view.uncompensated
-            else "the dense model first"
-        )
+        pending = measure.compensating or view.uncompensated
+        first = f"what its {view.unfinished} makes of it" if pending else "the dense model first"
         return _tile("perplexity", "Perplexity", "…", first, _state_of_measuring(view) or "measuring", "stale")
     value = number_text(estimate.perplexity)
     if estimate.standard_error is not None and math.isfinite(estimate.standard_error):
@@ -112,10 +109,10 @@ def _perplexity_tile(view: View) -> str:
         words = f"loss {loss}: {damage(estimate.difference)}{_loss_since(view, estimate)}"
         against = f"dense {number_text(estimate.dense_perplexity)}; {words}"
     kind, state = f"measured on {estimate.tokens:,} tokens", ""
-    if not view.measure.measured:
+    if not measure.measured:
         doing = _state_of_measuring(view)
         kind, state = f"out of date{', ' if doing else ''}{doing}", "stale"
-    elif view.measure.measuring and not estimate.complete:
+    elif measure.measuring and not estimate.complete:
         kind, state = f"measuring: window {estimate.windows} of {estimate.of_windows}", "stale"
     elif not estimate.complete:
         kind = f"stopped: measured on {estimate.windows} of {estimate.of_windows} windows, {estimate.tokens:,} tokens"

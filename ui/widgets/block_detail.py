@@ -75,9 +75,5 @@ class BlockDetail(JsonWidget):
         return no_block()
 
     def checked(self, value: object) -> Cut:
-        """The decision on one block.
-
-        Raises:
-            gr.Error: it is none.
-        """
+        """The decision on one block; `gr.Error` if it is none."""
         return clean(value)

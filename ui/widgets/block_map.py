@@ -91,11 +91,7 @@ class BlockMap(JsonWidget):
         return nothing_removed()
 
     def checked(self, value: object) -> Decisions:
-        """Decisions on the blocks of the model on the map.
-
-        Raises:
-            gr.Error: they are none.
-        """
+        """Decisions on the blocks of the model on the map; `gr.Error` if they are none."""
         return clean(value, self.block_count)
 
     def api_info(self) -> dict[str, Any]:

@@ -44,11 +44,7 @@ class JsonWidget(gr.HTML):
 
     @abstractmethod
     def checked(self, value: object) -> Any:
-        """A decision in its one normal form.
-
-        Raises:
-            gr.Error: it is none.
-        """
+        """A decision in its one normal form; `gr.Error` if it is none."""
 
     def preprocess(self, payload: object) -> Any:
         """The decision that the browser posted, checked; None if it was cleared."""

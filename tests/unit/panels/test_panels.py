@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,7 @@ import pytest
 
 from surgery.recipe.edits import RemoveBlocks
 from surgery.session.session import Session
+from surgery.session.suggest import Suggestion
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
 from tests.unit.presenters.test_presenters import job, nothing, view
@@ -87,3 +89,16 @@ def test_the_tools_wait_for_a_model_and_for_each_other(panels: list[Panel]) -> N
     assert all(pressable(panels, view())[name] for name in tools)
     assert not any(pressable(panels, view(job=job()))[name] for name in tools)
     assert not any(pressable(panels, nothing())[name] for name in tools)
+
+
+def test_some_buttons_are_there_only_when_they_have_something_to_do(panels: list[Panel]) -> None:
+    names = ("suggest-take", "suggest-discard", "heal-adapter", "compute", "compute-quantisation", "fit-take")
+    components = {one.elem_id: one for panel in panels for one in panel.outputs}
+    assert not any(components[name].visible for name in names), "before anything is sent"
+    assert not any(sent(panels, view())[name]["visible"] for name in names)
+    shown = view()
+    assert shown.history is not None and shown.structure is not None
+    recipe = shown.history.current
+    suggestion = Suggestion(recipe.key, (), (), recipe, shown.structure, shown.structure)
+    suggested = sent(panels, replace(shown, suggest=suggestion))
+    assert [suggested[name]["visible"] for name in names] == [True, True, False, False, False, False]

@@ -49,7 +49,7 @@ def opened(page: Page, kept: Any = None) -> tuple[str, Tab]:
 
 def test_a_new_tab_gets_everything_once(page: Page) -> None:
     identity, tab = opened(page)
-    until(lambda: not tab.session.busy)
+    until(lambda: not tab.session.jobs.busy)
     page.look(identity)
     assert set(page.look(identity)) == {"answer"}, "nothing has changed, so nothing is sent"
     assert (
@@ -67,7 +67,7 @@ def test_answers_that_overtook_each_other_are_sent_again(page: Page) -> None:
     newest = page.fire("map", "input", identity, {"blocks": [1], "attention": [], "mlp": []})["answer"]
     assert int(newest) == int(before) + 1
     page.settle(identity)
-    until(lambda: not tab.session.busy)
+    until(lambda: not tab.session.jobs.busy)
     page.look(identity)
     shown = page.shown(identity) | {"answer": before}
     assert "removed" not in page.tick(identity, **shown), "an answer may still be under way"
@@ -87,7 +87,7 @@ def test_answers_that_may_have_changed_places_before_the_last_one_are_sent_again
         "the first may arrive last, with its tiles over the second's"
     )
     page.settle(identity)
-    until(lambda: not tab.session.busy)
+    until(lambda: not tab.session.jobs.busy)
     page.look(identity)
     assert page.has(identity, "timer") == BUSY_TICK, "not before the browser is known to show everything"
     again = page.look(identity)

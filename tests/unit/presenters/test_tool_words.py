@@ -262,9 +262,9 @@ def test_a_build_says_its_size_before_and_what_it_is_afterwards() -> None:
     packed = Archive(Path("/x/tiny-1.zip"), "tiny-1", before.history.current.key, 1_234_567, 5_000_000, True)
     after = replace(before, build=packed)
     assert "Built: 1.2 M parameters, 5.0 MB; transformers loads it as it is." in ship_words.build_text(after)
-    assert (
-        ship_words.download_label(after) == "Download tiny-1.zip (5.0 MB)" and ship_words.download_label(before) == ""
-    )
+    assert ship_words.build_download(after)[1] == "Download tiny-1.zip (5.0 MB)" and ship_words.build_download(
+        before
+    ) == (None, "")
     mixed = replace(before, build=replace(packed, plain=False, recipe="another"))
     assert "trust_remote_code=True" in ship_words.build_text(mixed) and "earlier recipe" in ship_words.build_text(mixed)
     assert size in ship_words.build_text(mixed), "what the recipe in force would be"

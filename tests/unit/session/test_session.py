@@ -39,7 +39,7 @@ def slow_analysis(session: Session, monkeypatch: pytest.MonkeyPatch) -> Event:
 def test_before_a_model_is_open_there_is_a_view_and_every_edit_is_refused(bench: Workbench) -> None:
     session = Session(bench)
     view = session.view()
-    assert view.model is None and view.fit.now is None and view.measure.estimate is None and not session.busy
+    assert view.model is None and view.fit.now is None and view.measure.estimate is None and not session.jobs.busy
     for action in (
         session.edit.undo,
         session.edit.reset,
@@ -316,7 +316,7 @@ def test_a_reloaded_page_follows_the_job_and_gets_what_it_finds(
     again = Session(bench)
     assert again.attach(job.id) and not again.attach("unknown")
     again.edit.adopt(model)
-    assert again.view().working and again.follows(job)
+    assert again.view().working and again.jobs.follows(job)
     session.close(stop_job=False)
     go.set()
     view = idle(again)
@@ -471,7 +471,7 @@ def test_a_wait_for_a_number_ends_when_a_heavy_job_begins(session: Session, monk
     measured_, analysed = held(session, monkeypatch), slow_analysis(session, monkeypatch)
     later = Timer(0.1, session.analyse.start)
     later.start()
-    assert 0.05 < waited(session) < 5 and session.heavy
+    assert 0.05 < waited(session) < 5 and session.jobs.heavy
     assert waited(session) < 1
     measured_.set()
     analysed.set()

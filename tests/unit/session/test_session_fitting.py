@@ -89,7 +89,7 @@ def test_a_compensated_option_can_be_computed_again_from_its_recipe(session: Ses
     options = fitted(session).fit.found.fitting.options  # type: ignore[union-attr]
     number = next(n for n, option in enumerate(options, 1) if option.how != "as it is")
     assert session.view().model is not None
-    session.view().model.completer._compensated.clear()  # type: ignore[union-attr]
+    session.view().model.completer._stages[0].cache.clear()  # type: ignore[union-attr]
     session.fit.take_option(number)
     view = measured(session)
     assert view.measure.estimate is not None and view.measure.estimate.nll == pytest.approx(

@@ -14,6 +14,7 @@ import pytest
 
 from analysis.importance import registry
 from surgery.common.jobs import Context, Job, JobKind
+from surgery.errors import Cancelled
 from surgery.evaluation.generation import Answer, Sampling
 from surgery.pruning.narrowing import Narrowing
 from surgery.pruning.neurons import WidthBudget
@@ -153,6 +154,31 @@ def test_a_job_that_failed_leaves_everything_as_it_was(session: Session, model: 
     job, go = followed(session, lambda job: 1 / 0, kind=kind)
     view = ended(session, job, go)
     assert view.history == before.history and view.model is before.model and not view.error
+
+
+@pytest.mark.parametrize("kind", [JobKind.READ, JobKind.HEAL, JobKind.FIT])
+def test_of_cancelled_jobs_only_a_reading_leaves_what_it_has_published(
+    session: Session, model: OpenModel, kind: JobKind
+) -> None:
+    before, (result, reached) = session.view(), results(session, model)[kind]
+
+    def work(job: Context) -> None:
+        job.partial(result)
+        raise Cancelled("Cancelled.")
+
+    job, go = followed(session, work, kind=kind)
+    view = ended(session, job, go)
+    assert reached(view) is (kind is JobKind.READ)
+    assert view.history == before.history and not view.error and view.job is job and job.state == "cancelled"
+
+
+def test_a_result_that_does_not_fit_any_more_is_an_error_once(session: Session, model: OpenModel) -> None:
+    gone = Suggested(model.loaded.fingerprint, ("remove_blocks",), (RemoveBlocks(blocks=(99,)),))
+    job, go = followed(session, lambda job: gone, kind=JobKind.SUGGEST)
+    before = session.version
+    view = ended(session, job, go)
+    assert "99" in view.error and view.suggest is None and view.version > before
+    assert session.jobs.followed is None and session.view().version == view.version
 
 
 @pytest.mark.parametrize("kind", WITH_FILES)
