@@ -45,4 +45,5 @@ class _Moved(ModuleType):
 def install() -> None:
     """Let the import statements of the table work. Imports nothing but this module."""
     for module in ("surgery.budget", "surgery.ship_weights", "surgery.suggestion"):
-        sys.modules.setdefault(module, _Moved(module))
+        package, _, name = module.rpartition(".")
+        setattr(sys.modules[package], name, sys.modules.setdefault(module, _Moved(module)))

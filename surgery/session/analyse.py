@@ -48,8 +48,8 @@ class SessionAnalyse:
         self.state, self.jobs, self.edit = state, jobs, edit
         self._waiting: tuple[Narrowing, ...] = ()
         """What waits for an analysis: of all MLPs, or of different blocks."""
-        state.on_adopt.append(lambda model: self.drop())
-        edit.on_decide.append(self.drop)
+        state.on_adopt.add(self._forget)
+        edit.on_decide.add(self.drop)
         jobs.takes_over(JobKind.ANALYSE, self._finish)
 
     def start(self) -> Job:
@@ -160,6 +160,9 @@ class SessionAnalyse:
             self._waiting = (*others, wanted)
             self.state.changed()
             return job
+
+    def _forget(self, model: OpenModel) -> None:
+        self.drop()
 
     def _narrow(self, model: OpenModel, wanted: Narrowing) -> None:
         edit = None if wanted.nothing(model) else wanted.edit(model, self.state.analysed)

@@ -74,8 +74,8 @@ class SessionCompare:
         self._pins: dict[Pin, str] = {}
         self._fingerprint = ""
         """Of the model that the attempts are of."""
-        state.on_adopt.append(self._forget_others)
-        measure.subscribe(self._keep)
+        state.on_adopt.add(self._forget_others)
+        measure.on_complete.add(self._keep)
 
     def pin(self, place: Pin) -> None:
         """Keep the recipe in force as A or B; the same one again lets it go."""

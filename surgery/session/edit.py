@@ -18,7 +18,7 @@ from surgery.recipe.texts import TextChoice, text_reference
 from surgery.session.editor import Editor
 from surgery.session.jobs import SessionJobs
 from surgery.session.measure import SessionMeasure
-from surgery.session.state import SessionState, Target
+from surgery.session.state import Listeners, SessionState, Target
 from surgery.structure.structure import dense
 from surgery.workbench.open_model import OpenModel
 
@@ -40,7 +40,7 @@ class SessionEdit:
 
     def __init__(self, state: SessionState, jobs: SessionJobs, measure: SessionMeasure) -> None:
         self.state, self.jobs, self.measure = state, jobs, measure
-        self.on_decide: list[Callable[[], None]] = []
+        self.on_decide = Listeners()
         """Called after a change that settles how wide the MLPs are, with the lock held."""
         self._locked_before: tuple[int, ...] = ()
         jobs.takes_over(JobKind.OPEN, self._take_over)
@@ -82,8 +82,7 @@ class SessionEdit:
                 problem = f"The recipe kept in this browser was left out: {error}"
         with state.lock:
             state.model, state.editor, state.dense = model, editor, dense(model.architecture)
-            for told in state.on_adopt:
-                told(model)
+            state.on_adopt.call(model)
             count = len(model.architecture.blocks)
             state.locked, self._locked_before = tuple(block for block in self._locked_before if block < count), ()
             state.analysed = state.known_analysis(model)
@@ -207,8 +206,7 @@ class SessionEdit:
         """Apply a change that also settles how wide the MLPs are: a narrowing that waits for an analysis is dropped."""
         with self.state.lock:
             self.apply(change)
-            for told in self.on_decide:
-                told()
+            self.on_decide.call()
 
     def apply(self, change: Callable[[Editor], None]) -> None:
         """Change the recipe and measure it; a change that is refused leaves everything as it was."""

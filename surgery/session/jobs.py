@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from surgery.common.jobs import Job, JobKind, Work
 from surgery.errors import InputError
-from surgery.session.state import SessionState
+from surgery.session.state import Listeners, SessionState
 
 RECENT = 2.0
 """Seconds for which a session counts as busy after its last job."""
@@ -30,13 +30,15 @@ class SessionJobs:
         """Computes the compensations of the recipe in force, which is then measured."""
         self.live: Job | None = None
         """Measures the recipe in force."""
-        self._takers: dict[JobKind, tuple[Callable[[Any], object], Literal["result", "partial"]]] = {}
+        self._takers: dict[JobKind, tuple[Listeners, Literal["result", "partial"]]] = {}
 
     def takes_over(
-        self, kind: JobKind, take: Callable[[Any], object], left: Literal["result", "partial"] = "result"
+        self, kind: JobKind, take: Callable[[Any], None], left: Literal["result", "partial"] = "result"
     ) -> None:
-        """Let `take` have what a followed job of that kind has left when it has ended."""
-        self._takers[kind] = take, left
+        """Let `take`, a bound method, have what a followed job of that kind has left when it has ended."""
+        listeners = Listeners()
+        listeners.add(take)
+        self._takers[kind] = listeners, left
 
     def start(self, kind: JobKind, title: str, work: Work, product: object = None) -> Job:
         """Start a heavy job; the last error is cleared. For the arguments see `surgery.common.jobs.JobRegistry.submit`.
@@ -74,7 +76,7 @@ class SessionJobs:
         if job.kind in self._takers:
             take, left = self._takers[job.kind]
             if (found := getattr(job, left)) is not None:
-                take(found)
+                take.call(found)
         return True
 
     def follows(self, job: Job) -> bool:

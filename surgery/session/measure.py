@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from surgery.common.jobs import Context, Job, JobKind
@@ -11,7 +11,7 @@ from surgery.evaluation.estimate import Estimate
 from surgery.formats.table import format_of
 from surgery.recipe.texts import TextChoice
 from surgery.session.jobs import SessionJobs
-from surgery.session.state import SessionState
+from surgery.session.state import Listeners, SessionState
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
 
@@ -39,7 +39,7 @@ class MeasureView:
 
 
 class SessionMeasure:
-    """Keeps the last measurement and tells its subscribers of every complete one."""
+    """Keeps the last measurement and tells listeners of every complete one."""
 
     def __init__(self, state: SessionState, jobs: SessionJobs) -> None:
         self.state, self.jobs = state, jobs
@@ -50,12 +50,9 @@ class SessionMeasure:
         """Key of the structure that the compensation job is for."""
         self._tried: dict[tuple[str, TextChoice], dict[tuple[str, bool], float]] = {}
         """Measured perplexities by what is quantised and the text, then by type and importance matrix."""
-        self._subscribers: list[Callable[[Estimate], None]] = []
-        state.on_adopt.append(self._forget)
-
-    def subscribe(self, told: Callable[[Estimate], None]) -> None:
-        """Let `told` hear of every complete measurement of the recipe in force, with the lock held."""
-        self._subscribers.append(told)
+        self.on_complete = Listeners()
+        """Called with every complete measurement of the recipe in force, with the lock held."""
+        state.on_adopt.add(self._forget)
 
     def start(self) -> None:
         """Measure the current recipe, after its compensations have been computed where it has some that are not known.
@@ -142,8 +139,7 @@ class SessionMeasure:
             self._last = estimate
             if estimate.complete:
                 self._remember(estimate.perplexity)
-                for told in self._subscribers:
-                    told(estimate)
+                self.on_complete.call(estimate)
             self.state.changed()
 
     def _remember(self, perplexity: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition
+from typing import Any
+from weakref import WeakMethod
 
 from analysis.text import Windows
 from surgery.errors import InputError, TextError
@@ -27,6 +29,26 @@ class Target:
     context: int = 2048
     type: str = "F16"
     kv_type: str = "F16"
+
+
+class Listeners:
+    """Methods that are called when something happens. They are held weakly: features refer to each other, and in a
+    circle the model of a closed session would stay in memory until the garbage collector runs.
+    """
+
+    def __init__(self) -> None:
+        self._methods: list[WeakMethod[Callable[..., None]]] = []
+
+    def add(self, method: Callable[..., None]) -> None:
+        """Call a bound method from now on, as long as its object lives."""
+        self._methods.append(WeakMethod(method))
+
+    def call(self, *values: Any) -> None:
+        """Call them all, in the order in which they were added."""
+        for reference in self._methods:
+            method = reference()
+            if method is not None:
+                method(*values)
 
 
 class SessionState:
@@ -54,7 +76,7 @@ class SessionState:
         self.device = bench.devices.get(self.target.device)
         self.locked: tuple[int, ...] = ()
         """Blocks that must stay, ascending."""
-        self.on_adopt: list[Callable[[OpenModel], None]] = []
+        self.on_adopt = Listeners()
         """Called with a model that is adopted, before it is measured, with the lock held."""
 
     @property

@@ -19,6 +19,7 @@ BEFORE = [
     "from surgery.workbench import TextChoice, Workbench",
     "from surgery.budget import Budget, Rules",
     "from surgery.suggestion import suggest",
+    "import surgery.budget, surgery.ship_weights; surgery.budget.Budget, surgery.ship_weights.ShipOptions",
     "import surgery; surgery.load",
     "from surgery import load",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+import weakref
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -19,7 +21,7 @@ from surgery.session.session import Session
 from surgery.session.state import Target
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
-from tests.sessions import LONG, SMALL, idle, measured, until
+from tests.sessions import LONG, SMALL, idle, measured, opened, until
 from tests.tiny_workbench import open_model
 
 
@@ -352,6 +354,24 @@ def test_closing_stops_the_jobs(session: Session, monkeypatch: pytest.MonkeyPatc
     session.close()
     job.wait(LONG)
     assert job.state == "cancelled"
+
+
+def test_a_closed_session_lets_its_model_go_without_the_garbage_collector(bench: Workbench) -> None:
+    model = open_model()
+    session = opened(bench, model)
+    measured(session)
+    model_left, state_left = weakref.ref(model), weakref.ref(session.state)
+    gc.collect()
+    gc.disable()
+    try:
+        session.close()
+        del session, model
+        end = time.monotonic() + 5.0
+        while (model_left() or state_left()) and time.monotonic() < end:  # the measuring thread may be about to end
+            time.sleep(0.005)
+        assert model_left() is None and state_left() is None
+    finally:
+        gc.enable()
 
 
 def test_another_text_is_measured_and_analysed_from_then_on(session: Session) -> None:
