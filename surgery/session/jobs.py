@@ -33,7 +33,7 @@ class SessionJobs:
         self._takers: dict[JobKind, tuple[Listeners, Literal["result", "partial"]]] = {}
 
     def takes_over(
-        self, kind: JobKind, take: Callable[[Any], None], left: Literal["result", "partial"] = "result"
+        self, kind: JobKind, take: Callable[[Any], object], left: Literal["result", "partial"] = "result"
     ) -> None:
         """Let `take`, a bound method, have what a followed job of that kind has left when it has ended."""
         listeners = Listeners()

@@ -37,9 +37,9 @@ class Listeners:
     """
 
     def __init__(self) -> None:
-        self._methods: list[WeakMethod[Callable[..., None]]] = []
+        self._methods: list[WeakMethod[Callable[..., object]]] = []
 
-    def add(self, method: Callable[..., None]) -> None:
+    def add(self, method: Callable[..., object]) -> None:
         """Call a bound method from now on, as long as its object lives."""
         self._methods.append(WeakMethod(method))
 
