@@ -97,7 +97,12 @@ def import_violations(source: str, module: str) -> list[str]:
         top, other = name.split(".")[0], package_of(name)
         upwards = other is not None and own is not None and RANK[other] > RANK[own]
         beside = name.startswith(f"{PANELS}.") and package == PANELS
-        if upwards or beside or top in OUTSIDE or (layer in HEADLESS and (top == "gradio" or top.startswith("gradio_"))):
+        if (
+            upwards
+            or beside
+            or top in OUTSIDE
+            or (layer in HEADLESS and (top == "gradio" or top.startswith("gradio_")))
+        ):
             found.append(f"{module}:{line} imports {name}")
     return sorted(set(found))
 
