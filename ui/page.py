@@ -30,6 +30,7 @@ from ui.panels.status import Status
 from ui.panels.suggest import Suggest
 from ui.panels.toolbar import Toolbar
 from ui.presenters.guide import BUTTON
+from ui.presenters.text import Html
 from ui.tabs import Sessions
 from ui.theme import PLAIN
 from ui.widgets.guide import guide
@@ -67,11 +68,11 @@ def build(sessions: Sessions | None = None, elsewhere: Elsewhere | None = None) 
     handlers = Handlers(sessions, [panel for panel, _ in placed])
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         handlers.fields()
-        gr.HTML(
-            f"<header class='ms-head'><h1>{TITLE}</h1>{BUTTON}"
-            "<p>Switch parts of a language model off and watch what it costs.</p></header>",
-            **PLAIN,
+        head = Html(
+            "<header class='ms-head'><h1>{}</h1>{}"
+            "<p>Switch parts of a language model off and watch what it costs.</p></header>"
         )
+        gr.HTML(head.format(TITLE, BUTTON), **PLAIN)
         guide()
         for place, group in groupby(placed, key=lambda one: one[1]):
             with _frame(place):

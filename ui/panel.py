@@ -11,6 +11,7 @@ import gradio as gr
 
 from surgery.session.view import View
 from surgery.workbench.workbench import Workbench
+from ui.presenters.text import Html
 from ui.tabs import Tab
 from ui.theme import PLAIN
 
@@ -110,7 +111,7 @@ class Panel:
             self._presented.append((component, show))
         return component
 
-    def html(self, name: str, show: Callable[[View], str]) -> Any:
+    def html(self, name: str, show: Callable[[View], Html]) -> Any:
         """A piece of HTML without a frame."""
         return self.shows(gr.HTML(elem_id=name, **PLAIN), show)
 

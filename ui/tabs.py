@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from threading import Lock, RLock, Timer
 from typing import Any
 
+from markupsafe import Markup
+
 from surgery.common.jobs import Job
 from surgery.session.session import Session
 from surgery.workbench.workbench import Workbench
@@ -43,8 +45,8 @@ class Tab:
     """Whose scores the chart of neurons shows."""
     head_statistic: str = "entropy"
     """What the chart of heads shows."""
-    tables: dict[str, str] = field(default_factory=dict)
-    """The numbers of each chart that was drawn, as HTML."""
+    tables: dict[str, Markup] = field(default_factory=dict)
+    """The numbers of each chart that was drawn."""
     sent: dict[Any, Any] = field(default_factory=dict)
     """The last value of every component of the page that the browser has."""
     held: dict[Any, tuple[Any, Any]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from ui.presenters import charts
 from ui.presenters.chart_table import table
 from ui.presenters.scan import scan_text
 from ui.presenters.status import can_start
+from ui.presenters.text import Html
 from ui.tabs import Tab
 from ui.theme import PLAIN
 
@@ -80,12 +81,12 @@ class Charts(Panel):
 
         def draw() -> Any:
             figure = charts.figure(name, view, *picks)
-            tab.tables[name] = "" if figure is None else table(figure, charts.NAMES[name])
+            tab.tables[name] = Html() if figure is None else table(figure, charts.NAMES[name])
             return figure
 
         yield Shown(self.plots[name], charts.key(name, view, *picks), draw)
         # The chart has been drawn by now, if it had to be.
-        yield Shown(self.note, charts.chart_note(view, tab.tables.get(name, ""), name))
+        yield Shown(self.note, charts.chart_note(view, tab.tables.get(name, Html()), name))
 
 
 def _draw(tab: Tab, neuron_method: str, head_statistic: str, name: str) -> None:

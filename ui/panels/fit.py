@@ -7,10 +7,11 @@ import gradio as gr
 from ui.panel import Panel, Wire, show_choices
 from ui.presenters import fit as fit_words
 from ui.presenters.status import can_start
+from ui.presenters.text import Html
 from ui.theme import PLAIN
 from ui.widgets.choice import Choice
 
-WORDS = "Tries weight types, narrower MLPs and fewer blocks, and measures what fits."
+WORDS = Html('<p class="ms-note">Tries weight types, narrower MLPs and fewer blocks, and measures what fits.</p>')
 
 
 class Fit(Panel):
@@ -23,7 +24,7 @@ class Fit(Panel):
             self.html("room", fit_words.room_text)
             with gr.Row(elem_classes="ms-actions"):
                 self.search = self.button("Find what fits", "make-fit", able=can_start)
-                gr.HTML(f'<p class="ms-note">{WORDS}</p>', min_width=220, **PLAIN)
+                gr.HTML(WORDS, min_width=220, **PLAIN)
             self.html("fit-options", fit_words.options_text)
             with gr.Row(elem_classes="ms-actions"):
                 choice = Choice(

@@ -11,9 +11,12 @@ from surgery.session.view import View
 from ui.panel import QUIET, Panel, Wire, show_choices
 from ui.presenters import keep as keep_words
 from ui.presenters.report import report
+from ui.presenters.text import Html
 from ui.scripts import SHOW_LINK, download_js
 from ui.theme import PLAIN
 from ui.widgets.choice import Choice
+
+WORDS = Html('<p class="ms-note">One HTML file: recipe, numbers, everything tried, lines to reproduce.</p>')
 
 
 class Keep(Panel):
@@ -31,11 +34,7 @@ class Keep(Panel):
             )  # fmt: skip
         with gr.Row(elem_classes="ms-actions"):
             self.report = self.button("Download a report", "report", able=_is_open)
-            gr.HTML(
-                '<p class="ms-note">One HTML file: recipe, numbers, everything tried, lines to reproduce.</p>',
-                min_width=220,
-                **PLAIN,
-            )
+            gr.HTML(WORDS, min_width=220, **PLAIN)
         self.report_text = gr.Textbox("", visible="hidden", elem_id="report-text")
         self.link_code = gr.Textbox("", visible="hidden", elem_id="link-code")
         with gr.Row(elem_classes="ms-actions"):

@@ -13,6 +13,7 @@ from surgery.shipping.weights import AS_RECIPE, NONE, ShipOptions, gguf_type
 from ui.panel import Panel, Wire
 from ui.presenters import ship as ship_words
 from ui.presenters.status import can_start
+from ui.presenters.text import Html
 from ui.tabs import Tab
 from ui.theme import PLAIN
 
@@ -49,7 +50,7 @@ class Ship(Panel):
             self.download("ship-download", lambda view: ship_words.download(view.ship))
         self.html("ship-note", ship_words.ship_text)
         self._hub_fields()
-        gr.HTML("<h3>Checkpoint only</h3>", elem_id="build-heading", **PLAIN)
+        gr.HTML(Html("<h3>Checkpoint only</h3>"), elem_id="build-heading", **PLAIN)
         self.html("build-note", ship_words.build_text)
         with gr.Row(elem_classes="ms-actions"):
             self.build = self.button("Build and download", "build", able=can_start)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ui.presenters.text import escape
+from ui.presenters.text import Html
 
 
-def table(figure: Any, title: str) -> str:
+def table(figure: Any, title: str) -> Html:
     """A figure's traces as one folded table: a heat map row by row, other traces as columns over the same x.
 
     Where a chart draws a transformed number (its own scale), the number itself is taken.
@@ -33,16 +33,17 @@ def table(figure: Any, title: str) -> str:
                 shown.append(dict(zip(trace.x, trace.customdata, strict=True)))
         rows = [(place, [values.get(place) for values in shown]) for place in places]
         corner = x_title
-    head = "".join(f'<th scope="col">{escape(words)}</th>' for words in (corner, *columns))
-    body = "".join(
-        f'<tr><th scope="row">{_cell(place)}</th>{"".join(f"<td>{_cell(value)}</td>" for value in values)}</tr>'
+    head = Html().join(map(Html('<th scope="col">{}</th>').format, (corner, *columns)))
+    cell = Html("<td>{}</td>").format
+    body = Html().join(
+        Html('<tr><th scope="row">{}</th>{}</tr>').format(_cell(place), Html().join(map(cell, map(_cell, values))))
         for place, values in rows
     )
-    return (
+    return Html(
         '<details class="ms-details ms-chart-table"><summary>As a table</summary>'
-        f'<div tabindex="0" role="region" aria-label="{escape(title)} as a table"><table class="ms-types">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
-    )
+        '<div tabindex="0" role="region" aria-label="{} as a table"><table class="ms-types">'
+        "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div></details>"
+    ).format(title, head, body)
 
 
 def _heat_map(trace: Any, x_title: str) -> tuple[list[str], list[tuple[Any, list[Any]]]]:
@@ -65,4 +66,4 @@ def _numbers(drawn: Iterable[Any], behind: Sequence[Any] | None) -> list[Any]:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else escape(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from analysis.importance import registry, similarity
 from surgery.session.view import View
 from ui.presenters.map_widget import decisions
 from ui.presenters.scan import series
-from ui.presenters.text import escape
+from ui.presenters.text import Html
 
 NAMES = {
     "blocks": "Block influence",
@@ -70,10 +70,10 @@ def figure(name: str, view: View, neuron_method: str, head_statistic: str) -> An
     return figures.head_statistic(rows, head_statistic)
 
 
-def chart_note(view: View, table: str, name: str = "blocks") -> str:
+def chart_note(view: View, table: str, name: str = "blocks") -> Html:
     """What stands below a chart: its table, or, where there is none, why."""
     if table:
-        return table
+        return Html.escape(table)
     words = "This chart shows what the analysis finds: press Analyse."
     if name == "predicted":
         words = "This chart compares what each removal costs with what the gradients predict: measure every removal."
@@ -81,4 +81,4 @@ def chart_note(view: View, table: str, name: str = "blocks") -> str:
         words = "There is nothing to draw before a model is open."
     elif view.working:
         words = f"This chart is drawn when the {'measurement' if name == 'predicted' else 'analysis'} is done."
-    return f'<p class="ms-empty">{escape(words)}</p>'
+    return Html('<p class="ms-empty">{}</p>').format(words)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from surgery.session.compare import Attempt, Tried
 from surgery.session.view import View
-from ui.presenters.text import bytes_text, count_text, escape, loss_text, note, number_text, table
+from ui.presenters.text import Html, bytes_text, count_text, loss_text, note, notes, number_text, table
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 46, 12, 12, 38
 """Of the drawing, and of its margins, in its own units."""
@@ -24,29 +24,27 @@ Row = tuple[str, str, str, str, str]
 """Title, A, B, their difference, and where the numbers come from."""
 
 
-def steps(view: View) -> str:
+def steps(view: View) -> Html:
     """The history as a list of buttons, with perplexity and file size where they are known."""
     if view.history is None:
-        return ""
+        return Html()
     rows = []
     for place, recipe in enumerate(view.history.recipes):
         attempt = view.compare.of(recipe.key)
         current = place == view.history.position
         words = "Dense model" if not recipe.edits else attempt.words if attempt else "not measured on this text"
         numbers = f"{_perplexity(attempt)}, {bytes_text(attempt.fit.weights_bytes)}" if attempt else ""
-        mark = ' aria-current="step"' if current else ""
-        rows.append(
-            f'<li><button type="button" data-key="{escape(recipe.key)}"{mark}><span>{place}. {escape(words)}</span>'
-            f"<b>{escape(numbers)}</b></button></li>"
-        )
-    return f'<ol class="ms-steps" aria-label="Steps of this session">{"".join(rows)}</ol>'
+        mark = Html(' aria-current="step"') if current else ""
+        button = Html('<li><button type="button" data-key="{}"{}><span>{}. {}</span><b>{}</b></button></li>')
+        rows.append(button.format(recipe.key, mark, place, words, numbers))
+    return Html('<ol class="ms-steps" aria-label="Steps of this session">{}</ol>').format(Html().join(rows))
 
 
 def _perplexity(attempt: Attempt) -> str:
     return f"perplexity {number_text(attempt.estimate.perplexity)}"
 
 
-def drawing(view: View) -> str:
+def drawing(view: View) -> Html:
     """Size against perplexity of everything tried; points are chosen like buttons."""
     tried = view.compare
     shown = [one for one in tried.attempts if math.isfinite(one.estimate.perplexity)]
@@ -64,20 +62,20 @@ def drawing(view: View) -> str:
 
     front = {one.key for one in tried.front}
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, (one for one in tried.front if one in shown)))
-    points = "".join(_point(one, *place(one), one.key in front, one.key == current, tried) for one in shown)
+    points = Html().join(_point(one, *place(one), one.key in front, one.key == current, tried) for one in shown)
     ticks = _ticks(shown, across, up, bend)
-    scale = " (logarithmic)" if logarithmic else ""
-    return (
-        f'<svg class="ms-tried" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" '
-        f'aria-label="Everything tried: file size against perplexity">{ticks}'
-        f'<polyline points="{line}" />{points}'
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">Weights, arithmetic</text>'
-        f'<text transform="translate(10 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle">'
-        f"Perplexity, measured{scale}</text></svg>"
-        + note(
-            "Everything measured on the text in force. Filled points on the line: no smaller file has a lower "
-            "perplexity. A point leads back to its recipe."
-        )
+    picture = Html(
+        '<svg class="ms-tried" viewBox="0 0 {width} {height}" role="group" '
+        'aria-label="Everything tried: file size against perplexity">{ticks}<polyline points="{line}" />{points}'
+        '<text x="{x}" y="{below}" text-anchor="middle">Weights, arithmetic</text>'
+        '<text transform="translate(10 {y}) rotate(-90)" text-anchor="middle">Perplexity, measured{scale}</text></svg>'
+    ).format(
+        width=WIDTH, height=HEIGHT, ticks=ticks, line=line, points=points, x=(LEFT + WIDTH - RIGHT) / 2,
+        below=HEIGHT - 4, y=(HEIGHT - BOTTOM + TOP) / 2, scale=" (logarithmic)" if logarithmic else "",
+    )  # fmt: skip
+    return picture + note(
+        "Everything measured on the text in force. Filled points on the line: no smaller file has a lower "
+        "perplexity. A point leads back to its recipe."
     )
 
 
@@ -92,37 +90,37 @@ def _axis(values: Sequence[float], start: float, end: float) -> Callable[[float]
 def _ticks(
     shown: Sequence[Attempt], across: Callable[[float], float], up: Callable[[float], float],
     bend: Callable[[float], float],
-) -> str:  # fmt: skip
+) -> Html:  # fmt: skip
     """The smallest, the middle and the largest value of both axes."""
     sizes = [one.fit.weights_bytes for one in shown]
     values = [one.estimate.perplexity for one in shown]
     marks = []
     for size in dict.fromkeys((min(sizes), max(sizes))):
-        marks.append(f'<text x="{across(size):.1f}" y="{HEIGHT - 20}" text-anchor="middle">{bytes_text(size)}</text>')
+        words = Html('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+        marks.append(words.format(across(size), HEIGHT - 20, bytes_text(size)))
     middle = math.exp((math.log(min(values)) + math.log(max(values))) / 2)
     for value in dict.fromkeys((min(values), middle, max(values))):
         y = up(bend(value))
-        marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" />')
-        marks.append(f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{value:,.1f}</text>')
-    return "".join(marks)
+        marks.append(Html('<line x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}" />').format(LEFT, WIDTH - RIGHT, y))
+        words = Html('<text x="{}" y="{:.1f}" text-anchor="end">{:,.1f}</text>')
+        marks.append(words.format(LEFT - 4, y + 4, value))
+    return Html().join(marks)
 
 
-def _point(one: Attempt, x: float, y: float, front: bool, current: bool, tried: Tried) -> str:
+def _point(one: Attempt, x: float, y: float, front: bool, current: bool, tried: Tried) -> Html:
     pinned = "".join(pin.upper() for pin, key in tried.pins.items() if key == one.key)
     words = f"{one.words}: {bytes_text(one.fit.weights_bytes)}, {_perplexity(one)}"
     if current:
         words += ", in force"
-    ring = f'<circle class="ms-now" cx="{x:.1f}" cy="{y:.1f}" r="9" />' if current else ""
-    letter = f'<text x="{x + 8:.1f}" y="{y - 7:.1f}">{pinned}</text>' if pinned else ""
-    return (
-        f'<g role="button" tabindex="0" data-key="{escape(one.key)}" aria-label="{escape(words)}">'
-        f"<title>{escape(words)}</title>{ring}"
-        f'<circle class="{"ms-front" if front else "ms-behind"}" cx="{x:.1f}" cy="{y:.1f}" r="5" />'
-        f"{letter}</g>"
-    )
+    circle = Html('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}" />')
+    ring = circle.format("ms-now", x, y, 9) if current else ""
+    letter = Html('<text x="{:.1f}" y="{:.1f}">{}</text>').format(x + 8, y - 7, pinned) if pinned else ""
+    group = Html('<g role="button" tabindex="0" data-key="{}" aria-label="{}"><title>{}</title>{}{}{}</g>')
+    dot = circle.format("ms-front" if front else "ms-behind", x, y, 5)
+    return group.format(one.key, words, words, ring, dot, letter)
 
 
-def pinned_text(view: View) -> str:
+def pinned_text(view: View) -> Html:
     """A and B, or one of them and the recipe in force, with their difference."""
     tried, history = view.compare, view.history
     if history is None or not tried.pins:
@@ -132,14 +130,11 @@ def pinned_text(view: View) -> str:
     first, second = (tried.of(tried.pins.get(place, now)) for place in ("a", "b"))
     if first is None or second is None:
         return note("What is pinned was not measured on this text: go to it, and it is measured.")
-    rows = "".join(
-        f"<tr><td>{title}</td><td>{escape(a)}</td><td>{escape(b)}</td><td>{escape(change)}</td>"
-        f'<td class="ms-kind">{kind}</td></tr>'
-        for title, a, b, change, kind in _rows(first, second)
-    )
-    words = "".join(note(f"{letter}: {one.words}.") for letter, one in (("A", first), ("B", second)))
+    line = Html('<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class="ms-kind">{}</td></tr>')
+    words = notes(f"{letter}: {one.words}." for letter, one in (("A", first), ("B", second)))
     heads = ("", f"A{names['a']}", f"B{names['b']}", "B against A", "")
-    return f'{words}<div class="ms-scroll ms-wide">{table(heads, rows)}</div>'
+    rows = (line.format(*found) for found in _rows(first, second))
+    return words + Html('<div class="ms-scroll ms-wide">{}</div>').format(table(heads, rows))
 
 
 def _rows(first: Attempt, second: Attempt) -> list[Row]:

@@ -9,7 +9,7 @@ from surgery.compensation.compensator import Entry
 from surgery.pruning.recipe_summary import HOW
 from surgery.recipe.edits import Compensate
 from surgery.session.view import View
-from ui.presenters.text import note, table
+from ui.presenters.text import Html, note, notes, row, table
 
 PARTS = {"attention": "attention", "mlp": "MLP", "run": "run behind it"}
 
@@ -20,11 +20,11 @@ def compensations(view: View) -> list[Compensate]:
     return [edit for edit in edits if isinstance(edit, Compensate)]
 
 
-def compensation_text(view: View) -> str:
+def compensation_text(view: View) -> Html:
     """What the compensations of the current recipe have reached."""
     wanted = compensations(view)
     if view.model is None or not wanted:
-        return ""
+        return Html()
     text = wanted[0].text
     source = f"the {text.source} text" if text.source in ("embedded", "pasted") else text.source
     where = f"{text.windows * text.window:,} tokens of {source}"
@@ -34,11 +34,10 @@ def compensation_text(view: View) -> str:
         return note("It is not computed, so the recipe cannot be measured: compute it, or switch it off.", "ms-error")
     entries = view.measure.compensated.entries
     lines = [_reached(edit, entries, view) for edit in wanted]
-    rows = "".join(_row(entry) for entry in entries)
-    places = table(("block", "part", "refit", "before", "after"), rows, "ms-refits")
-    folded = f'<details class="ms-details"><summary>Every place</summary><div>{places}</div></details>'
+    places = table(("block", "part", "refit", "before", "after"), map(_row, entries), "ms-refits")
+    folded = Html('<details class="ms-details"><summary>Every place</summary><div>{}</div></details>').format(places)
     kept = f"Computed on {where}; errors are measured on the quarter of it that is kept aside."
-    return "".join(note(line) for line in (*lines, kept)) + (folded if entries else "")
+    return notes((*lines, kept)) + (folded if entries else "")
 
 
 def _reached(edit: Compensate, entries: Sequence[Entry], view: View) -> str:
@@ -62,12 +61,9 @@ def _reached(edit: Compensate, entries: Sequence[Entry], view: View) -> str:
     )
 
 
-def _row(entry: Entry) -> str:
-    return (
-        f"<tr><td>{entry.block}</td><td>{PARTS.get(entry.part, entry.part)}</td>"
-        f"<td>{'applied' if entry.applied else 'left out'}</td>"
-        f"<td>{_percent(entry.plain_error_aside)}</td><td>{_percent(entry.error_aside)}</td></tr>"
-    )
+def _row(entry: Entry) -> Html:
+    errors = _percent(entry.plain_error_aside), _percent(entry.error_aside)
+    return row(entry.block, PARTS.get(entry.part, entry.part), "applied" if entry.applied else "left out", *errors)
 
 
 def _percent(share: float) -> str:

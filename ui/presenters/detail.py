@@ -15,7 +15,7 @@ from surgery.session.view import View
 from surgery.structure.removal import RemovalKind
 from surgery.structure.structure import BlockSpec
 from ui.presenters.detail_widget import block_of, specs_of
-from ui.presenters.text import count_text, escape, loss_text, note, number_text
+from ui.presenters.text import Html, count_text, loss_text, note, number_text
 
 NONE = "none"
 """What the list of blocks sends for no block."""
@@ -40,21 +40,18 @@ def chosen_block(value: object) -> int | None:
     return int(text)
 
 
-def detail_text(view: View, selected: int | None) -> str:
+def detail_text(view: View, selected: int | None) -> Html:
     """The block's numbers, or how a block is selected."""
     block = block_of(view, selected)
     if view.model is None or view.structure is None:
-        return ""
+        return Html()
     if block is None:
         return note("Select a block, on the map or in this list, to see its heads, its neurons and its numbers.")
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(words)}</td><td class="ms-kind">{escape(kind)}</td></tr>'
-        for name, words, kind in facts(view, block)
-    )
-    return (
-        f'<table class="ms-facts"><caption>{escape(_title(view, block))}</caption><thead class="ms-hidden"><tr>'
-        f"<th>number</th><th>value</th><th>where it comes from</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
+    row = Html('<tr><th scope="row">{}</th><td>{}</td><td class="ms-kind">{}</td></tr>')
+    return Html(
+        '<table class="ms-facts"><caption>{}</caption><thead class="ms-hidden"><tr>'
+        "<th>number</th><th>value</th><th>where it comes from</th></tr></thead><tbody>{}</tbody></table>"
+    ).format(_title(view, block), Html().join(row.format(*fact) for fact in facts(view, block)))
 
 
 def _title(view: View, block: Block) -> str:

@@ -6,7 +6,7 @@ from surgery.errors import InputError
 from surgery.fit.fit import Fit
 from surgery.search.make_it_fit import Option
 from surgery.session.view import View
-from ui.presenters.text import bytes_text, count_text, escape, note, number_text, table
+from ui.presenters.text import Html, bytes_text, count_text, note, notes, number_text, table
 
 CLASSES = {"mlp": "MLP", "norms": "norms and biases"}
 RUNTIMES = {
@@ -16,11 +16,11 @@ RUNTIMES = {
 }
 
 
-def room_text(view: View) -> str:
+def room_text(view: View) -> Html:
     """How much must go, or that nothing must."""
     room, now = view.fit.room, view.fit.now
     if room is None or now is None:
-        return ""
+        return Html()
     if now.fits:
         return note(
             f"It fits {view.device.name} with {bytes_text(now.spare_bytes)} to spare. "
@@ -29,16 +29,16 @@ def room_text(view: View) -> str:
     return note(f"It does not fit {view.device.name}. {room.words()}", "ms-error")
 
 
-def options_text(view: View) -> str:
+def options_text(view: View) -> Html:
     """What was found, the smallest loss first."""
     if view.fit.found is None:
-        return ""
+        return Html()
     fitting, target = view.fit.found.fitting, view.fit.found.target
-    refused = "".join(note(sentence) for sentence in fitting.refused)
+    refused = notes(fitting.refused)
     if not fitting.options:
         words = "Nothing that was tried fits." if fitting.complete else "Nothing has been measured yet."
         return note(words, "ms-error" if fitting.complete else "") + refused
-    rows = "".join(_row(number, option) for number, option in enumerate(fitting.options, 1))
+    rows = (_row(number, option) for number, option in enumerate(fitting.options, 1))
     tokens = fitting.options[0].estimate.tokens
     basis = (
         f"Perplexity measured on {tokens:,} tokens, on the weights as they would be stored; bytes are arithmetic, for "
@@ -46,17 +46,18 @@ def options_text(view: View) -> str:
     )
     unfinished = "" if fitting.complete else " Not all candidates have been measured."
     options = table(("option", "perplexity", "parameters", "weights", "to spare", "tokens/s"), rows)
-    return f'<div class="ms-scroll ms-wide">{options}</div>{note(basis + unfinished)}{refused}'
+    return Html('<div class="ms-scroll ms-wide">{}</div>{}{}').format(options, note(basis + unfinished), refused)
 
 
-def _row(number: int, option: Option) -> str:
-    error = option.estimate.standard_error
-    exact = "" if error is None else f' title="± {error:.2f}"'
-    return (
-        f"<tr><td>{number}. {escape(option.how)}, {escape(option.type)}</td>"
-        f"<td{exact}>{number_text(option.estimate.perplexity)}</td><td>{count_text(option.parameters)}</td>"
-        f'<td title="{option.fit.weights_bytes:,} bytes">{bytes_text(option.fit.weights_bytes)}</td>'
-        f"<td>{bytes_text(option.fit.spare_bytes)}</td><td>{option.fit.decode_tokens_per_second:,.1f}</td></tr>"
+def _row(number: int, option: Option) -> Html:
+    error, size = option.estimate.standard_error, option.fit.weights_bytes
+    exact = "" if error is None else Html(' title="± {:.2f}"').format(error)
+    return Html(
+        '<tr><td>{}. {}, {}</td><td{}>{}</td><td>{}</td><td title="{:,} bytes">{}</td><td>{}</td><td>{:,.1f}</td></tr>'
+    ).format(
+        *(number, option.how, option.type, exact, number_text(option.estimate.perplexity)),
+        *(count_text(option.parameters), size, bytes_text(size), bytes_text(option.fit.spare_bytes)),
+        option.fit.decode_tokens_per_second,
     )
 
 
@@ -77,11 +78,11 @@ def number_of(chosen: object) -> int:
     return int(text)
 
 
-def fit_table(view: View) -> str:
+def fit_table(view: View) -> Html:
     """The itemised memory of the edited model on the device."""
     fit = view.fit.now
     if fit is None or view.model is None:
-        return ""
+        return Html()
     items = [(f"Weights: {CLASSES.get(name, name)}", size, "arithmetic") for name, size in fit.weights.items()]
     items += [
         (f"KV cache, {fit.context:,} tokens in {fit.kv_type}", fit.kv_cache_bytes, "arithmetic"),
@@ -89,21 +90,20 @@ def fit_table(view: View) -> str:
         (f"Runtime: {RUNTIMES[fit.runtime]}", fit.overhead_bytes, "estimated"),
     ]
     largest = max(fit.capacity_bytes, fit.needed_bytes, 1)
-    rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="ms-number">{bytes_text(size)}</td>'
-        f'<td><div class="ms-bar"><i style="width:{100 * size / largest:.2f}%"></i></div></td>'
-        f'<td class="ms-kind">{kind}</td></tr>'
-        for name, size, kind in items
+    row = Html(
+        '<tr><td>{}</td><td class="ms-number">{}</td><td><div class="ms-bar"><i style="width:{:.2f}%"></i></div></td>'
+        '<td class="ms-kind">{}</td></tr>'
     )
-    total = (
-        f'<tr class="ms-total"><td>Needed</td><td class="ms-number">{bytes_text(fit.needed_bytes)}</td>'
+    rows = Html().join(row.format(name, bytes_text(size), 100 * size / largest, kind) for name, size, kind in items)
+    return Html(
+        '<table class="ms-table"><tbody>{}<tr class="ms-total"><td>Needed</td><td class="ms-number">{}</td>'
         '<td></td><td class="ms-kind">estimated</td></tr>'
-        f"<tr><td>Capacity of {escape(view.device.name)}, less what its system keeps</td>"
-        f'<td class="ms-number">{bytes_text(fit.capacity_bytes)}</td>'
-        '<td></td><td class="ms-kind">from the device file</td></tr>'
+        '<tr><td>Capacity of {}, less what its system keeps</td><td class="ms-number">{}</td>'
+        '<td></td><td class="ms-kind">from the device file</td></tr></tbody></table><p class="ms-note">{}</p>'
+    ).format(
+        *(rows, bytes_text(fit.needed_bytes), view.device.name, bytes_text(fit.capacity_bytes)),
+        " ".join((_speed_words(fit), *fit.notes)),
     )
-    notes = escape(" ".join((_speed_words(fit), *fit.notes)))
-    return f'<table class="ms-table"><tbody>{rows}{total}</tbody></table><p class="ms-note">{notes}</p>'
 
 
 def _speed_words(fit: Fit) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ui.presenters.text import escape
+from ui.presenters.text import Html
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,27 @@ END = Step(
     "The Guide button at the top shows it again. Next: let Suggest choose what goes, or open your own model.",
     "#tools",
 )
-BUTTON = '<button type="button" id="guide-open" aria-controls="guide-card" aria-expanded="false">Guide</button>'
+BUTTON = Html('<button type="button" id="guide-open" aria-controls="guide-card" aria-expanded="false">Guide</button>')
 """Opens the guide again; it belongs into the page's header."""
 
 
-def card() -> str:
+def card() -> Html:
     """The card, hidden until its script knows whether this is a first visit. All steps stand in one place, so that the
     page below never moves from step to step."""
-    steps = "".join(_step(number, step) for number, step in enumerate((*STEPS, END)))
-    return (
+    return Html(
         '<section class="ms-guide" id="guide-card" aria-label="Guided operation" hidden>'
-        f'<div class="ms-guide-steps" aria-live="polite">{steps}</div>'
+        '<div class="ms-guide-steps" aria-live="polite">{}</div>'
         '<div class="ms-guide-buttons">'
         '<button type="button" id="guide-show">Show me</button>'
         '<button type="button" id="guide-back">Back</button>'
         '<button type="button" id="guide-next">Next</button>'
         '<button type="button" id="guide-skip">Skip the guide</button>'
         "</div></section>"
-    )
+    ).format(Html().join(_step(number, step) for number, step in enumerate((*STEPS, END))))
 
 
-def _step(number: int, step: Step) -> str:
-    done = "" if step.done is None else f' data-done="{escape(step.done)}"'
+def _step(number: int, step: Step) -> Html:
+    done = "" if step.done is None else Html(' data-done="{}"').format(step.done)
     place = f"Step {number + 1} of {len(STEPS)}: " if number < len(STEPS) else ""
-    return (
-        f'<div class="ms-guide-step" data-control="{escape(step.control)}"{done}>'
-        f"<h2>{place}{escape(step.title)}</h2><p>{escape(step.words)}</p></div>"
-    )
+    whole = Html('<div class="ms-guide-step" data-control="{}"{}><h2>{}{}</h2><p>{}</p></div>')
+    return whole.format(step.control, done, place, step.title, step.words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from surgery.session.heal import NOTHING_CUT, cuts_of
 from surgery.session.view import View
-from ui.presenters.text import download_text, note
+from ui.presenters.text import Html, download_text, notes
 
 METHODS = [("LoRA (cross-entropy)", "lora"), ("Distillation (the dense model's predictions)", "distill")]
 TEXTS = [("Embedded calibration text", "embedded"), ("Pasted text", "pasted"), ("Uploaded file", "file")]
@@ -33,7 +33,7 @@ def time_left(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def words(view: View) -> str:
+def words(view: View) -> Html:
     """The forecast, how the training goes, and how it ended."""
     lines = []
     if not cut(view):
@@ -57,4 +57,4 @@ def words(view: View) -> str:
         )
     if view.heal.adapter is not None:
         lines.append("peft loads the adapter onto the checkpoint of the same cuts without the healing.")
-    return "".join(note(line) for line in lines)
+    return notes(lines)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from surgery.recipe.recipe import Recipe
 from surgery.session.reproduce import lines_of
 from surgery.session.view import View
-from ui.presenters.text import escape, note
+from ui.presenters.text import Html, notes
 
 
 def ready_choices(ready: Mapping[str, Recipe]) -> list[tuple[str, str]]:
@@ -25,14 +25,11 @@ def _ready_words(recipe: Recipe) -> str:
     return f"{share:g}% of the parameters: perplexity {dense:.2f} \N{RIGHTWARDS ARROW} {perplexity:.2f}{protocol}"
 
 
-def lines_text(view: View) -> str:
+def lines_text(view: View) -> Html:
     """The command line and the Python lines, each in a box."""
     lines = lines_of(view)
     if lines is None:
-        return ""
+        return Html()
     boxes = (("Command line", "\n".join(lines.commands)), ("Python", lines.python))
-    return "".join(note(sentence) for sentence in lines.notes) + "".join(
-        f'<h4 class="ms-lines-title">{title}</h4><pre class="ms-lines" tabindex="0" aria-label="{title}">'
-        f"{escape(text)}</pre>"
-        for title, text in boxes
-    )
+    box = Html('<h4 class="ms-lines-title">{0}</h4><pre class="ms-lines" tabindex="0" aria-label="{0}">{1}</pre>')
+    return notes(lines.notes) + Html().join(box.format(title, text) for title, text in boxes)

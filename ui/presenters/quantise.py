@@ -13,7 +13,7 @@ from surgery.recipe.storage import GgufType, Quantize
 from surgery.session.view import View
 from surgery.shipping.download import file_name
 from ui.presenters import text
-from ui.presenters.text import bytes_text, escape, note, number_text
+from ui.presenters.text import Html, bytes_text, note, number_text
 
 AS_IT_IS = "none"
 CHOICES = [(PLAIN.title, AS_IT_IS), *((row.title, row.name) for row in FORMATS.values())]
@@ -100,15 +100,15 @@ def whole(value: Any) -> int:
     return int(digits)
 
 
-def table(view: View) -> str:
+def table(view: View) -> Html:
     """Every GGUF type of the current recipe: bits, exact bytes of the file, and what has been measured of it."""
     edit = quantisation(view)
     if view.model is None or view.structure is None or edit is None or not format_of(edit).one_file:
-        return ""
+        return Html()
     weighted = edit.text is not None
     plan = view.model.gguf_plan(view.structure)
     name = file_name(view.model.loaded.id)
-    rows = "".join(
+    rows = (
         _row(
             kind,
             plan.bits_per_weight(kind, weighted),
@@ -128,19 +128,17 @@ def table(view: View) -> str:
         f"measure it.{against}"
     )
     types = text.table(("type", "bits per weight", "file", "perplexity"), rows)
-    return f'<div class="ms-scroll">{types}</div>{kept}'
+    return Html('<div class="ms-scroll">{}</div>{}').format(types, kept)
 
 
-def _row(kind: str, bits: float, size: int, perplexity: float | None, current: bool) -> str:
-    mark = ' aria-current="true"' if current else ""
+def _row(kind: str, bits: float, size: int, perplexity: float | None, current: bool) -> Html:
+    mark = Html(' aria-current="true"') if current else ""
     measured = "–" if perplexity is None else number_text(perplexity)
-    return (
-        f"<tr{mark}><td>{escape(kind)}</td><td>{bits:.2f}</td>"
-        f'<td title="{size:,} bytes">{bytes_text(size)}</td><td>{measured}</td></tr>'
-    )
+    row = Html('<tr{}><td>{}</td><td>{:.2f}</td><td title="{:,} bytes">{}</td><td>{}</td></tr>')
+    return row.format(mark, kind, bits, size, bytes_text(size), measured)
 
 
-def words(view: View) -> str:
+def words(view: View) -> Html:
     """What the chosen format does, and what is being computed."""
     edit = quantisation(view)
     does = note(format_of(edit).does)

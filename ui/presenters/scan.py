@@ -9,15 +9,15 @@ import torch
 from analysis.importance.predictions import rank_correlation
 from surgery.session.scan import Scanned
 from surgery.structure.removal import RemovalKind
-from ui.presenters.text import note
+from ui.presenters.text import Html, note
 
 KINDS: dict[RemovalKind, str] = {"blocks": "blocks", "attention": "attention parts", "mlp": "MLPs"}
 
 
-def scan_text(scanned: Scanned | None) -> str:
+def scan_text(scanned: Scanned | None) -> Html:
     """How well the predictions rank what was measured."""
     if scanned is None:
-        return ""
+        return Html()
     tokens = scanned.scan.baseline.tokens
     words = f"Rise of the loss without each part, measured on {tokens:,} tokens"
     if scanned.predicted is None:

@@ -8,7 +8,7 @@ from surgery.shipping.download import checkpoint_bytes
 from surgery.shipping.record import Part
 from surgery.shipping.shipment import Shipment
 from surgery.shipping.verify import Difference
-from ui.presenters.text import bytes_text, count_text, download_text, escape, note, number_text, table
+from ui.presenters.text import Html, bytes_text, count_text, download_text, note, notes, number_text, row, table
 
 WHAT = (
     "Makes a folder with the model, its recipe, a model card with these numbers, checksums and a Modelfile for Ollama; "
@@ -16,10 +16,10 @@ WHAT = (
 )
 
 
-def ship_text(view: View) -> str:
+def ship_text(view: View) -> Html:
     """What shipping does, or what the last shipment holds and how it was verified."""
     if view.model is None or view.history is None:
-        return ""
+        return Html()
     shipment = view.ship
     if shipment is None:
         return note(WHAT)
@@ -29,37 +29,35 @@ def ship_text(view: View) -> str:
     lines += list(shipment.shipped.notes)
     if shipment.repository:
         lines.append(f"Uploaded to {shipment.repository}.")
-    return "".join(note(line) for line in lines) + _table(shipment) + _sums(shipment)
+    return notes(lines) + _table(shipment) + _sums(shipment)
 
 
-def _table(shipment: Shipment) -> str:
+def _table(shipment: Shipment) -> Html:
     """A row for each form: its size, and what it gives when it is read back."""
     shipped = shipment.shipped
     pairs = zip(shipped.record.parts, shipped.verification.differences, strict=True)
-    rows = "".join(_row(part, difference) for part, difference in pairs)
+    rows = (_row(part, difference) for part, difference in pairs)
     return table(("form", "size", "perplexity", "read back", "logits differ by"), rows, "ms-refits ms-shipped")
 
 
-def _row(part: Part, difference: Difference) -> str:
+def _row(part: Part, difference: Difference) -> Html:
     form = f"{'Checkpoint' if part.kind == 'checkpoint' else 'GGUF'}, {part.type}"
-    cells = (
+    return row(
         form,
         bytes_text(part.bytes),
         number_text(perplexity_of(difference.recorded_nll)),
         number_text(perplexity_of(difference.nll)),
         f"{100 * difference.logits_max_relative:.2g}%",
     )
-    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _sums(shipment: Shipment) -> str:
+def _sums(shipment: Shipment) -> Html:
     """SHA-256 of every file, folded away."""
     sums = shipment.shipped.verification.sums.sha256
-    lines = "".join(f"{escape(digest)}  {escape(name)}\n" for name, digest in sums.items())
-    return (
+    return Html(
         '<details class="ms-details"><summary>Checksums (SHA-256)</summary>'
-        f'<div class="ms-sums" tabindex="0"><pre>{lines}</pre></div></details>'
-    )
+        '<div class="ms-sums" tabindex="0"><pre>{}</pre></div></details>'
+    ).format("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
 
 
 def download(shipment: Shipment | None) -> tuple[str | None, str]:
@@ -69,10 +67,10 @@ def download(shipment: Shipment | None) -> tuple[str | None, str]:
     return str(shipment.zip), download_text(shipment.zip, shipment.bytes)
 
 
-def build_text(view: View) -> str:
+def build_text(view: View) -> Html:
     """How large a build would be, or what the last one is."""
     if view.model is None or view.structure is None or view.history is None:
-        return ""
+        return Html()
     dtype = next(iter(view.model.architecture.bytes_by_dtype))
     size = bytes_text(checkpoint_bytes(view.model, view.structure))
     count = count_text(view.structure.parameters)

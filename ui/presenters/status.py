@@ -7,23 +7,23 @@ import math
 from surgery.common.jobs import Job
 from surgery.session.view import View
 from ui.presenters.suggest_form import in_page_words
-from ui.presenters.text import count_text, escape, number_text
+from ui.presenters.text import Html, count_text, number_text
 
 
-def status(view: View) -> str:
+def status(view: View) -> Html:
     """What the model is, and below it an error, the running job, or what can be done next."""
     state, words = _sentence(view)
-    model = f'<p class="ms-model">{escape(summary(view))}</p>' if view.model is not None else ""
-    message = f'<p class="ms-message">{escape(words)}</p>'
+    model = Html('<p class="ms-model">{}</p>').format(summary(view)) if view.model is not None else ""
+    message = Html('<p class="ms-message">{}</p>').format(words)
     if state == "error":
         message = _alert(words)
     elif view.job is not None and state == "busy":
         message = _progress(view.job, words)
-    return f'<div class="ms-status" data-state="{state}">{model}{message}</div>'
+    return Html('<div class="ms-status" data-state="{}">{}{}</div>').format(state, model, message)
 
 
-def _alert(words: str) -> str:
-    return f'<p class="ms-message ms-error" role="alert">{escape(words)}</p>'
+def _alert(words: str) -> Html:
+    return Html('<p class="ms-message ms-error" role="alert">{}</p>').format(words)
 
 
 def spoken(view: View) -> str:
@@ -87,19 +87,19 @@ def summary(view: View) -> str:
     return f"{text} {loaded.note}".strip()
 
 
-def _progress(job: Job, words: str) -> str:
+def _progress(job: Job, words: str) -> Html:
     percent, left = round(100 * job.progress), job.seconds_left
     time_left = "" if left is None else f", about {math.ceil(left)} s left"
-    return (
-        f'<p class="ms-message">{escape(words)} ({percent}%{time_left})</p>'
-        f'<div class="ms-progress" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-label="{escape(job.title)}"><i style="width:{percent}%"></i></div>'
-    )
+    return Html(
+        '<p class="ms-message">{0} ({1}%{2})</p>'
+        '<div class="ms-progress" role="progressbar" aria-valuenow="{1}" aria-valuemin="0" aria-valuemax="100" '
+        'aria-label="{3}"><i style="width:{1}%"></i></div>'
+    ).format(words, percent, time_left, job.title)
 
 
-def ended(sentence: str) -> str:
+def ended(sentence: str) -> Html:
     """The status of a page whose session is gone."""
-    return f'<div class="ms-status" data-state="error">{_alert(in_page_words(sentence))}</div>'
+    return Html('<div class="ms-status" data-state="error">{}</div>').format(_alert(in_page_words(sentence)))
 
 
 def can_start(view: View) -> bool:

@@ -7,15 +7,15 @@ from surgery.session.suggest import Suggestion
 from surgery.session.view import View
 from surgery.structure.choices import Choices
 from ui.presenters.scan import KINDS
-from ui.presenters.text import count_text, loss_text, note, number_text, table
+from ui.presenters.text import Html, count_text, loss_text, note, notes, number_text, row, table
 from ui.presenters.tiles import damage
 
 
-def suggestion_text(view: View) -> str:
+def suggestion_text(view: View) -> Html:
     """What the suggestion would take away, block by block, and what that is expected to cost."""
     found = view.suggest
     if found is None or view.model is None:
-        return ""
+        return Html()
     dense = view.model.evaluator.dense
     now, then, whole = found.before.parameters, found.structure.parameters, dense.parameters
     if found.recipe.key == found.base:
@@ -27,11 +27,9 @@ def suggestion_text(view: View) -> str:
         _cost_words(view, found),
         _expected_words(view, found),
     ]
-    rows = "".join(
-        f"<tr><td>{block}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for block, cells in _changes(found)
-    )
+    rows = (row(block, *cells) for block, cells in _changes(found))
     changes = table(("block", "KV groups", "query heads", "neurons"), rows)
-    return "".join(note(line) for line in lines if line) + f'<div class="ms-scroll">{changes}</div>'
+    return notes(filter(None, lines)) + Html('<div class="ms-scroll">{}</div>').format(changes)
 
 
 def _changes(found: Suggestion) -> list[tuple[int, list[str]]]:

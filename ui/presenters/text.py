@@ -1,4 +1,4 @@
-"""Text for the page: escaped, and numbers and sizes as people read them. Pure."""
+"""HTML for the page, into which text comes only escaped; numbers and sizes as people read them. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import html
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
+
+from markupsafe import Markup
 
 UNSAFE = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
 
-def escape(text: object) -> str:
-    """Text for HTML that Gradio may also read as a template."""
-    return html.escape(str(text)).translate(UNSAFE)
+class Html(Markup):
+    """HTML that Gradio may also read as a template. What is formatted, joined or added into it is escaped for both."""
+
+    __slots__ = ()
+
+    @classmethod
+    def escape(cls, s: object, /) -> Self:
+        """Text as HTML; what is of this class, as it is."""
+        return s if isinstance(s, cls) else cls(html.escape(str(s)).translate(UNSAFE))
 
 
 def bytes_text(count: float) -> str:
@@ -50,12 +59,23 @@ def loss_text(difference: float, error: float | None) -> str:
     return f"{difference:+.3f}{spread} nats"
 
 
-def table(heads: Iterable[str], rows: str, look: str = "ms-types") -> str:
-    """A table with these words above its columns; the rows are HTML."""
-    head = "".join(f"<th>{words}</th>" for words in heads)
-    return f'<table class="{look}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+def row(*cells: object) -> Html:
+    """A row of a table."""
+    return Html("<tr>{}</tr>").format(Html().join(map(Html("<td>{}</td>").format, cells)))
 
 
-def note(words: str, kind: str = "") -> str:
+def table(heads: Iterable[str], rows: Iterable[Html], look: str = "ms-types") -> Html:
+    """A table with these words above its columns."""
+    words = Html().join(map(Html("<th>{}</th>").format, heads))
+    whole = Html('<table class="{}"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>')
+    return whole.format(look, words, Html().join(rows))
+
+
+def note(words: str, kind: str = "") -> Html:
     """A line of small text."""
-    return f'<p class="ms-note {kind}">{escape(words)}</p>'
+    return Html('<p class="ms-note {}">{}</p>').format(kind, words)
+
+
+def notes(lines: Iterable[str]) -> Html:
+    """Lines of small text."""
+    return Html().join(map(note, lines))

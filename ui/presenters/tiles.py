@@ -9,7 +9,7 @@ from surgery.evaluation.estimate import Estimate
 from surgery.fit.fit import Fit
 from surgery.session.compare import Attempt
 from surgery.session.view import View
-from ui.presenters.text import bytes_text, count_text, escape, loss_text, number_text
+from ui.presenters.text import Html, bytes_text, count_text, loss_text, number_text
 
 DAMAGE = (
     (0.02, "no difference that one reads"),
@@ -23,7 +23,7 @@ SMALLEST_SEGMENT = 0.4
 """Percent of the bar below which a part could not be seen."""
 
 
-def tiles(view: View) -> str:
+def tiles(view: View) -> Html:
     """Parameters, file, memory, decode speed and perplexity; below them the bar of the device."""
     fit, dense = view.fit.now, view.fit.dense
     if view.structure is None or view.dense is None or fit is None or dense is None:
@@ -45,23 +45,23 @@ def tiles(view: View) -> str:
     return _row(row) + fit_bar(fit, view.device.name)
 
 
-def _empty(view: View) -> str:
+def _empty(view: View) -> Html:
     names = (("parameters", "Parameters"), ("file", f"Weights in {view.target.type}"),
              ("memory", f"Memory, {view.target.context:,} tokens"), ("speed", "Decode speed"),
              ("perplexity", "Perplexity"))  # fmt: skip
     return _row(_tile(name, title, "–", "no model is open yet", "", "stale") for name, title in names)
 
 
-def _row(items: Iterable[str]) -> str:
-    return f'<div class="ms-tiles">{"".join(items)}</div>'
+def _row(items: Iterable[Html]) -> Html:
+    return Html('<div class="ms-tiles">{}</div>').format(Html().join(items))
 
 
-def _tile(name: str, title: str, value: str, detail: str, kind: str, state: str = "") -> str:
-    return (
-        f'<div class="ms-tile {state}" data-tile="{name}" data-state="{state or "current"}">'
-        f'<div class="ms-tile-title">{escape(title)}</div><div class="ms-tile-value">{escape(value)}</div>'
-        f'<div class="ms-tile-detail">{escape(detail)}</div><div class="ms-tile-kind">{escape(kind)}</div></div>'
-    )
+def _tile(name: str, title: str, value: str, detail: str, kind: str, state: str = "") -> Html:
+    return Html(
+        '<div class="ms-tile {}" data-tile="{}" data-state="{}">'
+        '<div class="ms-tile-title">{}</div><div class="ms-tile-value">{}</div>'
+        '<div class="ms-tile-detail">{}</div><div class="ms-tile-kind">{}</div></div>'
+    ).format(state, name, state or "current", title, value, detail, kind)
 
 
 def _change(now: float, before: float) -> str:
@@ -92,7 +92,7 @@ def damage(difference: float) -> str:
     return next(words for most, words in DAMAGE if difference <= most)
 
 
-def _perplexity_tile(view: View) -> str:
+def _perplexity_tile(view: View) -> Html:
     measure, estimate = view.measure, view.measure.estimate
     if measure.error:
         return _tile("perplexity", "Perplexity", "–", measure.error, "not measured", "failed")
@@ -132,7 +132,7 @@ def _speed_word(fit: Fit) -> str:
     return "about" if fit.speed.basis == "expected" else "at most"
 
 
-def fit_bar(fit: Fit, device: str) -> str:
+def fit_bar(fit: Fit, device: str) -> Html:
     """What the device's memory is needed for, as a bar to scale, and what is missing or to spare in words."""
     state, spare = ("good", bytes_text(fit.spare_bytes)) if fit.fits else ("bad", bytes_text(-fit.spare_bytes))
     words = f"Fits: {spare} to spare" if fit.fits else f"Does not fit: {spare} missing"
@@ -143,19 +143,15 @@ def fit_bar(fit: Fit, device: str) -> str:
         ("runtime", "Runtime", fit.overhead_bytes),
     )
     scale = 100 / max(fit.needed_bytes, fit.capacity_bytes, 1)
-    segments = "".join(
-        f'<i class="ms-fit-{name}" style="width:{max(size * scale, SMALLEST_SEGMENT):.2f}%"></i>'
-        for name, _, size in parts
-        if size
-    )
-    legend = "".join(
-        f'<li><i class="ms-fit-{name}"></i>{title} {bytes_text(size)}</li>' for name, title, size in parts if size
-    )
-    end = "" if fit.fits else f'<b class="ms-fit-end" style="left:{min(fit.capacity_bytes * scale, 100):.2f}%"></b>'
-    return (
-        f'<section class="ms-fit {state}" data-tile="fit" data-state="{state}" aria-label="Memory on the device">'
-        f"<p><strong>{words}</strong> on {escape(device)}, which has {bytes_text(fit.capacity_bytes)} for it. "
-        '<span class="ms-tile-kind">estimated</span></p>'
-        f'<div class="ms-fit-bar" aria-hidden="true">{segments}{end}</div>'
-        f'<ul class="ms-fit-legend">{legend}</ul></section>'
-    )
+    shown = [part for part in parts if part[2]]
+    segment = Html('<i class="ms-fit-{}" style="width:{:.2f}%"></i>')
+    item = Html('<li><i class="ms-fit-{}"></i>{} {}</li>')
+    segments = Html().join(segment.format(name, max(size * scale, SMALLEST_SEGMENT)) for name, _, size in shown)
+    legend = Html().join(item.format(name, title, bytes_text(size)) for name, title, size in shown)
+    beyond = Html('<b class="ms-fit-end" style="left:{:.2f}%"></b>').format(min(fit.capacity_bytes * scale, 100))
+    return Html(
+        '<section class="ms-fit {0}" data-tile="fit" data-state="{0}" aria-label="Memory on the device">'
+        "<p><strong>{1}</strong> on {2}, which has {3} for it. "
+        '<span class="ms-tile-kind">estimated</span></p><div class="ms-fit-bar" aria-hidden="true">{4}{5}</div>'
+        '<ul class="ms-fit-legend">{6}</ul></section>'
+    ).format(state, words, device, bytes_text(fit.capacity_bytes), segments, "" if fit.fits else beyond, legend)

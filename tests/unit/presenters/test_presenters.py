@@ -36,7 +36,7 @@ from ui.presenters import map_widget as map_model
 from ui.presenters import recipe as recipe_words
 from ui.presenters import status as presenters
 from ui.presenters.fit import fit_table
-from ui.presenters.text import bytes_text, count_text, escape, number_text
+from ui.presenters.text import Html, bytes_text, count_text, number_text
 from ui.presenters.tiles import damage, tiles
 
 ESTIMATE = Estimate(
@@ -142,7 +142,7 @@ def test_perplexities(value: float, text: str) -> None:
 
 
 def test_text_is_escaped_for_html_and_for_templates() -> None:
-    assert escape("<b>${x} {{y}} `z`</b>") == (
+    assert Html.escape("<b>${x} {{y}} `z`</b>") == (
         "&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125; &#96;z&#96;&lt;/b&gt;"
     )
     hostile = "<img src=x onerror=alert(1)> ${alert(1)} {{alert}}"
@@ -242,7 +242,7 @@ def test_before_a_model_is_open_everything_can_be_drawn() -> None:
     assert map_model.block_map_model(empty)["blocks"] == 0
     assert map_model.decisions(empty) == {"blocks": [], "attention": [], "mlp": []}
     assert map_model.ratios(empty) is None
-    assert "before a model is open" in charts.chart_note(empty, "")
+    assert "before a model is open" in charts.chart_note(empty, Html())
 
 
 def test_the_fit_table_adds_up_and_labels_every_row() -> None:
@@ -323,9 +323,9 @@ def test_charts_before_the_analysis_are_a_sentence() -> None:
     for name in charts.NAMES:
         figure = charts.figure(name, view(), "cfsp_fine", "entropy")
         assert figure is None
-    assert "press Analyse" in charts.chart_note(view(), "")
-    assert "when the analysis is done" in charts.chart_note(view(job=job()), "")
-    assert charts.chart_note(view(), "<table>") == "<table>"
+    assert "press Analyse" in charts.chart_note(view(), Html())
+    assert "when the analysis is done" in charts.chart_note(view(job=job()), Html())
+    assert charts.chart_note(view(), Html("<table>")) == "<table>"
 
 
 def test_scores_of_the_weights_alone_can_be_drawn_at_once() -> None:

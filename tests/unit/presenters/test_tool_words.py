@@ -43,7 +43,7 @@ from ui.presenters import status as presenters
 from ui.presenters import suggest_form as forms
 from ui.presenters.compensate import compensation_text
 from ui.presenters.scan import scan_text
-from ui.presenters.text import bytes_text
+from ui.presenters.text import Html, bytes_text
 
 TEXT = TextReference(source="embedded", fingerprint="x", window=16, windows=4)
 LOCKS = {"protect_blocks"}  # the map has them, not the form
@@ -227,7 +227,7 @@ def test_predicted_stands_beside_measured_with_the_rank_correlation() -> None:
     assert list(figure.data[3].customdata) == pytest.approx([3.0, -0.1, 0.5])
     assert len(charts.figure("predicted", view(scan=scanned(False)), "maw", "x").data) == 2
     assert charts.figure("predicted", view(), "maw", "x") is None
-    assert "measure every removal" in charts.chart_note(view(), "", "predicted")
+    assert "measure every removal" in charts.chart_note(view(), Html(), "predicted")
 
 
 def test_the_scale_of_the_chart_keeps_order_and_sign() -> None:
