@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+import orjson
 import pytest
+from gradio.routes import ORJSONResponse
 
 from surgery.recipe.edits import RemoveBlocks
 from surgery.session.session import Session
@@ -16,6 +18,7 @@ from surgery.workbench.workbench import Workbench
 from tests.unit.presenters.test_presenters import job, nothing, view
 from ui.page import PANELS
 from ui.panel import Panel
+from ui.presenters.text import Html
 from ui.tabs import Tab
 
 
@@ -73,6 +76,16 @@ def test_what_is_sent_is_not_what_is_remembered(panels: list[Panel]) -> None:
             if tab.changed(one.component, one.value, one.hand) and isinstance(update := one.sent(), dict):
                 update.clear()  # as Gradio does
                 assert one.hand is not None or tab.sent[one.component], one.component.elem_id
+
+
+def test_gradio_sends_html_as_it_is(panels: list[Panel]) -> None:
+    update = sent(panels, view(RemoveBlocks(blocks=(1,))))
+    html = {name: gr.HTML().postprocess(value) for name, value in update.items() if isinstance(value, Html)}
+    html |= {name: update[name]["content"] for name in ("tried", "steps")}
+    assert {"status", "tiles", "removed", "fit-table", "room", "pinned", "lines", "chart-note"} < html.keys()
+    assert all(type(value) is Html for value in html.values())
+    read = orjson.loads(ORJSONResponse(html).body)
+    assert read == html and all("<" in read[name] for name in ("status", "tiles", "tried", "steps"))
 
 
 def test_buttons_follow_what_can_be_done(panels: list[Panel]) -> None:
