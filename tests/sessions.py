@@ -12,7 +12,8 @@ from surgery.session.view import View
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
 
-LONG = 30.0
+LONG = 120.0
+"""Seconds after which a wait is given up: other tests use the cores too."""
 SMALL = TextChoice(window=16, windows=3)
 
 

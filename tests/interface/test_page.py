@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.crowding import slowed
 from tests.interface.driving import (
     DENSE,
     LONG_TEXT,
@@ -179,7 +180,8 @@ def test_an_analysis_can_be_cancelled_and_started_again(page: Any) -> None:
         begun = time.monotonic()
         page.click("#cancel")
         wait_for_message(page, "Analysing was cancelled")
-        assert time.monotonic() - begun < 3, "a second, and some more for busy cores"
+        took = time.monotonic() - begun
+        assert took < 3 * slowed(), "a second, and some more for busy cores"
         page.wait_for_selector("#analyse:not([disabled])")
         page.wait_for_selector("#cancel[disabled]", state="attached")
     paste_text(page, "Short. " + LONG_TEXT, 64, 2)

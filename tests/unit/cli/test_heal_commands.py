@@ -56,7 +56,7 @@ def test_heal_evaluate_build(folder, cut, tmp_path):  # noqa: F811
 
 def test_minutes_and_presets_say_what_they_will_do(cut, tmp_path):
     made, options = cut
-    timed = json.loads(run("heal", made, "--out", tmp_path / "timed", "--minutes", 0.02, *options, "--json"))
+    timed = json.loads(run("heal", made, "--out", tmp_path / "timed", "--minutes", 0.1, *options, "--json"))
     assert timed["steps"] > 1
     assert "one of two-minutes" in run("heal", made, "--out", tmp_path / "x", "--preset", "a-year", *options, code=2)
     assert "how long" in run("heal", made, "--out", tmp_path / "x", *options, code=2)

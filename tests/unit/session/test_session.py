@@ -21,6 +21,7 @@ from surgery.session.session import Session
 from surgery.session.state import Target
 from surgery.workbench.open_model import OpenModel
 from surgery.workbench.workbench import Workbench
+from tests.crowding import slowed
 from tests.sessions import LONG, SMALL, idle, measured, opened, until
 from tests.tiny_workbench import open_model
 
@@ -279,7 +280,8 @@ def test_a_cancelled_analysis_narrows_nothing_and_can_start_again(
     begun = time.monotonic()
     session.cancel()
     view = idle(session)
-    assert time.monotonic() - begun < 1
+    took = time.monotonic() - begun
+    assert took < slowed()
     assert view.job is not None and view.job.state == "cancelled" and view.analyse.pending_ratio is None
     assert view.structure == view.dense
     go.set()

@@ -22,7 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("surgery.training.results.cache_directory", lambda: tmp_path)
     monkeypatch.setattr(session_healing, "HEALING_WINDOW", 16)
     monkeypatch.setattr(session_healing, "MOST_WINDOWS", 6)
-    short = replace(presets.PRESETS["two-minutes"], minutes=0.02)
+    short = replace(presets.PRESETS["two-minutes"], minutes=0.06)
     monkeypatch.setitem(presets.PRESETS, "two-minutes", short)
 
 
