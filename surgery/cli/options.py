@@ -13,7 +13,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 from pydantic import BaseModel
+from typer.models import ArgumentInfo
 
+from analysis.files import check_text_source
+from surgery.common.files import cache_directory, check_writable
+from surgery.common.numbers import LARGEST, MOST, real, whole
+from surgery.common.scratch import sweep
 from surgery.errors import InputError
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
@@ -30,6 +35,8 @@ CalibrationOption = Annotated[
     typer.Option("--calibration", help="The text on which the recipe's compensations are computed, if not embedded."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="A file to write.")]
+TEXTS = ("--text", "--calibration", "--evaluation-text")
+"""Options that name a text."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +143,40 @@ def flat(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def command(**values: Any) -> None:
+        for member in parameters:
+            _check(member, values[member.name])
+        sweep(cache_directory())
         grouped = {name: make(**{one: values.pop(one) for one in names}) for name, (make, names) in groups.items()}
         verb(**values, **grouped)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {member.name: member.annotation for member in parameters}
     return command
+
+
+def _check(option: Parameter, value: Any) -> None:
+    """The door for every option of every verb. Raises InputError: a number without sense, or nothing for a value."""
+    name = _flag(option)
+    if isinstance(value, str) and not value.strip() and value != option.default:
+        raise InputError(f"{name} is empty: give it a value, or leave it out.")
+    if isinstance(value, str) and name.endswith(TEXTS):
+        check_text_source(value)
+    about: Any = get_args(option.annotation)[1]
+    if isinstance(value, float):
+        real(value, name, -LARGEST if about.min is None else about.min, LARGEST if about.max is None else about.max)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        whole(value, name, -MOST if about.min is None else int(about.min))
+    if option.annotation == OutOption and value is not None:
+        sweep(value.parent)
+        check_writable(value)
+
+
+def _flag(option: Parameter) -> str:
+    """An option or argument as it is written on the command line."""
+    about: Any = get_args(option.annotation)[1]
+    if isinstance(about, ArgumentInfo):
+        return f"The argument {about.metavar or option.name.upper()}"
+    return f"The option {next(iter(about.param_decls or ()), '--' + option.name.replace('_', '-'))}"
 
 
 def _members(options: type, default: Any) -> Iterator[Parameter]:

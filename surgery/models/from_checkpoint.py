@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
+from analysis.files import check_folder, size_of
 from surgery.errors import (
     CorruptFile,
     DoesNotFit,
@@ -142,11 +143,13 @@ def located(source: str, revision: str | None) -> str:
     """The source itself if it is a directory or a Hub id whose configuration can be had; else a named error."""
     path = Path(source)
     if exists(path.is_dir):
+        check_folder(path)
         if not (path / "config.json").is_file():
             raise UnknownModel(
                 f"The folder {source[:200]!r} has no config.json: give the folder that save_pretrained wrote."
             )
         return source
+    size_of(path)
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source:
         raise UnknownModel(f"There is no folder {source[:200]!r}: check the path.")
     import huggingface_hub

@@ -234,8 +234,7 @@ class SessionEdit:
         device = self.state.bench.devices.get(target.device)
         weight_type(target.type)
         check_kv_type(target.kv_type)
-        if target.context < 1:
-            raise InputError("The context must be at least 1 token.")
+        whole(target.context, "The context (tokens)", 1)
         with self.state.lock:
             self.state.target, self.state.device = target, device
             self.jobs.fresh()
