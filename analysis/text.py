@@ -311,9 +311,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], where: str, advi
         raise TextError(f"The model's chat template refuses {where} ({brief(error)}): {advice}.") from None
 
 
-def hub_rows(
-    name: str, configuration: str | None, split: str, streaming: bool = False
-) -> Iterator[tuple[str, Any]]:
+def hub_rows(name: str, configuration: str | None, split: str, streaming: bool = False) -> Iterator[tuple[str, Any]]:
     """Rows of a data set of the Hub, or of a folder, each with words for its place.
 
     Args:

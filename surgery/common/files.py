@@ -13,7 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
-from surgery.common.scratch import OLD, ScratchFolder
+from surgery.common.scratch import OLD, ScratchFolder, sweep
 from surgery.errors import InputError
 
 CHUNK = 8 * 2**20
@@ -172,6 +172,13 @@ def cache_directory() -> Path:
     """The cache folder: `MODEL_SURGERY_CACHE`, else `model-surgery` under the user's cache folder."""
     chosen = os.environ.get("MODEL_SURGERY_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("model-surgery"))
+
+
+def sweep_cache() -> None:
+    """Delete what killed processes have left in the cache folder and in the folders in it."""
+    cache = cache_directory()
+    for folder in (cache, *(entry for entry in cache.glob("*") if entry.is_dir())):
+        sweep(folder)
 
 
 def check_free(out: Path) -> None:

@@ -31,5 +31,5 @@ def whole(value: Any, name: str, least: int = 0, most: int = MOST) -> int:
 def real(value: Any, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
     """A finite number. Arguments and errors as `whole`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InputError(f"{name} must be a number from {least:,g} to {most:,g}.")
+        raise InputError(f"{name} must be a number from {least:,.10g} to {most:,.10g}.")
     return float(value)

@@ -147,7 +147,7 @@ def fit(
 def _beyond(structure: Structure, context: int) -> tuple[str, ...]:
     """Marks figures of a context that the model was not made for."""
     most = structure.architecture.context_length
-    if context <= most:
+    if not 0 < most < context:
         return ()
     return (f"The model takes at most {most:,} tokens of context: the figures for {context:,} are arithmetic alone.",)
 

@@ -36,6 +36,7 @@ from surgery.models.checks import (
 )
 from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory, says
 from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.models.room import refuse_large_download
 
 HUB = (
     Failure(
@@ -159,6 +160,7 @@ def located(source: str, revision: str | None) -> str:
     except Exception as error:
         words = {"source": source, "shown": source[:100], "revision": revision, "reason": brief(error)}
         raise (named(HUB, error, **words) or error) from None
+    refuse_large_download(source, revision)
     return source
 
 

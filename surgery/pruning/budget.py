@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from surgery.common.numbers import LARGEST, real
+from surgery.common.numbers import LARGEST, real, whole
 from surgery.common.ranges import format_ranges
 from surgery.errors import InputError
 
@@ -56,10 +56,13 @@ class Budget:
             *most, last = AMOUNTS.values()
             raise InputError(f"Give exactly one budget: {', '.join(most)} or {last}.")
         amount = getattr(self, names[0])
+        name = f"The budget ({AMOUNTS[names[0]]})"
         if isinstance(amount, str):
             check_params(amount)
+        elif isinstance(amount, int):
+            whole(amount, name)
         else:
-            real(amount, f"A budget ({AMOUNTS[names[0]]})", 0, 100 if names[0] == "percent" else LARGEST)
+            real(amount, name, 0, 100 if names[0] == "percent" else LARGEST)
         return names[0]
 
 

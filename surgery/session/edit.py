@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from surgery.common.jobs import Context, Job, JobKind
+from surgery.common.numbers import whole
 from surgery.common.ranges import check_blocks
 from surgery.errors import InputError, RecipeError
 from surgery.fit.kv_cache import check_kv_type

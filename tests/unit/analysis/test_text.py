@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from analysis import files
 from analysis import text as texts
 from analysis.errors import TextError
 from analysis.text import Text, load_file, load_text, make_windows
@@ -205,7 +206,8 @@ def test_bad_parquet_contents(tmp_path: Path) -> None:
 def test_files_that_are_too_large_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = tmp_path / "packed.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": [str(n) + "x" * 10_000 for n in range(500)]}), packed)
-    monkeypatch.setattr(texts, "LARGEST_FILE", 2 * 2**20)
+    for module in (texts, files):
+        monkeypatch.setattr(module, "LARGEST_TEXT", 2 * 2**20)
     assert packed.stat().st_size < 2**20, "a small file that unpacks to 5 MB"
     assert "2 MiB" in refusal(lambda: load_text(str(packed)))
     for name in ("big.txt", "big.jsonl", "big.parquet"):
