@@ -11,6 +11,7 @@ import gradio as gr
 import pytest
 
 from surgery.recipe.texts import TextChoice
+from surgery.workbench import documents
 from surgery.workbench.limits import Limits
 from surgery.workbench.workbench import Workbench
 from tests.tiny_workbench import open_model
@@ -78,6 +79,51 @@ def test_what_is_not_allowed_is_one_sentence(api: Any, tmp_path: Path, place: in
     with pytest.raises(gr.Error, match=words) as raised:
         ask()
     assert "Traceback" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [10**30, 2**31 + 1, float("inf"), float("nan"), 2.5, "many", None, True, [1]])
+@pytest.mark.parametrize(("name", "argument"), [("fit", "context"), ("evaluate", "window"), ("suggest", "blocks")])
+def test_numbers_are_refused_at_the_door(api: Any, name: str, argument: str, value: Any) -> None:
+    with pytest.raises(gr.Error, match=f"`{argument}`"):
+        getattr(api, name)(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [("inspect", "model", 5), ("inspect", "model", ["default"]), ("evaluate", "recipe", "x"), ("fit", "recipe", [1]),
+     ("evaluate", "text", None), ("suggest", "params", 0.5)],
+)  # fmt: skip
+def test_other_types_are_refused_at_the_door(api: Any, name: str, argument: str, value: Any) -> None:
+    with pytest.raises(gr.Error, match=f"`{argument}` must be a"):
+        getattr(api, name)(**{argument: value})
+
+
+def test_notes_beyond_64_bits_are_refused(api: Any) -> None:
+    for number in (2**63, -(2**63) - 1):
+        for notes in ({"results": {"x": number}}, {"target": {"x": [{"y": number}]}}):
+            with pytest.raises(gr.Error, match="JSON cannot express"):
+                api.evaluate(recipe=RECIPE | notes)
+    api.fit(recipe=RECIPE | {"results": {"x": 2**63 - 1}})
+
+
+def test_an_unforeseen_error_is_one_sentence_with_a_log(
+    api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_SURGERY_CACHE", str(tmp_path))
+    for place in ("inspection", "plain"):  # in the job, and behind it
+
+        def broken(*_: Any) -> None:
+            raise ZeroDivisionError("secret prompt")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(documents, place, broken)
+            with pytest.raises(
+                gr.Error, match=r"^'Something unforeseen went wrong \(code \w+, ZeroDivisionError\)"
+            ) as caught:
+                api.inspect()
+        assert not caught.value.print_exception and str(caught.value).count("unforeseen") == 1
+    logs = list((tmp_path / "logs").iterdir())
+    assert len(logs) == 2 and not any("secret" in log.read_text() for log in logs)
 
 
 def test_a_path_as_text_is_taken_as_words(api: Any, tmp_path: Path) -> None:
