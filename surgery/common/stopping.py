@@ -10,6 +10,8 @@ import threading
 from contextlib import suppress
 from types import FrameType
 
+import psutil
+
 LONGEST = 1.0
 """Seconds that tidying up may take."""
 
@@ -18,7 +20,7 @@ def end_on_signals() -> None:
     """Let SIGINT end this process with the exit code 130 and SIGTERM with 143, whatever its threads are doing.
 
     Results are renamed into place when they are complete, so there is nothing to wait for: only temporary folders are
-    deleted. Called by programs, never by the library.
+    deleted, and child processes ended. Called by programs, never by the library.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
@@ -33,5 +35,8 @@ def _end(number: int, _: FrameType | None) -> None:
     shows_cursor = "\x1b[?25h" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
     with suppress(OSError):
         os.write(2, f"{shows_cursor}Cancelled.\n".encode())
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
     atexit._run_exitfuncs()  # temporary folders are among them; `sys.exit` would first wait for every thread
     os._exit(128 + number)

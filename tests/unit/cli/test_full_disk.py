@@ -32,9 +32,9 @@ OPENS_NOTHING = {"analyze", "scan", "suggest", "export", "mergekit", "quantize"}
 @pytest.mark.parametrize("verb", LINES)
 def test_no_space_is_said_before_the_work(
     verb: str,
-    folder: Path,
+    folder: Path,  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_SURGERY_CACHE", str(tmp_path / "cache"))
