@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,13 @@ from typing import Any, Literal
 import torch
 
 from analysis.errors import TextError, brief
+from analysis.files import LARGEST_TEXT, check_text_source, hub_parts, too_large
 
 Purpose = Literal["calibration", "evaluation"]
 JOIN = "\n\n"
 TEXT_FOLDER = Path(__file__).resolve().parent.parent / "presets" / "text"
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-LARGEST_FILE = 256 * 2**20
-"""Bytes of a text file that is read; a larger one is refused."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Text:
 
     source: str
     content: str
+    skipped: int = 0
+    """Rows that held nothing."""
 
     @property
     def fingerprint(self) -> str:
@@ -45,6 +48,8 @@ class Windows:
     """Whether every window begins with the tokenizer's BOS token (its own default decides)."""
     spread: bool = False
     """Whether the windows are evenly spaced over the whole text, instead of its first ones."""
+    skipped: int = 0
+    """Rows of the text's file that held nothing."""
 
     @property
     def count(self) -> int:
@@ -106,7 +111,7 @@ def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = No
     ids = ids[torch.arange(wanted) * available // wanted] if spread else ids[:wanted]
     if bos is not None:
         ids = torch.cat([torch.full((wanted, 1), bos, dtype=torch.long), ids], dim=1)
-    return Windows(ids, text.source, text.fingerprint, bos is not None, spread)
+    return Windows(ids, text.source, text.fingerprint, bos is not None, spread, text.skipped)
 
 
 def _default_bos(tokenizer: Any) -> int | None:
@@ -117,27 +122,48 @@ def _default_bos(tokenizer: Any) -> int | None:
 
 
 def load_text(source: str, purpose: Purpose = "evaluation", tokenizer: Any = None) -> Text:
-    """A text by its name.
+    """A text by its name. Rows of a data set without content are skipped and counted, which is logged.
 
     Args:
         source: `embedded` (the sample texts of this project), `wikitext-2` (Hub; validation split for calibration,
             test split for evaluation), `hub:owner/name[:configuration[:split]]`, or the path of a .txt, .jsonl
-            (`text` or `messages`) or .parquet (`text`) file.
+            (`text` or `messages`) or .parquet file.
         purpose: which of a source's two halves is meant, where it has two.
         tokenizer: renders `messages` with its chat template; plain lines are used without one.
 
     Raises:
-        TextError: unknown, unreadable or empty.
+        TextError: unknown, unreadable or empty; of a row that cannot be read the message has the number.
     """
+    check_text_source(source)
+    skipped = Skipped(source)
     if source == "embedded":
         content = _read(TEXT_FOLDER / f"{purpose}.txt")
     elif source == "wikitext-2":
-        content = JOIN.join(_hub_rows(*WIKITEXT, "validation" if purpose == "calibration" else "test", tokenizer))
+        rows = hub_rows(*WIKITEXT, "validation" if purpose == "calibration" else "test")
+        content = JOIN.join(_contents(rows, tokenizer, skipped))
     elif source.startswith("hub:"):
-        content = JOIN.join(_hub_rows(*_hub_parts(source), tokenizer))
+        content = JOIN.join(_contents(hub_rows(*hub_parts(source)), tokenizer, skipped))
     else:
-        content = load_file(Path(source), tokenizer)
-    return checked(Text(source, content))
+        content = load_file(Path(source), tokenizer, skipped)
+    skipped.tell()
+    return checked(Text(source, content, skipped.rows))
+
+
+@dataclass
+class Skipped:
+    """Counts the rows of a data set that hold nothing."""
+
+    source: str
+    rows: int = 0
+
+    def tell(self) -> None:
+        """Log how many there were, if any."""
+        if self.rows:
+            log.warning("%s of %s held nothing and %s skipped.", *self._words())
+
+    def _words(self) -> tuple[str, str, str]:
+        plural = self.rows != 1
+        return f"{self.rows} row{'s' if plural else ''}", self.source[:200], "were" if plural else "was"
 
 
 def checked(text: Text) -> Text:
@@ -158,35 +184,19 @@ def checked(text: Text) -> Text:
     return text
 
 
-def load_file(path: Path, tokenizer: Any = None) -> str:
+def load_file(path: Path, tokenizer: Any = None, skipped: Skipped | None = None) -> str:
     """Content of a .txt, .jsonl or .parquet file, rows joined by an empty line.
+
+    Args:
+        skipped: counts the rows that hold nothing.
 
     Raises:
         TextError: missing, too large, of another kind, or malformed.
     """
-    try:
-        size = path.stat().st_size if path.is_file() else None
-    except OSError:  # a name that is too long, a folder that may not be entered
-        size = None
-    if size is None:
-        raise TextError(
-            f"There is no text file {str(path)[:200]!r}: use `embedded`, `wikitext-2`, `hub:owner/name` or a path."
-        )
-    if size > LARGEST_FILE:
-        raise _too_large(path)
-    readers: dict[str, Callable[[Path, Any], str]] = {
-        ".txt": lambda file, _: _read(file),
-        ".jsonl": lambda file, tok: JOIN.join(_jsonl_rows(file, tok)),
-        ".parquet": lambda file, tok: JOIN.join(_parquet_rows(file, tok)),
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise TextError(f"{path.name} is not a .txt, .jsonl or .parquet file: convert it to one of these.")
-    return reader(path, tokenizer)
-
-
-def _too_large(path: Path) -> TextError:
-    return TextError(f"{path.name} is larger than {LARGEST_FILE // 2**20} MiB: cut it to the part you need.")
+    check_text_source(str(path))
+    if path.suffix.lower() == ".txt":
+        return _read(path)
+    return JOIN.join(_contents(file_rows(path), tokenizer, skipped or Skipped(str(path))))
 
 
 def _read(path: Path) -> str:
@@ -199,7 +209,17 @@ def _read(path: Path) -> str:
         raise TextError(f"{path} cannot be read ({error.strerror}): check that it is there.") from None
 
 
-def _jsonl_rows(path: Path, tokenizer: Any) -> Iterator[str]:
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of a .jsonl or .parquet file, each with words for its place.
+
+    Raises:
+        TextError: unreadable, or neither of the two.
+    """
+    check_text_source(str(path))
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _jsonl_rows(path)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_read(path).split("\n"), 1):  # splitlines would cut at U+2028 inside a string
         if not line.strip():
             continue
@@ -207,10 +227,10 @@ def _jsonl_rows(path: Path, tokenizer: Any) -> Iterator[str]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise TextError(f"Line {number} of {path.name} is not JSON: each line must be one JSON object.") from None
-        yield _row_text(row, f"line {number} of {path.name}", tokenizer)
+        yield f"line {number} of {path.name}", row
 
 
-def _parquet_rows(path: Path, tokenizer: Any) -> Iterator[str]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -219,25 +239,52 @@ def _parquet_rows(path: Path, tokenizer: Any) -> Iterator[str]:
         columns = [name for name in ("text", "messages") if name in file.schema_arrow.names]
         if not columns:
             raise TextError(f"{path.name} has no `text` or `messages` column: rename the column that holds the text.")
-        unpacked = 0
-        for batch in file.iter_batches(batch_size=1024, columns=columns[:1]):
+        unpacked = number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
             unpacked += batch.nbytes
-            if unpacked > LARGEST_FILE:
-                raise _too_large(path)
+            if unpacked > LARGEST_TEXT:
+                raise too_large(path)
             for row in batch.to_pylist():
-                yield _row_text(row, path.name, tokenizer)
+                number += 1
+                yield f"row {number} of {path.name}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         raise TextError(f"{path.name} is not a readable Parquet file: write it again and try once more.") from None
 
 
-def _row_text(row: Any, where: str, tokenizer: Any) -> str:
-    if isinstance(row, dict) and isinstance(row.get("text"), str):
-        return str(row["text"])
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
-        if tokenizer is not None and getattr(tokenizer, "chat_template", None):
-            return render_chat(tokenizer, messages, where, "put its messages right")
-        return "\n".join(f"{message.get('role', 'user')}: {message['content']}" for message in messages)
+def _contents(rows: Iterable[tuple[str, Any]], tokenizer: Any, skipped: Skipped) -> Iterator[str]:
+    """The text of every row that holds something."""
+    for where, row in rows:
+        content = row_content(row, where)
+        if content is None:
+            skipped.rows += 1
+        elif isinstance(content, str):
+            yield content
+        elif tokenizer is not None and getattr(tokenizer, "chat_template", None):
+            yield render_chat(tokenizer, content, where, "put its messages right")
+        else:
+            yield "\n".join(f"{message.get('role', 'user')}: {message['content']}" for message in content)
+
+
+def row_content(row: Any, where: str) -> str | list[dict[str, Any]] | None:
+    """What a row of a data set holds: a text, a conversation, or nothing (null, or a conversation without messages).
+
+    Args:
+        row: a parsed row.
+        where: words for its place, for the error.
+
+    Raises:
+        TextError: neither, or malformed.
+    """
+    if isinstance(row, dict) and {"text", "messages"} & row.keys():
+        text, messages = row.get("text"), row.get("messages")
+        if isinstance(text, str):
+            return text
+        if text is None and messages in (None, []):
+            return None
+        if isinstance(messages, list) and all(
+            isinstance(one, dict) and isinstance(one.get("content"), str) for one in messages
+        ):
+            return messages
     raise TextError(
         f"In {where} there is no `text` (a string) and no `messages` (a list of role and content): add one of them."
     )
@@ -264,26 +311,32 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], where: str, advi
         raise TextError(f"The model's chat template refuses {where} ({brief(error)}): {advice}.") from None
 
 
-def _hub_parts(source: str) -> tuple[str, str | None, str]:
-    parts = source.removeprefix("hub:").split(":")
-    if not parts[0] or len(parts) > 3:
-        raise TextError(f"{source[:200]!r} is not a data set: write it as `hub:owner/name[:configuration[:split]]`.")
-    return parts[0], (parts[1] or None) if len(parts) > 1 else None, parts[2] if len(parts) > 2 else "train"
+def hub_rows(name: str, configuration: str | None, split: str, streaming: bool = False) -> Iterator[tuple[str, Any]]:
+    """Rows of a data set of the Hub, or of a folder, each with words for its place.
 
+    Args:
+        streaming: whether nothing is downloaded but what is read.
 
-def _hub_rows(name: str, configuration: str | None, split: str, tokenizer: Any) -> Iterable[str]:
+    Raises:
+        TextError: it cannot be had, or has neither texts nor conversations.
+    """
     import datasets
 
+    named = f"{name[:200]!r} ({split})"
+    number = 0
     try:
-        data = datasets.load_dataset(name, configuration, split=split)
+        data = datasets.load_dataset(name, configuration, split=split, streaming=streaming)
+        columns = getattr(data, "column_names", None)
+        if columns and not {"text", "messages"} & set(columns):
+            raise TextError(
+                f"The data set {name[:200]!r} has no `text` or `messages` column, only {', '.join(columns)[:200]}: "
+                "choose one that has."
+            )
+        for row in data:
+            number += 1
+            yield f"row {number} of the data set {name[:200]}", row
+    except TextError:
+        raise
     except Exception as error:  # the library raises many kinds; every one means the same to the person
-        raise TextError(
-            f"The data set {name[:200]!r} ({split}) could not be loaded ({brief(error)}): check its name and the "
-            "network."
-        ) from None
-    if not {"text", "messages"} & set(data.column_names):
-        raise TextError(
-            f"The data set {name[:200]!r} has no `text` or `messages` column, only "
-            f"{', '.join(data.column_names)[:200]}: choose one that has."
-        )
-    return (_row_text(row, f"the data set {name[:200]}", tokenizer) for row in data)
+        place = f"broke off after {number} rows" if number else "could not be loaded"
+        raise TextError(f"The data set {named} {place} ({brief(error)}): check its name and the network.") from None

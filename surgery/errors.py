@@ -10,6 +10,7 @@ __all__ = [
     "CorruptFile",
     "DeviceError",
     "DoesNotFit",
+    "Failed",
     "GatedModel",
     "InputError",
     "NoNetwork",
@@ -63,6 +64,10 @@ class RecipeError(InputError):
 
 class DeviceError(InputError):
     """A device file that is malformed or unknown."""
+
+
+class Failed(Exception):
+    """A job ended by an error that no other input puts right; the message is the sentence that tells of it."""
 
 
 class VerificationFailed(Exception):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import gradio as gr
 
-from surgery.errors import InputError
+from surgery.common.failure import sentence_of
 from surgery.session.view import View
 from ui import inputs
 from ui.errors import refusal
@@ -23,7 +22,6 @@ that the browser would draw with), and otherwise."""
 LONGEST_WAIT = 0.75
 """Seconds that a look waits for a number that is being measured."""
 ENDED = "This page's session has ended: reload the page, its recipe is kept in this browser."
-log = logging.getLogger(__name__)
 
 
 class Handlers:
@@ -101,13 +99,8 @@ class Handlers:
         with tab.lock:
             try:
                 action(tab)
-            except InputError as error:
-                tab.session.state.fail(str(error))
             except Exception as error:
-                log.exception("A handler failed")
-                tab.session.state.fail(
-                    f"Something unforeseen went wrong ({type(error).__name__}); the recipe is unchanged."
-                )
+                tab.session.state.fail(sentence_of(error))
             return self._changes(tab)
 
     def _changes(self, tab: Tab) -> Update:

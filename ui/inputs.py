@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.common.numbers import real, whole
 from surgery.common.ranges import check_blocks, parse_blocks
 from surgery.errors import InputError
 from surgery.pruning.budget import Budget, Rules
@@ -76,7 +77,7 @@ def to_keep(view: View) -> dict[str, Any]:
 
 def ratio(percent: float, most: float) -> float:
     """The slider's expansion ratio; at its maximum, the source's own. Raises `InputError` unless it is above 0."""
-    if not 0 < percent < float("inf"):
+    if real(percent, "The expansion ratio (%)", 0, 1e6) == 0:
         raise InputError("The expansion ratio must be a percentage above 0.")
     return float("1e9") if most and percent >= most else percent / 100
 
@@ -89,11 +90,10 @@ def text_choice(
     Raises:
         InputError: nothing was given, or the numbers are out of range.
     """
-    length, count = int(window or 0), int(windows or 0)
-    if length < 2 or count < 1 or length * count > MOST_TOKENS:
-        raise InputError(
-            f"Give at least 2 tokens a window, at least 1 window, and at most {MOST_TOKENS:,} tokens in all."
-        )
+    length = whole(window, "“Tokens a window”", 2, MOST_TOKENS)
+    count = whole(windows, "“Windows”", 1, MOST_TOKENS)
+    if length * count > MOST_TOKENS:
+        raise InputError(f"Take at most {MOST_TOKENS:,} tokens in all: give fewer or shorter windows.")
     if source == "pasted":
         if not (pasted or "").strip():
             raise InputError("Paste some text first.")
@@ -125,7 +125,9 @@ def suggestion(method: str, unit: str, amounts: Mapping[str, Any], values: Mappi
     if unit != shown.unit:
         raise InputError("Choose a budget from the list.")
     given = {name: values[name] for name in shown.rules if values.get(name) is not None}
-    given |= {name: _whole(value, forms.RULES[name][0]) for name, value in given.items() if name in WHOLE_RULES}
+    for name, value in given.items():
+        if name in WHOLE_RULES:
+            given[name] = whole(value, f"“{forms.RULES[name][0]}”")
     for name, known in (("allocation", forms.ALLOCATIONS), ("unit", forms.UNITS)):
         if name in given and given[name] not in [key for _, key in known]:
             raise InputError(f"Choose “{forms.RULES[name][0]}” from the list.")
@@ -156,15 +158,6 @@ def _amount(unit: str, text: str) -> Any:
     return int(text)
 
 
-def _whole(value: Any, label: str) -> int:
-    """A number field's value, which the browser may send as 3.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or abs(value) > 1e9:
-        raise InputError(f"“{label}” must be a whole number.")
-    return int(value)
-
-
 def target(device: str, context: float | None, kind: str, kv_type: str = "F16") -> Target:
     """Device, context, weight type and KV-cache type; `InputError` if the context is out of range."""
-    if not context or context < 1 or context > 2**24:
-        raise InputError("The context must be between 1 and 16,777,216 tokens.")
-    return Target(device, int(context), kind, kv_type)
+    return Target(device, whole(context, "The context (tokens)", 1), kind, kv_type)

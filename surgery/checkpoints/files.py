@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from analysis.files import check_folder
 from surgery.errors import CorruptFile, QuantisedCheckpoint, UnknownModel, brief
 
 INDEX = "model.safetensors.index.json"
@@ -31,6 +32,7 @@ class CheckpointFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        check_folder(directory)
         if not (directory / "config.json").is_file():
             raise UnknownModel(
                 f"The folder {str(directory)[:200]!r} has no config.json: give a folder that `build` or "

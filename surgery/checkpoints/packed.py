@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from analysis.files import check_folder
 from surgery.checkpoints.files import LARGEST_JSON
 from surgery.errors import CorruptFile, brief
 from surgery.models.checks import quiet
@@ -27,6 +28,7 @@ def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = str(folder)
+    check_folder(folder)
     try:
         with quiet():
             config, model_class = None, AutoModelForCausalLM

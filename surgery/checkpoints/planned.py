@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-import weakref
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from analysis.model.architecture import Architecture
 from analysis.model.modules import shallow_copy
 from surgery.checkpoints.build import draft_model
 from surgery.checkpoints.files import CheckpointFiles
+from surgery.common.scratch import ScratchFolder
 from surgery.models.checks import quiet
 from surgery.models.loading import Loaded
 from surgery.structure.structure import Structure
@@ -52,8 +51,8 @@ class Planner:
     def _small_files(self) -> Path:
         """A folder with the tokenizer and the generation settings, made on first use; gone with this object."""
         if self._folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="model-surgery-tokenizer-"))
-            weakref.finalize(self, rmtree, folder, True)
+            self._scratch = ScratchFolder(Path(tempfile.gettempdir()))
+            folder = self._scratch.path
             with quiet():
                 self._tokenizer.save_pretrained(folder)
                 if self._base.generation_config is not None:

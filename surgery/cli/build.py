@@ -9,7 +9,7 @@ import typer
 
 from surgery.cli.console import complete, emit, prepare, run_job
 from surgery.cli.options import JsonOption, RecipeOptions
-from surgery.common.files import check_free
+from surgery.common.files import SMALL, check_free, refuse_without_room
 from surgery.common.jobs import Context
 from surgery.recipe.recipe import Recipe
 
@@ -24,9 +24,12 @@ def build(
     check_free(out)
     from surgery.checkpoints.build import build_model
     from surgery.checkpoints.save import save_checkpoint
+    from surgery.shipping.download import checkpoint_bytes
 
     bench, opened = prepare(given.source(wanted))
-    structure = complete(bench, opened, opened.resolve(wanted), given.calibration, given.recipe).structure
+    asked = opened.resolve(wanted)
+    refuse_without_room(out.parent, checkpoint_bytes(opened, asked), "Building", SMALL)
+    structure = complete(bench, opened, asked, given.calibration, given.recipe).structure
 
     def work(job: Context) -> Any:
         job.report(0.0, "Building the model")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -15,13 +18,58 @@ from rich.table import Table
 
 from surgery.cli.options import ModelOptions, calibration_texts
 from surgery.common.jobs import Context, Job
-from surgery.errors import InputError, VerificationFailed
+from surgery.errors import Failed, InputError, VerificationFailed
 
 if TYPE_CHECKING:
     from surgery.compensation.compensator import Compensated
     from surgery.structure.structure import Structure
     from surgery.workbench.open_model import OpenModel
     from surgery.workbench.workbench import Workbench
+
+
+class Unheard(io.TextIOBase):
+    """Takes the place of standard error: what libraries write goes nowhere, and `said` is where this program writes."""
+
+    def __init__(self, said: TextIO) -> None:
+        self.said = said
+
+    def write(self, text: str) -> int:
+        """Take a library's words."""
+        return len(text)
+
+
+class Notes(logging.Handler):
+    """Prints what the project's own loggers say, each sentence once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's sentence, unless it was printed before."""
+        sentence = record.getMessage()
+        if sentence not in self._seen:
+            self._seen.add(sentence)
+            print(sentence, file=standard_error())
+
+
+@contextlib.contextmanager
+def libraries_unheard() -> Iterator[None]:
+    """Keep warnings, progress bars and logs of libraries off standard error while a verb runs; notes of ours stay."""
+    notes, own = Notes(), [logging.getLogger(name) for name in ("analysis", "surgery")]
+    for logger in own:
+        logger.addHandler(notes)
+    try:
+        with contextlib.redirect_stderr(Unheard(sys.stderr)):
+            yield
+    finally:
+        for logger in own:
+            logger.removeHandler(notes)
+
+
+def standard_error() -> TextIO:
+    """Where this program's own words go."""
+    return sys.stderr.said if isinstance(sys.stderr, Unheard) else sys.stderr
 
 
 def prepare(source: ModelOptions) -> tuple[Workbench, OpenModel]:
@@ -48,27 +96,18 @@ def run_job(bench: Workbench, title: str, work: Callable[[Context], Any], visibl
 
     Raises:
         InputError: the job's own, when it is one that the person can put right.
-        RuntimeError: the job failed otherwise.
+        Failed: the job failed otherwise.
     """
     job = bench.jobs.submit(title, work)
-    try:
-        _follow(job, visible)
-    except KeyboardInterrupt:
-        bench.jobs.cancel(job.id)
-        job.wait()
-        raise
+    _follow(job, visible)
     if job.state == "done":
         return job.result
-    if job.bad_input:
-        raise InputError(job.error)
-    if job.details:
-        print(job.details, file=sys.stderr)
-    raise RuntimeError(job.error)
+    raise (InputError if job.bad_input else Failed)(job.error)
 
 
 def _follow(job: Job, visible: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = Console(file=standard_error())
     with Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal)) as bar:
         task = bar.add_task(job.title, total=1.0)
         while not job.over:
@@ -107,7 +146,7 @@ def unless_failed(found: Any, as_json: bool) -> Any:
     if isinstance(found, VerificationFailed):
         if as_json and found.verification is not None:
             emit(found.verification.document(), True)
-        print(" ".join(str(found).split()), file=sys.stderr)
+        print(" ".join(str(found).split()), file=standard_error())
         raise typer.Exit(1)
     return found
 

@@ -9,7 +9,7 @@ import typer
 
 from surgery.cli.console import emit, prepare, run_job
 from surgery.cli.options import JsonOption, ModelOptions, TrustOption
-from surgery.common.files import write_atomically
+from surgery.common.files import check_writable, write_atomically
 from surgery.common.jobs import Context
 from surgery.errors import InputError
 from surgery.recipe.recipe import Recipe
@@ -43,12 +43,16 @@ def export(
 
 
 def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
+    check_writable(out)
     if source.is_file():
         raise InputError(f"{source.name} is a file and GGUF is made from a checkpoint folder: run `build` first.")
+    from surgery.gguf.mixes import check_type
     from surgery.gguf.write import write_gguf
     from surgery.models import embedded
     from surgery.models.loading import DEFAULT
     from surgery.workbench.workbench import Workbench
+
+    check_type(type_name)
 
     def work(job: Context) -> Any:
         folder = embedded.directory(job.report) if str(source) == DEFAULT else source
@@ -71,6 +75,7 @@ def _mergekit(source: Path, out: Path, model: str | None, trust: bool) -> dict[s
     from surgery.checkpoints.mergekit import mergekit_yaml
     from surgery.checkpoints.save import RECIPE_FILE
 
+    check_writable(out)
     recipe = Recipe.load(source / RECIPE_FILE if source.is_dir() else source)
     _, opened = prepare(ModelOptions.of(recipe, model, trust))
     write_atomically(out, mergekit_yaml(recipe, opened.architecture))
@@ -83,6 +88,7 @@ def _card(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, 
     from surgery.shipping.model_card import MODELFILE, model_card
     from surgery.shipping.record import RECORD, ShipRecord
 
+    check_writable(out)
     recipe = Recipe.load(source / RECIPE_FILE)
     record = ShipRecord.load(source) if (source / RECORD).is_file() else _built_record(source, recipe, model, trust)
     write_atomically(out, model_card(record, recipe, (source / MODELFILE).is_file()))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from surgery.cli.console import emit, prepare, run_job
 from surgery.cli.options import JsonOption, ModelOptions, RecipeOption, SpreadOption, TextOptions
+from surgery.common.numbers import MOST
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
 
@@ -22,7 +23,7 @@ def fit(
     source: ModelOptions,
     device: Annotated[str, typer.Option("--device", help="An id of presets/devices, this-computer, or a .json file.")],
     recipe: RecipeOption = None,
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of context.")] = 2048,
+    context: Annotated[int, typer.Option("--context", min=1, max=MOST, help="Tokens of context.")] = 2048,
     type_name: Annotated[
         str | None,
         typer.Option("--type", help="F32, F16, Q8_0, Q4_K_M ...; what the recipe says, or F16, if not given."),
@@ -44,11 +45,15 @@ def fit(
     wanted = Recipe.load(recipe) if recipe is not None else None
     from surgery.fit.devices import Devices
     from surgery.fit.fit import fit as fit_structure
+    from surgery.fit.kv_cache import check_kv_type
     from surgery.fit.room import room_on
-    from surgery.fit.weight_types import type_of_edit
+    from surgery.fit.weight_types import type_of_edit, weight_type
     from surgery.search.make_it_fit import FitOptions, make_it_fit
 
     chosen = Devices().get(device)
+    check_kv_type(kv_type)
+    if type_name is not None:
+        weight_type(type_name)
     bench, opened = prepare(source)
     base = wanted or opened.recipe()
     structure = opened.resolve(base)

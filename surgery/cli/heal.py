@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.cli.console import emit, prepare, run_job
-from surgery.cli.healing import HealingTextOptions, PrecisionOption, edit_of
+from surgery.cli.console import emit, prepare, run_job, standard_error
+from surgery.cli.healing import HealingTextOptions, PrecisionOption, check_edit, edit_of
 from surgery.cli.options import FieldsOf, JsonOption, RecipeOptions, calibration_texts
-from surgery.common.files import check_free
+from surgery.common.files import SMALL, check_free, refuse_without_room
 from surgery.common.jobs import Context
 from surgery.errors import InputError
 from surgery.healing.presets import PRESETS, Preset, forecast, timed
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from surgery.training.trainer import Progress
     from surgery.workbench.workbench import Workbench
 
+MOST_MINUTES = 100_000
+"""Of a healing: more than two months."""
 OWN_OPTIONS = {"op", "steps", "where", "precision"}
 """Fields of a heal edit that the verb asks for in another way."""
 SETTINGS = FieldsOf(
@@ -42,7 +44,9 @@ def heal(
     distillation: Annotated[dict[str, Any], DISTILLATION],
     preset: Annotated[str | None, typer.Option(help=f"{', '.join(PRESETS)}.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimiser.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Steps for this time, after a measurement.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, max=MOST_MINUTES, help="Steps for this time, after a measurement.")
+    ] = None,
     text: HealingTextOptions = HealingTextOptions(),
     evaluation_text: Annotated[
         str | None, typer.Option(help="Refused if it shares a document with the healing text.")
@@ -63,6 +67,10 @@ def heal(
     check_free(out)
     edit = wanted.find(Heal)
     chosen = _preset(steps, minutes, preset, edit is not None)
+    if edit is None:
+        asked = _asked(settings, distillation, where, linears, base)
+        asked = {**chosen.settings, **asked} if chosen else asked
+        check_edit(wanted, text, precision, asked)
     from surgery.healing.healer import Healer, with_heal
     from surgery.training.data import check_apart
     from surgery.training.processes import Processes
@@ -73,8 +81,6 @@ def heal(
         healing_text = text.load_for(opened, edit)
     else:
         healing_text = text.load(opened, settings["answers_only"])
-        asked = _asked(settings, distillation, where, linears, base)
-        asked = {**chosen.settings, **asked} if chosen else asked
         edit = edit_of(wanted, opened, healing_text, steps or 1, precision, asked)
     if evaluation_text is not None:
         check_apart(healing_text.documents, opened.text(TextChoice(evaluation_text)).content)
@@ -88,6 +94,7 @@ def heal(
     healer = run_job(
         bench, "Preparing", lambda job: _planned(edit, limit, lambda edit: healer_of(edit, job), processes.main)
     )
+    _check_room(healer, out)
     healed = _trained(bench, healer)
     if processes.main:
         _save(healed, out, unfinished)
@@ -132,23 +139,23 @@ def _planned(edit: Heal, minutes: float | None, healer_of: Callable[[Heal], Heal
         return healer
     found = forecast(healer, measure_speed(healer), minutes)
     if speaks:
-        typer.echo(found.words, err=True)
+        typer.echo(found.words, file=standard_error())
     return healer_of(timed(edit, found))
 
 
 def _trained(bench: Workbench, healer: Healer) -> Healed:
-    """The training as a job; interrupted at the keyboard, it ends with the best state so far."""
-    kept: list[Healed] = []
+    """The training as a job."""
+    healed: Healed = run_job(bench, "Healing", lambda job: healer.run(_publisher(job), job.stop))
+    return healed
 
-    def work(job: Context) -> None:
-        kept.append(healer.run(_publisher(job), job.stop))
 
-    try:
-        run_job(bench, "Healing", work)
-    except KeyboardInterrupt:
-        if not kept:
-            raise
-    return kept[0]
+def _check_room(healer: Healer, out: Path) -> None:
+    """Refuse a training whose result finds no room, or its state, which holds four numbers for each parameter."""
+    from surgery.training.results import results_directory
+
+    values = 4 * healer.student.trainable
+    refuse_without_room(out.parent, 5 * values, "Healing", SMALL)
+    refuse_without_room(results_directory(), values, "Healing", SMALL)
 
 
 def _publisher(job: Context) -> Callable[[Progress], None]:

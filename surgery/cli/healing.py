@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.healing.presets import EVALUATIONS
+from surgery.recipe.base import TextReference
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import text_reference
@@ -53,6 +54,17 @@ class HealingTextOptions:
         )
 
 
+def check_edit(recipe: Recipe, text: HealingTextOptions, precision: str, settings: dict[str, Any]) -> None:
+    """Refuse settings that no text and no model make possible, before either is opened.
+
+    Raises:
+        RecipeError: a setting is not valid; the message names it.
+    """
+    windows = MOST_WINDOWS if text.windows is None else text.windows
+    reference = TextReference(source="text", fingerprint="text", window=text.window, windows=windows)
+    _edit(recipe, reference, 1, "float32" if precision == "auto" else precision, settings)
+
+
 def edit_of(
     recipe: Recipe, model: OpenModel, text: HealingText, steps: int, precision: str, settings: dict[str, Any]
 ) -> Heal:
@@ -67,17 +79,22 @@ def edit_of(
         RecipeError: a setting is not valid; the message names it.
     """
     from analysis.model.modules import device_of
-    from surgery.healing.healer import heal_of
     from surgery.training.precision import best_precision
 
-    given = {name: value for name, value in settings.items() if value is not None}
     if precision == "auto":
-        precision = "float32" if given.get("dropout") else best_precision(device_of(model.loaded.model))
+        precision = "float32" if settings.get("dropout") else best_precision(device_of(model.loaded.model))
+    return _edit(recipe, text_reference(text.windows), steps, precision, settings)
+
+
+def _edit(recipe: Recipe, text: TextReference, steps: int, precision: str, settings: dict[str, Any]) -> Heal:
     edit = {
         "op": "heal",
-        "text": text_reference(text.windows).model_dump(),
+        "text": text.model_dump(),
         "steps": steps,
         "evaluate_every": max(1, -(-steps // (EVALUATIONS - 1))),
         "precision": precision,
     }
-    return heal_of(recipe.with_edits(edit | given))
+    given = {name: value for name, value in settings.items() if value is not None}
+    found = recipe.with_edits(edit | given).find(Heal)
+    assert found is not None  # it was just put in
+    return found

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from surgery.cli.console import emit, prepare, run_job
-from surgery.cli.healing import HealingTextOptions, PrecisionOption, edit_of
+from surgery.cli.healing import HealingTextOptions, PrecisionOption, check_edit, edit_of
 from surgery.cli.options import FieldsOf, JsonOption, ModelOptions, RevisionOption, TrustOption
 from surgery.common.files import check_free
 from surgery.errors import InputError
+from surgery.pruning.budget import Budget, Rules
+from surgery.recipe.base import ModelReference
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice, text_reference
@@ -45,7 +47,9 @@ def iterate(
     from surgery.healing.rounds import iterate as run_schedule
     from surgery.healing.rounds import schedule_of
     from surgery.pruning import catalogue
+    from surgery.pruning.suggest import check_request
 
+    fields = settings | {"alpha": 2.0 * settings["rank"], "where": where}
     choice = TextChoice(calibration, text.window, calibration_windows, "calibration")
     asked = {"--method": method, "--rounds": rounds, "--steps": steps}
     if model.endswith(".json"):
@@ -60,9 +64,10 @@ def iterate(
         if method is None or rounds is None or steps is None:
             missing = [name for name, value in asked.items() if value is None]
             raise InputError(f"Give {' and '.join(missing)}, or a schedule (.json) that an earlier run has left.")
+        check_request(method, Budget(blocks, params, divisor=divisor), Rules())
+        check_edit(Recipe(model=ModelReference(id=model)), text, precision, fields)
         bench, opened = prepare(ModelOptions(model, revision, trust))
         healing_text = text.load(opened)
-        fields = settings | {"alpha": 2.0 * settings["rank"], "where": where}
         budget = {"blocks": blocks, "params": params, "divisor": divisor}
         recipe = opened.recipe()
         recipe = recipe.with_edits(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from surgery.cli.analyze import analyze
 from surgery.cli.build import build
+from surgery.cli.console import libraries_unheard
 from surgery.cli.evaluate import evaluate
 from surgery.cli.export import export
 from surgery.cli.fit import fit
@@ -24,6 +26,7 @@ from surgery.cli.scan import scan
 from surgery.cli.ship import ship
 from surgery.cli.suggest import suggest
 from surgery.cli.verify import verify
+from surgery.common.failure import sentence_of
 from surgery.errors import InputError
 
 VERBS = (
@@ -39,20 +42,22 @@ for _verb in VERBS:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 bad input (one sentence), 1 anything else."""
+    """Run the command line and exit: 0 done, 2 bad input (one sentence), 130 interrupted, 1 anything else."""
     try:
-        code = application(standalone_mode=False)
+        with libraries_unheard():
+            code = application(standalone_mode=False)
+        sys.stdout.flush()  # here an error of the disk can still be told
     except typer.Exit as exit_request:
         code = exit_request.exit_code
-    except InputError as error:
-        _fail(str(error), 2)
     except TyperException as error:
         _fail(_usage(error), 2)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("Cancelled.", 1)
+        _fail("Cancelled.", 130)
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        _leave(1)
     except Exception as error:
-        _fail(f"Something unforeseen went wrong ({type(error).__name__}: {error}).", 1)
-    sys.exit(code or 0)
+        _fail(sentence_of(error), 2 if isinstance(error, InputError) else 1)
+    _leave(code or 0)
 
 
 def _usage(error: Any) -> str:
@@ -60,6 +65,14 @@ def _usage(error: Any) -> str:
     return error.format_message() if hasattr(error, "format_message") else str(error)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at its end, and say so in its own words
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the end
     sys.exit(code)

@@ -13,7 +13,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 from pydantic import BaseModel
+from typer.models import ArgumentInfo, ParameterInfo
 
+from analysis.files import check_text_source
+from surgery.common.files import check_writable, sweep_cache
+from surgery.common.numbers import LARGEST, MOST, real, whole
+from surgery.common.scratch import sweep
 from surgery.errors import InputError
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
@@ -30,6 +35,8 @@ CalibrationOption = Annotated[
     typer.Option("--calibration", help="The text on which the recipe's compensations are computed, if not embedded."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="A file to write.")]
+TEXTS = ("--text", "--calibration", "--evaluation-text")
+"""Options that name a text."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +143,47 @@ def flat(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def command(**values: Any) -> None:
+        for member in parameters:
+            _check(member, values[member.name])
+        sweep_cache()
         grouped = {name: make(**{one: values.pop(one) for one in names}) for name, (make, names) in groups.items()}
         verb(**values, **grouped)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {member.name: member.annotation for member in parameters}
     return command
+
+
+def _check(option: Parameter, value: Any) -> None:
+    """The door for every option of every verb.
+
+    Raises:
+        InputError: a number without sense, nothing in place of a value, no such text, or no place to write to.
+    """
+    marks = getattr(option.annotation, "__metadata__", ())
+    about = next((one for one in marks if isinstance(one, ParameterInfo)), None)
+    name = _flag(option, about)
+    least, most = getattr(about, "min", None), getattr(about, "max", None)
+    if isinstance(value, str) and not value.strip() and value != option.default:
+        raise InputError(f"{name} is empty: give it a value, or leave it out.")
+    if isinstance(value, str) and name.endswith(TEXTS):
+        check_text_source(value)
+    if isinstance(value, float):
+        real(value, name, -LARGEST if least is None else least, LARGEST if most is None else most)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        whole(value, name, -MOST if least is None else int(least))
+    if option.name == "out" and value is not None:
+        sweep(value.parent)
+        if option.annotation == OutOption:
+            check_writable(value)
+
+
+def _flag(option: Parameter, about: ParameterInfo | None) -> str:
+    """An option or argument as it is written on the command line."""
+    if isinstance(about, ArgumentInfo):
+        return f"The argument {about.metavar or option.name.upper()}"
+    written = next(iter(getattr(about, "param_decls", None) or ()), f"--{option.name.replace('_', '-')}")
+    return f"The option {written}"
 
 
 def _members(options: type, default: Any) -> Iterator[Parameter]:

@@ -11,6 +11,7 @@ import typer
 
 from surgery.cli.console import emit, prepare, run_job
 from surgery.cli.options import JsonOption, ModelOptions, RevisionOption, SpreadOption, TextOptions, TrustOption
+from surgery.common.files import check_writable, refuse_without_room
 from surgery.common.jobs import Context
 from surgery.common.progress import part_of
 from surgery.errors import InputError
@@ -60,34 +61,35 @@ def quantize(
         raise InputError(f"There is no format {format_name!r}: choose {', '.join(FORMATS)}.")
     from surgery.cli.quantize_packed import PackedChoice, quantize_checkpoint
     from surgery.gguf.mixes import check_type
+    from surgery.models.loading import DEFAULT
 
     one_file = FORMATS[format_name].one_file
+    choice = PackedChoice(format_name, type_name, method, group_size, not asymmetric, act_order, not at_once, eora)
     if one_file:
         check_type(type_name)
+        check_writable(out)
+        if eora is not None:
+            raise InputError("A repair beside a GGUF file is made by `ship`, from a recipe with an eora edit.")
+        if source != DEFAULT and not Path(source).is_dir():
+            raise InputError(f"{source[:200]!r} is not a checkpoint folder: run `build`, or download the model, first.")
+    else:
+        choice.check(out)
     bench, opened = prepare(ModelOptions(source, revision, trust))
     chosen = TextChoice(calibration, calibration_window, calibration_windows, "calibration", spread=spread)
     measured = text.measured()
     if one_file:
-        if eora is not None:
-            raise InputError("A repair beside a GGUF file is made by `ship`, from a recipe with an eora edit.")
-        work = _Gguf(opened, _folder(source, opened), out, type_name, chosen if imatrix else None, measured).run
+        work = _Gguf(opened, _folder(source), out, type_name, chosen if imatrix else None, measured).run
     else:
-        choice = PackedChoice(format_name, type_name, method, group_size, not asymmetric, act_order, not at_once, eora)
         work = partial(quantize_checkpoint, opened, choice, chosen, measured, out)
     emit(run_job(bench, "Quantising", work), as_json)
 
 
-def _folder(source: str, opened: OpenModel) -> Path:
+def _folder(source: str) -> Path:
     """Where the checkpoint's files are."""
     from surgery.models import embedded
     from surgery.models.loading import DEFAULT
 
-    if source == DEFAULT:
-        return embedded.directory()
-    folder = Path(source)
-    if not folder.is_dir():
-        raise InputError(f"{source[:200]!r} is not a checkpoint folder: run `build`, or download the model, first.")
-    return folder
+    return embedded.directory() if source == DEFAULT else Path(source)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ class _Gguf:
         recipe = self.opened.recipe(Quantize(type=self.type_name, text=reference))
         structure = self.opened.resolve(recipe)
         texts = [self.imatrix] if self.imatrix else []
+        predicted = self.opened.gguf_plan(structure).file_bytes(self.type_name, self.folder.name, reference is not None)
+        refuse_without_room(self.out.parent, predicted, "Writing GGUF", 0)
         done = self.opened.complete(structure, texts, part_of(job.report, 0.0, 0.3), job.stop).structure
         windows = self.opened.windows(self.measured)
-        predicted = self.opened.gguf_plan(structure).file_bytes(self.type_name, self.folder.name, reference is not None)
         job.report(0.3, "Measuring")
         estimate = self.opened.evaluator.measure(done, windows, job.stop)
         made = self._write(job, reference, texts)

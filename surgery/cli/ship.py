@@ -46,11 +46,15 @@ def ship(
     archive = out.with_name(f"{out.name}.zip")
     if zipped and archive.exists():
         raise InputError(f"{str(archive)!r} is there already: delete it, or choose another folder.")
-    from surgery.shipping.hub import push
+    from surgery.shipping.hub import check_upload, push
+    from surgery.shipping.ship_folder import check_options
     from surgery.shipping.ship_folder import ship as ship_folder
     from surgery.shipping.weights import AS_RECIPE, ShipOptions, gguf_type
 
     options = ShipOptions(checkpoint, gguf_type(wanted, AS_RECIPE if type_name is None else type_name), keep_windows)
+    check_options(wanted, options)
+    if repository is not None:
+        check_upload(repository)
     bench, opened = prepare(given.source(wanted))
     texts, results = calibration_texts(given.calibration), [given.recipe.parent]
 

@@ -79,8 +79,10 @@ def suggest(
         parse_blocks(protect_blocks),
     )
     from surgery.pruning import catalogue
+    from surgery.pruning.suggest import check_request
     from surgery.pruning.suggest import suggest as suggest_recipe
 
+    check_request(method, budget, rules)
     item = catalogue.entry(method)
     bench, opened = prepare(source)
     cut = None

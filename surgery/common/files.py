@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
-import tempfile
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +13,15 @@ from pathlib import Path
 
 import platformdirs
 
+from surgery.common.scratch import OLD, ScratchFolder, sweep
 from surgery.errors import InputError
 
 CHUNK = 8 * 2**20
 """Bytes copied between two reports."""
 SPARE = 64 * 2**20
 """Bytes that the tokenizer and the other small files may take."""
+SMALL = 2**20
+"""Bytes without which no work is worth beginning."""
 ADVICE = "choose another place or free some space"
 
 
@@ -38,8 +41,14 @@ def disk_errors(failure: str, advice: str = ADVICE) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{failure} ({reason}): {advice}.") from None
+        raise InputError(f"{failure} ({_reason(error)}): {advice}.") from None
+
+
+def _reason(error: Exception) -> str:
+    """What keeps a file from being written. numpy tells of a full disk in numbers of items alone."""
+    if re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        return os.strerror(errno.ENOSPC)
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager
@@ -61,22 +70,17 @@ def new_folder(out: Path, failure: str = "", advice: str = ADVICE, replace: bool
         if not replace:
             check_free(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=scratch_prefix(out)) as scratch:
-            made = Path(scratch) / out.name
+        with ScratchFolder(out.parent) as scratch:
+            made = scratch / out.name
             made.mkdir()
             yield made
             if replace and out.exists():
-                os.replace(out, made.with_name(f"{out.name}.old"))
+                os.replace(out, made.with_name(f"{out.name}{OLD}"))
             elif not replace:
                 check_free(out)
                 if out.is_dir():
                     out.rmdir()
             os.replace(made, out)
-
-
-def scratch_prefix(out: Path) -> str:
-    """How the temporary folders of `new_folder` begin."""
-    return f".{out.name}-"
 
 
 @contextmanager
@@ -94,32 +98,45 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ScratchFolder(path.parent) as scratch:
+        yield scratch / path.name
+        os.replace(scratch / path.name, path)
 
 
-def refuse_without_room(folder: Path, needed: int, doing: str = "Building") -> None:
+def refuse_without_room(folder: Path, needed: int, doing: str = "Building", spare: int = SPARE) -> None:
     """Say so before the work when a disk cannot hold what it makes.
 
     Args:
         folder: on that disk; it, or a folder above it, is there.
         needed: bytes, the small files apart.
         doing: what needs them.
+        spare: bytes for the small files.
 
     Raises:
         InputError: it cannot.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(there).free
-    if free < needed + SPARE:
+    if free < needed + spare:
         raise InputError(
-            f"{doing} needs {(needed + SPARE) / 1e6:,.0f} MB of free disk space and there are "
-            f"{free / 1e6:,.0f} MB: remove more, or free some space."
+            f"{doing}: no space left in {str(there)!r}, {(needed + spare) / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB "
+            "free: remove more, or free some space."
         )
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before the work, the name of a file that could not be written after it.
+
+    Raises:
+        InputError: its folder is absent, read-only or full, or the name is a folder's.
+    """
+    if path.is_dir():
+        raise InputError(f"{str(path)[:200]!r} is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {str(path.parent)[:200]!r}: make it, or {ADVICE}.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{str(path.parent)[:200]!r} may not be written to: {ADVICE}.")
+    refuse_without_room(path.parent, 0, f"Writing {path.name[:80]}", SMALL)
 
 
 def zip_folder(folder: Path, path: Path, report: Callable[[float], None] = lambda share: None) -> None:
@@ -155,6 +172,13 @@ def cache_directory() -> Path:
     """The cache folder: `MODEL_SURGERY_CACHE`, else `model-surgery` under the user's cache folder."""
     chosen = os.environ.get("MODEL_SURGERY_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("model-surgery"))
+
+
+def sweep_cache() -> None:
+    """Delete what killed processes have left in the cache folder and in the folders in it."""
+    cache = cache_directory()
+    for folder in (cache, *(entry for entry in cache.glob("*") if entry.is_dir())):
+        sweep(folder)
 
 
 def check_free(out: Path) -> None:

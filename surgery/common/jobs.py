@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 import uuid
 import weakref
 from collections import OrderedDict, deque
@@ -16,8 +15,9 @@ from typing import Any, Literal
 
 import psutil
 
+from surgery.common.failure import sentence_of
 from surgery.common.progress import raise_if_set
-from surgery.errors import Cancelled, InputError, VerificationFailed
+from surgery.errors import Cancelled, InputError
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Lane = Literal["heavy", "live"]
@@ -66,8 +66,6 @@ class Job:
     """One sentence for a person."""
     bad_input: bool = False
     """Whether the error is one that the person can put right."""
-    details: str = ""
-    """The traceback of an unforeseen error, for the log."""
     started: float | None = None
     since: float | None = None
     """When the share done last began at nothing: preparations do not count for the time left."""
@@ -217,19 +215,8 @@ def _run(job: Job, work: Work, ended: Callable[[], None]) -> None:
         job.progress = 1.0
     except Cancelled:
         state, job.error = "cancelled", "Cancelled."
-    except InputError as error:
-        state, job.error, job.bad_input = "failed", str(error), True
-    except VerificationFailed as error:
-        state, job.error = "failed", str(error)
-    except MemoryError:
-        state, job.error = "failed", "There is not enough memory: use fewer or shorter windows, or a smaller model."
-    except OSError as error:
-        state, job.error = "failed", f"A file could not be read or written ({error.strerror or error}): check the disk."
     except Exception as error:
-        state, job.details = "failed", traceback.format_exc()
-        job.error = (
-            f"Something unforeseen went wrong ({type(error).__name__}: {str(error)[:200]}); the recipe is unchanged."
-        )
+        state, job.error, job.bad_input = "failed", sentence_of(error), isinstance(error, InputError)
     finally:
         job.finished = time.monotonic()
         job.state = state

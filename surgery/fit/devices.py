@@ -12,6 +12,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from analysis.files import size_of
 from surgery.errors import DeviceError
 
 FOLDER = Path(__file__).resolve().parents[2] / "presets" / "devices"
@@ -96,6 +97,7 @@ class Device(_Strict):
 def read_device(path: Path) -> Device:
     """A device file. Raises DeviceError: missing, too large or not of the schema; one sentence names the place."""
     try:
+        size_of(path, DeviceError)
         if path.stat().st_size > LARGEST_FILE:
             raise DeviceError(f"{path.name} is larger than {LARGEST_FILE // 1024} KiB: it cannot be a device file.")
         return Device.model_validate_json(path.read_bytes())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from surgery.errors import InputError
+from surgery.common.numbers import whole
 from surgery.fit.amx import amx_bytes
 from surgery.fit.devices import Device
 from surgery.fit.kv_cache import check_kv_type, kv_cache_bytes, usable_kv_type
@@ -117,10 +117,9 @@ def fit(
         runtime: the program that runs it; the one that goes with the type and the device when None.
 
     Raises:
-        InputError: the context is not positive, or a type is unknown.
+        InputError: the context is not positive or makes no sense, or a type is unknown.
     """
-    if context < 1:
-        raise InputError("The context must be at least 1 token.")
+    whole(context, "The context (tokens)", 1)
     check_kv_type(kv_type)
     kind = weight_type(kind) if isinstance(kind, str) else kind
     runtime = runtime or runtime_for(kind, device)
@@ -141,8 +140,16 @@ def fit(
         capacity_bytes=device.capacity_bytes,
         working_bytes=device.working_bytes,
         speed=speed(structure, device, weights, runtime, context, used),
-        notes=_notes(weights, runtime, kv_type, used, laid_out),
+        notes=(*_beyond(structure, context), *_notes(weights, runtime, kv_type, used, laid_out)),
     )
+
+
+def _beyond(structure: Structure, context: int) -> tuple[str, ...]:
+    """Marks figures of a context that the model was not made for."""
+    most = structure.architecture.context_length
+    if not 0 < most < context:
+        return ()
+    return (f"The model takes at most {most:,} tokens of context: the figures for {context:,} are arithmetic alone.",)
 
 
 def _kv_type(structure: Structure, kind: WeightType, runtime: Runtime, wanted: str) -> str:

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from surgery.checkpoints.files import CheckpointFiles
+from surgery.common.scratch import ScratchFolder
 from surgery.gguf.layout import Layout, lay_out
 from surgery.gguf.metadata import add_metadata
 from surgery.gguf.mixes import kinds
@@ -95,8 +96,8 @@ class GgufPlan:
     def _header_bytes(self, name: str) -> int:
         """Bytes before the data: the same for every type. Written once to a temporary file, to be counted."""
         if name not in self._headers:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / "header"
+            with ScratchFolder(Path(tempfile.gettempdir())) as scratch:
+                path = scratch / "header"
                 writer = gguf.GGUFWriter(path, self.layout.architecture)
                 add_metadata(writer, self.files, self.layout, self.tokenizer, "F16", name)
                 begin(writer, self.tensors, self.kinds("F16"))

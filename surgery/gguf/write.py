@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from surgery.checkpoints.files import CheckpointFiles
-from surgery.common.files import new_file
+from surgery.common.files import new_file, refuse_without_room
 from surgery.common.progress import Report, raise_if_set
 from surgery.errors import InputError
 from surgery.gguf.metadata import add_metadata
@@ -68,8 +68,10 @@ def write_gguf(
     check_type(type_name)
     plan = GgufPlan(CheckpointFiles(checkpoint))
     chosen = plan.kinds(type_name, importance is not None)
+    called = name or checkpoint.resolve().name
+    needed = plan.file_bytes(type_name, called, importance is not None)
+    refuse_without_room(out.absolute().parent, needed, "Writing GGUF", 0)
     with new_gguf(out, plan.layout.architecture) as writer:
-        called = name or checkpoint.resolve().name
         add_metadata(writer, plan.files, plan.layout, plan.tokenizer, type_name, called)
         begin(writer, plan.tensors, chosen)
         _write_data(writer, plan, chosen, importance or {}, report, stop)

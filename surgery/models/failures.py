@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub import errors as hub
 
+from surgery.common.failure import out_of_memory as out_of_memory
 from surgery.errors import InputError
 
 
@@ -39,13 +39,6 @@ def says(*words: str) -> Callable[[Exception], bool]:
 def anything(_: object) -> bool:
     """The condition of a last row."""
     return True
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. torch has a type for accelerators only; on the CPU it raises a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def offline(error: Exception) -> bool:

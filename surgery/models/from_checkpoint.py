@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
+from analysis.files import check_folder, size_of
 from surgery.errors import (
     CorruptFile,
     DoesNotFit,
@@ -35,6 +36,7 @@ from surgery.models.checks import (
 )
 from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory, says
 from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.models.room import refuse_large_download
 
 HUB = (
     Failure(
@@ -142,11 +144,13 @@ def located(source: str, revision: str | None) -> str:
     """The source itself if it is a directory or a Hub id whose configuration can be had; else a named error."""
     path = Path(source)
     if exists(path.is_dir):
+        check_folder(path)
         if not (path / "config.json").is_file():
             raise UnknownModel(
                 f"The folder {source[:200]!r} has no config.json: give the folder that save_pretrained wrote."
             )
         return source
+    size_of(path)
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source:
         raise UnknownModel(f"There is no folder {source[:200]!r}: check the path.")
     import huggingface_hub
@@ -156,6 +160,7 @@ def located(source: str, revision: str | None) -> str:
     except Exception as error:
         words = {"source": source, "shown": source[:100], "revision": revision, "reason": brief(error)}
         raise (named(HUB, error, **words) or error) from None
+    refuse_large_download(source, revision)
     return source
 
 

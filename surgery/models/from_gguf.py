@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from analysis.files import size_of
 from surgery.errors import CorruptFile, DoesNotFit, UnknownModel, brief
-from surgery.models.checks import LENIENT, TOO_LARGE, check_whole, exists, must_fit, needed_bytes, quiet
+from surgery.models.checks import LENIENT, TOO_LARGE, check_whole, must_fit, needed_bytes, quiet
 from surgery.models.failures import Failure, anything, named, out_of_memory
 
 GGUF = (
@@ -27,7 +28,7 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
     import gguf
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    if not exists(path.is_file):
+    if size_of(path) is None:
         raise UnknownModel(f"There is no file {str(path)[:200]!r}: check the path.")
     arguments = {"gguf_file": path.name}
     try:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from surgery.common.numbers import LARGEST, real, whole
 from surgery.common.ranges import format_ranges
 from surgery.errors import InputError
 
@@ -55,10 +56,13 @@ class Budget:
             *most, last = AMOUNTS.values()
             raise InputError(f"Give exactly one budget: {', '.join(most)} or {last}.")
         amount = getattr(self, names[0])
-        if not isinstance(amount, str) and not amount >= 0:
-            raise InputError(
-                f"A budget of {amount:g} makes no sense: give {AMOUNTS[names[0]]} with a number from 0 on."
-            )
+        name = f"The budget ({AMOUNTS[names[0]]})"
+        if isinstance(amount, str):
+            check_params(amount)
+        elif isinstance(amount, int):
+            whole(amount, name)
+        else:
+            real(amount, name, 0, 100 if names[0] == "percent" else LARGEST)
         return names[0]
 
 
@@ -133,9 +137,21 @@ def parse_expansion_ratio(text: str) -> float:
         value = float(stripped.removesuffix("%")) / (100 if stripped.endswith("%") else 1)
     except ValueError:
         value = -1.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"{text!r} is not an expansion ratio: write 2.0 or 200%.")
+    if not 0 < value <= LARGEST:
+        raise InputError(f"{text[:40]!r} is not an expansion ratio: write 2.0 or 200%.")
     return value
+
+
+def check_params(text: str) -> tuple[bool, float, bool]:
+    """A parameter budget as it is written: whether it is what goes, its number, and whether that is in percent.
+
+    Raises:
+        InputError: it is none, or has more digits than any number of parameters.
+    """
+    match = re.fullmatch(r"\s*(-?)([0-9]{1,16}(?:\.[0-9]{1,16})?)\s*(%?)\s*", text)
+    if not match or (match[1] and not match[3]):
+        raise InputError(f"{text[:40]!r} is not a parameter budget: write -20%, 80% or a number of parameters.")
+    return bool(match[1]), float(match[2]), bool(match[3])
 
 
 def parameter_target(text: str, parameters: int) -> int:
@@ -144,11 +160,8 @@ def parameter_target(text: str, parameters: int) -> int:
     Raises:
         InputError: not one of these, or not between 0 and what the model has.
     """
-    match = re.fullmatch(r"\s*(-?)(\d+(?:\.\d+)?)\s*(%?)\s*", text)
-    if not match or (match[1] and not match[3]):
-        raise InputError(f"{text!r} is not a parameter budget: write -20%, 80% or a number of parameters.")
-    value = float(match[2])
-    target = int(parameters * (1 - value / 100 if match[1] else value / 100)) if match[3] else int(value)
+    less, value, percent = check_params(text)
+    target = int(parameters * (1 - value / 100 if less else value / 100)) if percent else int(value)
     if not 0 < target <= parameters:
         raise InputError(f"A budget of {text} leaves {target:,} parameters, and the model has {parameters:,}.")
     return target

@@ -19,6 +19,26 @@ from surgery.recipe.texts import text_reference
 from surgery.workbench.open_model import OpenModel
 
 
+def check_request(name: str, budget: Budget, rules: Rules) -> dict[str, JsonValue]:
+    """Refuse what no model could be asked; the budget and rules as a recipe notes them.
+
+    Raises:
+        InputError: unknown method, or a budget or a rule that does not go with it or makes no sense.
+    """
+    item = catalogue.entry(name)
+    kind = catalogue.KINDS[item.kind]
+    amount = budget.given()
+    if amount not in kind.budgets:
+        known = " or ".join(AMOUNTS[unit] for unit in kind.budgets)
+        raise InputError(f"The method {name!r} {kind.does}: its budget is {known}.")
+    note: dict[str, JsonValue] = {amount: getattr(budget, amount), **rules.note(name, kind.rules_of(item))}
+    if kind.divisor:
+        note["divisor"] = budget.divisor
+    elif budget.divisor != 1:
+        raise InputError(f"The option --divisor does not go with the method {name!r}.")
+    return note
+
+
 def suggest(
     model: OpenModel,
     name: str,
@@ -40,18 +60,10 @@ def suggest(
     """
     item = catalogue.entry(name)
     kind = catalogue.KINDS[item.kind]
-    amount = budget.given()
+    note = check_request(name, budget, rules)
     blocks = len(model.architecture.blocks)
     if rules.protect_blocks and max(rules.protect_blocks) >= blocks:
         raise InputError(f"Block {max(rules.protect_blocks)} cannot be protected: the model has {blocks} blocks.")
-    if amount not in kind.budgets:
-        known = " or ".join(AMOUNTS[unit] for unit in kind.budgets)
-        raise InputError(f"The method {name!r} {kind.does}: its budget is {known}.")
-    note: dict[str, JsonValue] = {amount: getattr(budget, amount), **rules.note(name, kind.rules_of(item))}
-    if kind.divisor:
-        note["divisor"] = budget.divisor
-    elif budget.divisor != 1:
-        raise InputError(f"The option --divisor does not go with the method {name!r}.")
     needs_text = item.needs_text or rules.allocation == "cfsp"
     if needs_text and windows is None:
         raise InputError(f"The method {name!r} needs text here: name a calibration text.")

@@ -13,7 +13,12 @@ LARGEST_NOTE = 64 * 2**10
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, populate_by_name=True, ser_json_inf_nan="strings"
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        populate_by_name=True,
+        ser_json_inf_nan="strings",
+        allow_inf_nan=False,
     )
 
 
@@ -53,10 +58,20 @@ class TextReference(_Frozen):
     """Whether the windows are evenly spaced over the text, instead of its first ones."""
 
 
+def _sensible(value: Any) -> None:
+    """Raise ValueError for a whole number that readers of JSON cut short: beyond 64 bits."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _sensible(inner)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError
+
+
 def _bounded(value: Any) -> Any:
     """Notes that can be written back as JSON, and are not too large."""
     try:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        _sensible(value)
     except ValueError:
         raise ValueError("it holds a number or a character that JSON cannot express") from None
     if len(written) > LARGEST_NOTE:

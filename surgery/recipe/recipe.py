@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
+from analysis.files import size_of
 from surgery.common.files import write_atomically
 from surgery.common.ranges import length
 from surgery.errors import InputError, RecipeError
@@ -180,6 +181,7 @@ class Recipe(_Frozen):
     def load(cls, path: Path) -> Recipe:
         """Read a recipe file. Raises RecipeError: missing, unreadable or invalid."""
         try:
+            size_of(path, RecipeError)
             if path.stat().st_size > LARGEST_RECIPE:
                 raise RecipeError(f"{path.name} is larger than {LARGEST_RECIPE // 2**20} MiB: it cannot be a recipe.")
             return cls.parse(path.read_bytes())

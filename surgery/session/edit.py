@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from surgery.common.jobs import Context, Job, JobKind
+from surgery.common.numbers import whole
 from surgery.common.ranges import check_blocks
 from surgery.errors import InputError, RecipeError
 from surgery.fit.kv_cache import check_kv_type
@@ -234,8 +235,7 @@ class SessionEdit:
         device = self.state.bench.devices.get(target.device)
         weight_type(target.type)
         check_kv_type(target.kv_type)
-        if target.context < 1:
-            raise InputError("The context must be at least 1 token.")
+        whole(target.context, "The context (tokens)", 1)
         with self.state.lock:
             self.state.target, self.state.device = target, device
             self.jobs.fresh()

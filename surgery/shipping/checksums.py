@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from analysis.files import size_of
 from surgery.common.progress import Report, raise_if_set, silent
 from surgery.errors import CorruptFile, UnknownModel
 
@@ -93,7 +94,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         CorruptFile: a line is not a sum, or names a file outside the folder.
     """
     path = folder / SUMS
-    if not path.is_file():
+    if size_of(path) is None:
         raise UnknownModel(f"The folder {str(folder)[:200]!r} has no {SUMS}: give a folder that `ship` made.")
     try:
         if path.stat().st_size > LARGEST_SUMS:

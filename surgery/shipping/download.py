@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import tempfile
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import disk_errors, refuse_without_room, zip_folder
 from surgery.common.progress import Report, silent
+from surgery.common.scratch import ScratchFolder
 from surgery.recipe.recipe import Recipe
 from surgery.structure.structure import Structure
 from surgery.workbench.open_model import OpenModel
-
-PREFIX = "model-surgery-build-"
 
 
 @dataclass(frozen=True)
@@ -56,19 +50,10 @@ class Download:
         with disk_errors("No folder can be made for the build", "free some disk space"):
             if base is not None:
                 base.mkdir(parents=True, exist_ok=True)
-            _sweep(base or Path(tempfile.gettempdir()))
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base))
+            self._scratch = ScratchFolder(base or Path(tempfile.gettempdir()), hidden=False)
+        self.folder = self._scratch.path
         self.packed: Archive | None = None
         """Set when the file is complete."""
-        weakref.finalize(self, shutil.rmtree, self.folder, True)
-
-
-def _sweep(base: Path) -> None:
-    """Delete the folders of processes that are gone."""
-    for folder in base.glob(f"{PREFIX}*-*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if owner.isascii() and owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_bytes(model: OpenModel, structure: Structure) -> int:
@@ -95,9 +80,9 @@ def pack(
     path = download.folder / f"{name}.zip"
     with (
         disk_errors("The download cannot be written", "free some disk space"),
-        tempfile.TemporaryDirectory(dir=download.folder) as scratch,
+        ScratchFolder(download.folder) as scratch,
     ):
-        out = Path(scratch) / name
+        out = scratch / name
         saved = save_checkpoint(
             built, model.loaded.tokenizer, recipe, out, lambda share, words: report(0.2 + 0.5 * share, words)
         )

@@ -17,6 +17,16 @@ TOKEN = "HF_TOKEN"
 """Where a token is looked for that the caller does not give."""
 
 
+def check_upload(repo_id: str, token: str | None = None) -> str:
+    """The token that an upload would use. Raises InputError: there is none, or the repository's name is none."""
+    token = token or os.environ.get(TOKEN)
+    if not token:
+        raise InputError(f"Uploading needs a token with the right to write: give one, or set {TOKEN}.")
+    if repo_id.count("/") != 1:
+        raise InputError(f"{repo_id[:100]!r} is not the name of a repository: write it as owner/name.")
+    return token
+
+
 def push(
     folder: Path,
     repo_id: str,
@@ -48,11 +58,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, HfApi, errors
 
-    token = token or os.environ.get(TOKEN)
-    if not token:
-        raise InputError(f"Uploading needs a token with the right to write: give one, or set {TOKEN}.")
-    if repo_id.count("/") != 1:
-        raise InputError(f"{repo_id[:100]!r} is not the name of a repository: write it as owner/name.")
+    token = check_upload(repo_id, token)
     sums = check_sums(folder, part_of(report, 0.0, 0.1), stop)
     if not sums.holds:
         wrong = ", ".join((*sums.changed, *sums.missing))

@@ -90,10 +90,7 @@ def ship(
         VerificationFailed: the files do not hold; the message names the folder in which they are kept.
         Cancelled: stopped; nothing is left.
     """
-    if not options.checkpoint and options.gguf is None:
-        raise InputError("There is nothing to ship: ask for the checkpoint, a GGUF file, or both.")
-    if options.gguf is not None:
-        check_type(options.gguf)
+    check_options(recipe, options)
     check_free(out)
     recipe = shipped_recipe(recipe, options)
     windows, sample = model.windows(text), sample_windows(model)
@@ -109,6 +106,15 @@ def ship(
         verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
     report(1.0, "Shipped and verified")
     return Shipped(out, record, replace(verification, path=out), notes)
+
+
+def check_options(recipe: Recipe, options: ShipOptions) -> None:
+    """Refuse what no model makes possible, before one is opened. Raises InputError, which says why."""
+    if not options.checkpoint and options.gguf is None:
+        raise InputError("There is nothing to ship: ask for the checkpoint, a GGUF file, or both.")
+    if options.gguf is not None:
+        check_type(options.gguf)
+    shipped_recipe(recipe, options)
 
 
 def sample_windows(model: OpenModel) -> Windows:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from analysis.files import check_folder
 from analysis.model.modules import weight_of
 from analysis.model.runner import Runner
 from surgery.errors import CorruptFile
@@ -174,6 +175,7 @@ def read(folder: Path) -> Adapter:
     """Read what `write` wrote. Raises CorruptFile: absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    check_folder(folder)
     path = folder / ADAPTER if (folder / ADAPTER).is_file() else folder / WEIGHTS
     parts: dict[Place, dict[str, torch.Tensor]] = {}
     try:

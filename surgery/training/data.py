@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis.text import JOIN, Text, Windows, load_text, make_windows, render_chat
-from surgery.errors import InputError, TextError, brief
+from analysis.files import hub_parts
+from analysis.text import (
+    JOIN,
+    Skipped,
+    Text,
+    Windows,
+    file_rows,
+    hub_rows,
+    load_text,
+    make_windows,
+    render_chat,
+    row_content,
+)
+from surgery.errors import InputError, TextError
 
 SHORTEST_DOCUMENT = 80
 """Characters from which on a paragraph stands for a document: headings and phrases come twice by right."""
@@ -109,66 +120,45 @@ def load_healing_text(
 
 def _streamed(source: str, tokens: int, tokenizer: Any) -> Text:
     parts: list[str] = []
-    size = 0
-    for row in _hub_rows(source):
-        parts.append(_row_content(row, source, tokenizer))
+    size, skipped = 0, Skipped(source)
+    for where, row in hub_rows(*hub_parts(source), streaming=True):
+        content = row_content(row, where)
+        if content is None:
+            skipped.rows += 1
+            continue
+        parts.append(content if isinstance(content, str) else _rendered(tokenizer, content, where))
         size += len(parts[-1])
         if size > tokens * CHARACTERS_PER_TOKEN:
             break
-    return Text(source, JOIN.join(parts))
+    skipped.tell()
+    return Text(source, JOIN.join(parts), skipped.rows)
 
 
-def _row_content(row: dict[str, Any], source: str, tokenizer: Any) -> str:
-    if isinstance(row.get("text"), str):
-        return str(row["text"])
-    return _rendered(tokenizer, _messages(row, source), source)
+def _talks(source: str, skipped: Skipped) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The conversations of a file or a Hub set, each with words for its place."""
+    if source.startswith("hub:"):
+        rows = hub_rows(*hub_parts(source), streaming=True)
+    elif source.lower().endswith((".jsonl", ".parquet")):
+        rows = file_rows(Path(source))
+    else:
+        raise TextError(f"{source[:200]} holds no conversations: give a .jsonl file or a hub: set with `messages`.")
+    for where, row in rows:
+        content = row_content(row, where)
+        if content is None:
+            skipped.rows += 1
+        elif isinstance(content, str):
+            raise TextError(
+                f"In {where} there are no `messages` (a list of role and content): choose a set of conversations."
+            )
+        else:
+            yield where, content
 
 
-def _hub_rows(source: str) -> Iterator[dict[str, Any]]:
-    """Rows of a Hub set, streamed: nothing but what is read is downloaded."""
-    import datasets
-
-    name, _, rest = source.removeprefix("hub:").partition(":")
-    configuration, _, split = rest.partition(":")
-    try:
-        yield from datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
-    except Exception as error:  # the library raises many kinds; every one means the same to the person
-        raise TextError(
-            f"The data set {name[:200]!r} could not be streamed ({brief(error)}): check its name and the network."
-        ) from None
-
-
-def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix.lower() != ".jsonl":
-        raise TextError(f"{path.name[:200]} holds no conversations: give a .jsonl file or a hub: set with `messages`.")
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError):
-        raise TextError(f"{str(path)[:200]!r} cannot be read as UTF-8 text: check the path and the file.") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
-                raise TextError(f"Line {number} of {path.name} is not JSON: each line must be one object.") from None
-
-
-def _messages(row: Any, source: str) -> list[dict[str, Any]]:
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages
-    ):
-        raise TextError(
-            f"A row of {source[:200]!r} has no `messages` (a list of role and content): choose a set of conversations."
-        )
-    return messages
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, Any]], source: str, ask: bool = False) -> str:
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], source: str = "", ask: bool = False) -> str:
     """Messages by the chat template; `ask` ends where the assistant is to begin."""
     if not getattr(tokenizer, "chat_template", None):
         raise TextError("The model has no chat template: heal on plain text instead of conversations.")
-    return render_chat(tokenizer, messages, f"a row of {source[:200]!r}", "put it right", ask)
+    return render_chat(tokenizer, messages, source, "put it right", ask)
 
 
 def answer_spans(tokenizer: Any, messages: list[dict[str, Any]], source: str = "") -> tuple[str, list[tuple[int, int]]]:
@@ -197,15 +187,14 @@ def answer_spans(tokenizer: Any, messages: list[dict[str, Any]], source: str = "
 
 def _conversations(tokenizer: Any, source: str, window: int, count: int) -> HealingText:
     """Conversations one after the other, packed without gaps."""
-    rows: Iterable[Any] = _hub_rows(source) if source.startswith("hub:") else _file_rows(Path(source))
+    skipped = Skipped(source)
     needed = window * count
     ids: list[int] = []
     learnt: list[bool] = []
     digest = hashlib.sha256()
     documents: dict[str, str] = {}
-    for row in rows:
-        messages = _messages(row, source)
-        whole, spans = answer_spans(tokenizer, messages, source)
+    for where, messages in _talks(source, skipped):
+        whole, spans = answer_spans(tokenizer, messages, where)
         try:
             encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         except NotImplementedError:
@@ -216,6 +205,7 @@ def _conversations(tokenizer: Any, source: str, window: int, count: int) -> Heal
         documents |= documents_of("\n".join(str(message["content"]) for message in messages))
         if len(ids) >= needed and source.startswith("hub:"):
             break
+    skipped.tell()
     if len(ids) < needed:
         raise TextError(
             f"The conversations have {len(ids)} tokens, and {count} windows of {window} were asked for: "
@@ -224,7 +214,8 @@ def _conversations(tokenizer: Any, source: str, window: int, count: int) -> Heal
     mask = torch.tensor(learnt[:needed]).view(count, window)
     if not mask[:, 1:].any():
         raise TextError("The conversations have no answer of an assistant: leave answers-only off.")
-    windows = Windows(torch.tensor(ids[:needed]).view(count, window), source, digest.hexdigest()[:16], bos=False)
+    cut = torch.tensor(ids[:needed]).view(count, window)
+    windows = Windows(cut, source, digest.hexdigest()[:16], bos=False, skipped=skipped.rows)
     return HealingText(windows, mask, documents)
 
 

@@ -78,6 +78,7 @@ def text_document(windows: Windows) -> dict[str, Any]:
         "fingerprint": windows.text_fingerprint,
         "window": windows.length,
         "windows": windows.count,
+        **({"skipped_rows": windows.skipped} if windows.skipped else {}),
         "spread": windows.spread,
         "bos": "every window" if windows.bos else "none",
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
-from threading import Lock
+from threading import BoundedSemaphore, Lock
+from weakref import WeakValueDictionary
 
 import psutil
 
@@ -39,7 +40,8 @@ class Workbench:
         self.jobs = JobRegistry()
         self._open: OrderedDict[tuple[str, str | None], OpenModel] = OrderedDict()
         self._lock = Lock()
-        self._loading = Lock()
+        self._loading = BoundedSemaphore(limits.downloads)
+        self._turns: WeakValueDictionary[tuple[str, str | None], Lock] = WeakValueDictionary()
 
     def open(
         self,
@@ -55,7 +57,9 @@ class Workbench:
         known = self.opened(source, revision)
         if known is not None:
             return known
-        with self._loading:
+        with self._lock:
+            turn = self._turns.setdefault((source, revision), Lock())
+        with turn, self._loading:  # one model is loaded once, and only so many at the same time
             known = self.opened(source, revision)
             if known is None:
                 self._make_room()

@@ -21,8 +21,8 @@ from surgery.old_names import MOVED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ORDER = (
-    "analysis", "analysis.errors", "analysis.seeds", "analysis.model", "analysis.text", "analysis.statistics",
-    "analysis.gradients", "analysis.importance", "analysis.figures",
+    "analysis", "analysis.errors", "analysis.files", "analysis.seeds", "analysis.model", "analysis.text",
+    "analysis.statistics", "analysis.gradients", "analysis.importance", "analysis.figures",
     "surgery.old_names", "surgery", "surgery.errors", "surgery.common", "surgery.recipe", "surgery.models",
     "surgery.structure", "surgery.evaluation", "surgery.checkpoints", "surgery.gguf", "surgery.calibration",
     "surgery.compensation", "surgery.quantization", "surgery.training", "surgery.formats", "surgery.fit",

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, get_args
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import gradio as gr
 
+from surgery.common.failure import sentence_of
 from surgery.common.jobs import Context
-from surgery.errors import InputError
+from surgery.common.numbers import whole
+from surgery.errors import Failed, InputError
 from surgery.fit.fit import fit as fit_structure
-from surgery.fit.weight_types import type_of_edit
+from surgery.fit.kv_cache import check_kv_type
+from surgery.fit.weight_types import type_of_edit, weight_type
 from surgery.models.loading import DEFAULT
 from surgery.pruning import catalogue
 from surgery.pruning.budget import Allocation, Budget, Rules, parse_expansion_ratio
+from surgery.pruning.suggest import check_request
 from surgery.pruning.suggest import suggest as suggest_recipe
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import TextChoice
@@ -29,6 +35,7 @@ from ui.inputs import LONGEST_PASTE
 
 Document = dict[str, Any]
 Elsewhere = Callable[[str, dict[str, Any]], Document]
+ENDPOINTS = ("inspect", "analyze", "suggest", "evaluate", "fit")
 COMPUTE = ("analyze", "suggest", "evaluate")
 """Endpoints that use the model's weights."""
 TEXTS = ("embedded", "wikitext-2")
@@ -100,14 +107,14 @@ class Api:
             revision: branch, tag or commit of a Hub id.
         """
         choice = self._text(text, window, windows, "calibration")
+        ratio = parse_expansion_ratio(expansion_ratio) if expansion_ratio else None
+        budget = Budget(blocks=whole(blocks, "`blocks`") or None, params=params or None, expansion_ratio=ratio)
+        if allocation not in get_args(Allocation):
+            raise InputError(f"allocation must be one of {', '.join(get_args(Allocation))}.")
+        rules = Rules(allocation=allocation)  # type: ignore[arg-type]
+        check_request(method, budget, rules)
 
         def work(job: Context, opened: OpenModel) -> Document:
-            ratio = parse_expansion_ratio(expansion_ratio) if expansion_ratio else None
-            budget = Budget(blocks=blocks or None, params=params or None, expansion_ratio=ratio)
-            budget.given()
-            if allocation not in get_args(Allocation):
-                raise InputError(f"allocation must be one of {', '.join(get_args(Allocation))}.")
-            rules = Rules(allocation=allocation)  # type: ignore[arg-type]
             needs_text = catalogue.entry(method).needs_text or allocation == "cfsp"
             cut = opened.windows(choice) if needs_text else None
             return suggest_recipe(opened, method, budget, rules, cut, job.stop, job.report).document()
@@ -134,9 +141,10 @@ class Api:
             revision: branch, tag or commit of a Hub id.
         """
         choice = self._text(text, window, windows, "evaluation")
+        wanted = Recipe.read(recipe) if recipe else None
 
         def work(job: Context, opened: OpenModel) -> Document:
-            wanted, structure = Recipe.read(recipe) if recipe else None, opened.evaluator.dense
+            structure = opened.evaluator.dense
             if wanted is not None:
                 structure = opened.complete(opened.resolve(wanted), (), job.report, job.stop).structure
             cut = opened.windows(choice)
@@ -167,11 +175,17 @@ class Api:
             revision: branch, tag or commit of a Hub id.
         """
 
+        names = self.bench.devices.names()
+        if device not in names:
+            raise InputError(f"There is no device {device[:80]!r}: use one of {', '.join(names)}.")
+        whole(context, "`context` (tokens)", 1)
+        check_kv_type(kv_type)
+        if type:
+            weight_type(type)
+        wanted = Recipe.read(recipe) if recipe else None
+
         def work(job: Context, opened: OpenModel) -> Document:
-            names = self.bench.devices.names()
-            if device not in names:
-                raise InputError(f"There is no device {device[:80]!r}: use one of {', '.join(names)}.")
-            structure = opened.resolve(Recipe.read(recipe) if recipe else opened.recipe())
+            structure = opened.resolve(wanted or opened.recipe())
             kind = type_of_edit(structure.quantize) if structure.quantize and not type else type or "F16"
             return fit_structure(structure, self.bench.devices.get(device), context, kind, kv_type).document()
 
@@ -179,18 +193,17 @@ class Api:
 
     def _text(self, text: str, window: int, windows: int, purpose: Any) -> TextChoice:
         """A named text, or the text itself: never a file."""
-        if window < 2 or windows < 1:
-            raise refusal("Give at least 2 tokens a window and at least 1 window.")
+        window, windows = whole(window, "`window` (tokens)", 2), whole(windows, "`windows`", 1)
         named = text in TEXTS or (text.startswith("hub:") and HUB_ID.fullmatch(text[4:]))
         if not named and len(text) > LONGEST_PASTE:
-            raise refusal(f"The text is longer than {LONGEST_PASTE:,} characters.")
+            raise InputError(f"The text is longer than {LONGEST_PASTE:,} characters: give a shorter one.")
         choice = TextChoice(text if named else "pasted", window, windows, purpose, content=None if named else text)
-        self._allowed(lambda: self.limits.check_text(choice))
+        self.limits.check_text(choice)
         return choice
 
     def _run(self, title: str, model: str, revision: str, work: Callable[[Context, OpenModel], Document]) -> Document:
         """As a heavy job, in the queue of everybody."""
-        self._allowed(lambda: self.limits.check_model(model))
+        self.limits.check_model(model)
 
         def open_and_work(job: Context) -> Document:
             return work(job, self.bench.open(model, revision or None, job.report))
@@ -198,14 +211,8 @@ class Api:
         job = self.bench.jobs.submit(f"{title} for the API", open_and_work)
         job.wait()
         if job.state != "done":
-            raise refusal(job.error)
+            raise (InputError if job.bad_input else Failed)(job.error)
         return documents.plain(job.result)
-
-    def _allowed(self, check: Callable[[], None]) -> None:
-        try:
-            check()
-        except InputError as error:
-            raise refusal(str(error)) from None
 
 
 def add_api(bench: Workbench, elsewhere: Elsewhere | None = None) -> None:
@@ -216,20 +223,45 @@ def add_api(bench: Workbench, elsewhere: Elsewhere | None = None) -> None:
         elsewhere: runs the endpoint of that name with these arguments where there is a GPU.
     """
     api = Api(bench)
-    for name in ("inspect", "analyze", "suggest", "evaluate", "fit"):
-        gr.api(_named(api, name, elsewhere if name in COMPUTE else None), api_name=name)
+    for name in ENDPOINTS:
+        gr.api(endpoint(api, name, elsewhere if name in COMPUTE else None), api_name=name)
 
 
-def _named(api: Api, name: str, elsewhere: Elsewhere | None) -> Callable[..., Document]:
+def endpoint(api: Api, name: str, elsewhere: Elsewhere | None) -> Callable[..., Document]:
     """A plain function: Gradio reads name, types and documentation from it."""
     method = getattr(api, name)
 
     @wraps(method)
     def call(*given: Any, **named: Any) -> Document:
-        if elsewhere is None:
-            return method(*given, **named)
-        arguments = inspect.signature(method).bind(*given, **named).arguments
-        api.inspect(arguments.get("model", DEFAULT), arguments.get("revision", ""))  # refused or fetched without a GPU
-        return elsewhere(name, arguments)
+        with refused_in_a_sentence():
+            arguments = inspect.signature(method).bind(*given, **named).arguments
+            _check_types(method, arguments)
+            if elsewhere is None:
+                return method(**arguments)
+            api.inspect(arguments.get("model", DEFAULT), arguments.get("revision", ""))  # fetched without a GPU
+            return elsewhere(name, arguments)
 
     return call
+
+
+@contextmanager
+def refused_in_a_sentence() -> Iterator[None]:
+    """Turn whatever goes wrong in a block into the error that a caller is told of."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        raise refusal(sentence_of(error)) from None
+
+
+def _check_types(method: Callable[..., Document], arguments: dict[str, Any]) -> None:
+    """The door of the API: JSON can hold any type. Raises InputError, which names the argument."""
+    hints = get_type_hints(method)
+    for name, value in arguments.items():
+        if hints[name] is str and not isinstance(value, str):
+            raise InputError(f"`{name}` must be a string.")
+        if hints[name] is int:
+            arguments[name] = whole(value, f"`{name}`")
+        if hints[name] not in (str, int) and not isinstance(value, dict | NoneType):
+            raise InputError(f"`{name}` must be a JSON object, or null.")

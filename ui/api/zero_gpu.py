@@ -16,7 +16,7 @@ import torch
 from surgery.errors import InputError
 from surgery.workbench.limits import Limits
 from surgery.workbench.workbench import Workbench
-from ui.api.endpoints import Api, Document, Elsewhere
+from ui.api.endpoints import Api, Document, Elsewhere, refused_in_a_sentence
 
 SECONDS = 120
 """That a call may take at most, the loading of the model included."""
@@ -46,7 +46,8 @@ def borrowing(limits: Limits) -> Elsewhere:
         return Api(Workbench(limits=limits))
 
     def compute(name: str, arguments: dict[str, Any]) -> Document:
-        found: Document = getattr(api(), name)(**arguments)
+        with refused_in_a_sentence():
+            found: Document = getattr(api(), name)(**arguments)
         return found
 
     borrowed: Elsewhere = spaces.GPU(compute, duration=SECONDS)

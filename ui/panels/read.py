@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from surgery.common.numbers import real, whole
 from surgery.errors import InputError
 from surgery.evaluation.generation import has_chat_template
 from surgery.evaluation.sampling import MOST_TOKENS, Sampling
@@ -58,4 +59,10 @@ def _read(tab: Tab, prompt: str, chat: bool, *numbers: float | None) -> None:
     tokens, temperature, top_p, seed = numbers
     if tokens is None or temperature is None or top_p is None or seed is None:
         raise InputError("Fill in tokens, temperature, top-p and seed.")
-    tab.session.read.start(prompt or "", bool(chat), Sampling(int(tokens), temperature, top_p, int(seed)))
+    sampling = Sampling(
+        whole(tokens, "The tokens to write", 1, MOST_TOKENS),
+        real(temperature, "The temperature"),
+        real(top_p, "Top-p"),
+        whole(seed, "The seed"),
+    )
+    tab.session.read.start(prompt or "", bool(chat), sampling)

@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from analysis import files
 from analysis import text as texts
 from analysis.errors import TextError
 from analysis.text import Text, load_file, load_text, make_windows
@@ -184,6 +185,36 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, name: str, content: str |
     assert all(part in message for part in names), message
 
 
+def test_rows_that_hold_nothing_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": "one"}, {"text": None}, {"messages": []}, {"messages": None}, {"text": ""}, {"messages": MESSAGES}]
+    path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    found = load_text(str(path))
+    assert found.content == "one\n\n\n\nuser: w1 w2\nassistant: w3" and found.skipped == 3
+    assert caplog.messages == [f"3 rows of {path} held nothing and were skipped."]
+    words = load_text(str(write(tmp_path, "b.jsonl", json.dumps({"text": WORDS}) + '\n{"text": null}')))
+    assert make_windows(PLAIN, words, 8).skipped == 1 and caplog.messages[-1].startswith("1 row of ")
+    table = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), table)
+    assert load_text(str(table)).content == "one\n\ntwo" and load_text(str(table)).skipped == 1
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [MESSAGES, [], None]}), table)
+    assert load_text(str(table)).skipped == 2
+    assert "empty" in refusal(lambda: load_text(str(write(tmp_path, "c.jsonl", '{"messages": []}'))))
+
+
+def test_a_malformed_row_is_refused_by_its_number(tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    bad = [{"role": "user", "content": None}]
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [MESSAGES] * 1500 + [bad]}), table)
+    assert "row 1501 of a.parquet" in refusal(lambda: load_text(str(table)))
+
+
+@pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl", "pipe.parquet"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for source in (str(tmp_path / name), "/dev/zero", "/dev/null"):
+        assert "not a regular file" in refusal(lambda where=source: load_text(where))
+
+
 @pytest.mark.parametrize("name", ["empty.txt", "blank.txt", "empty.jsonl"])
 def test_files_without_words_are_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, name, "\n \n" if name == "blank.txt" else "")
@@ -205,7 +236,8 @@ def test_bad_parquet_contents(tmp_path: Path) -> None:
 def test_files_that_are_too_large_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = tmp_path / "packed.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": [str(n) + "x" * 10_000 for n in range(500)]}), packed)
-    monkeypatch.setattr(texts, "LARGEST_FILE", 2 * 2**20)
+    for module in (texts, files):
+        monkeypatch.setattr(module, "LARGEST_TEXT", 2 * 2**20)
     assert packed.stat().st_size < 2**20, "a small file that unpacks to 5 MB"
     assert "2 MiB" in refusal(lambda: load_text(str(packed)))
     for name in ("big.txt", "big.jsonl", "big.parquet"):

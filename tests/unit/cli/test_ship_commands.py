@@ -119,6 +119,7 @@ def test_push_is_asked_after_the_folder_holds(place: Path, tmp_path: Path, monke
         return f"https://huggingface.co/{repository}"
 
     monkeypatch.setattr(hub, "push", push)
+    monkeypatch.setenv("HF_TOKEN", "token")
     out = tmp_path / "out"
     found = json.loads(run("ship", place / "mixed.json", "--out", out, *TEXT, "--push", "owner/name", "--json")[0])
     assert calls == [(out, "owner/name", None, True)] and found["repository"] == "https://huggingface.co/owner/name"

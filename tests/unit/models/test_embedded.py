@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from surgery.common import scratch
 from surgery.errors import CorruptFile, InputError, NoNetwork
 from surgery.models import embedded
 
@@ -120,9 +121,10 @@ def test_a_file_in_the_models_place_is_replaced(maker: Maker, cache: Path) -> No
 
 
 def test_what_a_killed_process_left_is_removed(maker: Maker, cache: Path) -> None:
-    stale = cache / f"{embedded.SCRATCH}abc" / embedded.FOLDER
-    stale.mkdir(parents=True)
-    (stale / "model.safetensors").write_bytes(b"half")
+    stale = cache / f".{scratch.PREFIX}abc"
+    (stale / embedded.FOLDER).mkdir(parents=True)
+    (stale / embedded.FOLDER / "model.safetensors").write_bytes(b"half")
+    (stale / scratch.LOCK).touch()
     (cache / "other").mkdir()
     assert_whole(embedded.directory())
     assert leftovers(cache) == ["other"]
@@ -211,7 +213,7 @@ def test_a_killed_conversion_does_not_block_or_spoil_the_next(cache: Path, tmp_p
     log = tmp_path / "log"
     killed = start(log, 600)
     deadline = time.monotonic() + 60
-    while not list(cache.glob(f"{embedded.SCRATCH}*/*/config.json")):
+    while not list(cache.glob(f".{scratch.PREFIX}*/*/config.json")):
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.05)
     killed.kill()

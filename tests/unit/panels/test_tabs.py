@@ -189,7 +189,11 @@ def test_an_unforeseen_error_is_one_sentence(page: Page, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(tab.session.edit, "reset", broken)
     status = page.fire("reset", "click", identity)["status"]
-    assert "Something unforeseen went wrong (ZeroDivisionError)" in status and "secret" not in status
+    assert (
+        "Something unforeseen went wrong (code " in status
+        and ", ZeroDivisionError): the details are in" in status
+        and "secret" not in status
+    )
 
 
 def test_a_reloaded_page_has_its_recipe(page: Page) -> None:

@@ -96,7 +96,7 @@ def test_exactly_one_amount_is_given():
     "budget", [Budget(heads=-1), Budget(percent=-5), Budget(percent=float("nan")), Budget(blocks=-1)]
 )
 def test_amounts_are_not_negative(budget):
-    with pytest.raises(InputError, match="makes no sense"):
+    with pytest.raises(InputError, match=r"The budget \(--\w+ \w\) must be a"):
         budget.given()
 
 

@@ -308,7 +308,7 @@ def test_room_is_looked_for_first(model: OpenModel, tmp_path: Path, monkeypatch:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     monkeypatch.setattr(shipping, "_measured", None)
-    with pytest.raises(InputError, match=r"Shipping needs .* MB of free disk space"):
+    with pytest.raises(InputError, match=r"Shipping: no space left in .* MB needed, .* MB free"):
         ship(model, mixed(model), tmp_path / "deep" / "er" / "out", TEXT)
     assert list(tmp_path.iterdir()) == []
 
