@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from surgery.checkpoints.files import LARGEST_JSON
+from surgery.folders.files import LARGEST_JSON
 from surgery.errors import CorruptFile, brief
 from surgery.models.checks import quiet
 from surgery.models.modeling import MODEL_TYPE, classes

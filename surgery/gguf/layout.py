@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from surgery.checkpoints.files import CheckpointFiles
+from surgery.folders.files import CheckpointFiles
 from surgery.errors import CorruptFile, UnsupportedArchitecture
 from surgery.gguf.families import FAMILIES, REFUSED, Family, needed
 

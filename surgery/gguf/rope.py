@@ -79,9 +79,14 @@ def frequency_factors(layout: Layout, config: dict[str, Any]) -> np.ndarray | No
     rope = rope_parameters(config)
     if rope["rope_type"] != "llama3" or not layout.family.rotary:
         return None
+    return llama3_factors(rope, layout.head_size)
+
+
+def llama3_factors(rope: dict[str, Any], head_size: int) -> np.ndarray:
+    """The factors of Llama 3's scaling, float32 of shape (head size / 2,); see `frequency_factors`."""
     factor, low, high = (float(needed(rope, key)) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = float(needed(rope, "original_max_position_embeddings"))
-    half = np.arange(0, layout.head_size, 2, dtype=np.float64) / layout.head_size
+    half = np.arange(0, head_size, 2, dtype=np.float64) / head_size
     wavelength = 2 * np.pi * float(rope["rope_theta"]) ** half
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)

@@ -11,7 +11,7 @@ from threading import Event
 import gguf
 import numpy as np
 
-from surgery.checkpoints.files import CheckpointFiles
+from surgery.folders.files import CheckpointFiles
 from surgery.common.files import new_file
 from surgery.common.progress import Report, raise_if_set
 from surgery.errors import InputError

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from surgery.checkpoints.files import CheckpointFiles
+from surgery.folders.files import CheckpointFiles
 from surgery.errors import (
     Cancelled,
     CorruptFile,
