@@ -25,6 +25,8 @@ from surgery.gguf.types import Kind, bytes_of, decode
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 """Formats of GGUF's number types."""
 TEXT, ARRAY = 8, 9
+NO_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K", "Q1_0")
+"""Types that no library here turns into floating point."""
 MOST_ENTRIES = 2**16
 """Keys or tensors in one file."""
 MOST_TEXTS = 2**22
@@ -45,6 +47,8 @@ class StoredTensor:
 
     def values(self) -> np.ndarray:
         """What the tensor reads back as, float32 of its shape, in memory of its own."""
+        if self.kind == Kind.BF16:
+            return (self.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(self.shape)
         dtype = {Kind.F32: np.float32, Kind.F16: np.float16}.get(self.kind, np.uint8)
         rows = self.data.view(dtype).reshape(*self.shape[:-1], -1)
         return np.array(decode(rows, self.kind), np.float32).reshape(self.shape)
@@ -155,6 +159,8 @@ def _tensor(entry: Entry, data: np.ndarray) -> StoredTensor:
         block, _ = gguf.GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
         raise ValueError(f"the tensor {name[:60]} is of an unknown type, {number}") from None
+    if kind.name in NO_WEIGHTS:
+        raise ValueError(f"the tensor {name[:60]} is of the type {kind.name}, in which no weights are stored")
     if not 0 < math.prod(shape) <= 8 * block * data.size or shape[-1] % block:
         raise ValueError(f"the tensor {name[:60]} is larger than the file, or its rows are not whole")
     size = bytes_of(shape, kind)

@@ -113,10 +113,17 @@ def source_tokenizer(keys: Keys) -> SourceTokenizer:
 
 
 def _vocabulary(keys: Keys) -> _Vocabulary:
-    """Tokens with distinct names: one that repeats another, or is empty, gets a name of its own."""
+    """Tokens with distinct names: one that repeats another, or is empty, gets a name of its own.
+
+    Names at the end that stand for rows without a token are left out, as they are in a checkpoint's tokenizer.
+    """
     tokens, types = keys.raw("tokenizer.ggml.tokens"), keys.raw("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not tokens or (types is not None and len(types) != len(tokens)):
         raise CorruptFile(f"{keys.file.name} holds no vocabulary, or types for another one: download it again.")
+    kinds = [int(kind) for kind in types] if types is not None else [int(gguf.TokenType.NORMAL)] * len(tokens)
+    while kinds and kinds[-1] == int(gguf.TokenType.UNUSED):
+        kinds.pop()
+    tokens = tokens[: len(kinds)]
     numbers: dict[str, int] = {}
     taken = set(tokens)
     for number, token in enumerate(tokens):
@@ -125,7 +132,6 @@ def _vocabulary(keys: Keys) -> _Vocabulary:
             name = f"[{name}_{number}]"
         numbers[name] = number
     named = list(numbers)
-    kinds = [int(kind) for kind in types] if types is not None else [int(gguf.TokenType.NORMAL)] * len(tokens)
     for token in ENDS & numbers.keys():
         kinds[numbers[token]] = int(gguf.TokenType.CONTROL)
     return _Vocabulary(named, kinds, numbers)
@@ -168,10 +174,8 @@ def _merges(keys: Keys, vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     for merge in given:
         cut = merge.find(" ", 1)
         left, right = merge[:cut], merge[cut + 1 :]
-        if cut < 0 or not (left in vocabulary.numbers and right in vocabulary.numbers):
+        if cut < 0 or not {left, right, left + right} <= vocabulary.numbers.keys():
             raise CorruptFile(f"{keys.file.name} merges tokens that it does not have ({merge[:40]!r}): get it anew.")
-        if left + right not in vocabulary.numbers:
-            raise CorruptFile(f"{keys.file.name} merges into a token that it does not have ({merge[:40]!r}).")
         merges.append((left, right))
     return merges
 

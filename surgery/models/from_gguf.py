@@ -30,6 +30,14 @@ GGUF = (
     Failure(out_of_memory, DoesNotFit, TOO_LARGE),
     Failure(anything, CorruptFile, "The GGUF file {source} cannot be read ({reason}): choose another file."),
 )
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""GGUF's names of what a draw goes by, and transformers'."""
 HEAD = "output.weight"
 LLAMAS = {"llama", "deci"}
 """Architectures that compute the same where all blocks are alike."""
@@ -70,19 +78,31 @@ def _load(file: GgufFile, path: Path) -> tuple[Any, Any]:
             f"{file.name} has settings that llama.cpp computes as {plan.layout.architecture} and not as "
             f"{keys.architecture}, so they are not understood here: give the original checkpoint."
         )
+    settings = _generation(keys, words)
     used = {tensor.name for tensor in plan.tensors} | {FACTORS} | ({HEAD} if source.copied_head else set())
     keys.close(used)
     lost = sorted({tensor.name for tensor in plan.tensors} - file.tensors.keys())
     if lost:
-        raise CorruptFile(f"{file.name} lacks {len(lost)} tensors ({lost[0]} first): download it again.")
+        others = f" and {len(lost) - 1} others" if lost[1:] else ""
+        raise CorruptFile(f"{file.name} lacks the tensor {lost[0]}{others}: download it again.")
     check_shapes(file.name, file.tensors, plan, "its keys say: download it again.")
     must_fit(float32_bytes(blank))
     values = restored(file.tensors, plan)
     if source.copied_head:
         values.pop(HEAD, None)
     model = filled(values, plan, architecture, blank.config, type(blank))
-    model.generation_config.eos_token_id = list(words.ends) if len(words.ends) > 1 else words.ids.get("eos")
+    model.generation_config.update(**settings)
     return model, _tokenizer(words)
+
+
+def _generation(keys: Keys, words: SourceTokenizer) -> dict[str, Any]:
+    """Settings of generation: every token that ends an answer, and how the file advises to draw."""
+    found: dict[str, Any] = {"eos_token_id": list(words.ends) if len(words.ends) > 1 else words.ids.get("eos")}
+    for name, called in SAMPLING.items():
+        value = keys.raw(f"general.sampling.{name}")
+        if value is not None:
+            found |= {called: value, "do_sample": True}
+    return found if found.get("temperature", 1) else {"eos_token_id": found["eos_token_id"]}
 
 
 def _blank(file: GgufFile, source: Source, words: SourceTokenizer) -> Any:
