@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+
 def rewritten(
     path: Path,
     out: Path,

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from surgery.folders.files import LARGEST_JSON
 from surgery.errors import CorruptFile, brief
+from surgery.folders.files import LARGEST_JSON
 from surgery.models.checks import quiet
 from surgery.models.modeling import MODEL_TYPE, classes
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from surgery.errors import CorruptFile, NotACausalLanguageModel, UnsupportedArchitecture
-from surgery.gguf.families import ATTENTION_IN, EVERY_BIAS, FAMILIES, SLIDING, Family
+from surgery.gguf.families import ATTENTION_IN, EVERY_BIAS, FAMILIES, SLIDING
 from surgery.gguf.header import GgufFile
 from surgery.gguf.keys import Keys
 from surgery.gguf.layout import FILLER_WIDTH
@@ -73,47 +73,61 @@ def read_source(file: GgufFile, keys: Keys) -> Source:
 
 
 def _read(file: GgufFile, keys: Keys, name: str, blocks: int) -> Source:
-    family = FAMILIES[name]
     sizes, differing = _blocks(file, keys, blocks)
     biases = _biases(file)
-    own = _own_biases(name, keys, sizes, biases)
+    own = _own_biases(name, keys, blocks, biases)
     if own == ATTENTION_IN and name == "llama":
-        name, family = "qwen2", FAMILIES["qwen2"]
-    hidden, context = keys.whole("embedding_length"), keys.whole("context_length")
-    head_size = keys.whole("attention.key_length", hidden // max(block["heads"] for block in sizes) or 1)
-    for same in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
-        keys.only(same, head_size)
+        name = "qwen2"
+    hidden = keys.whole("embedding_length")
+    tied, copied = _head(file, name, hidden)
+    config = _sizes(keys, name, sizes, hidden, bool(differing)) | {
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "tie_word_embeddings": tied,
+        **({"attention_bias": True} if "attn_output" in own else {}),
+        **({"mlp_bias": True} if "ffn_down" in own else {}),
+    }
+    if name in DETAILS:
+        config |= DETAILS[name](keys, config)
+    extra = {number: tuple(sorted(roles - own)) for number, roles in biases.items() if roles - own}
+    return Source(name, config, differing, {} if name == "gpt2" else extra, copied)
+
+
+def _head(file: GgufFile, name: str, hidden: int) -> tuple[bool, bool]:
+    """Whether the head is the embeddings, and whether the file holds a copy of them in its place."""
     embeddings, head = file.tensors.get("token_embd.weight"), file.tensors.get("output.weight")
     if embeddings is None or embeddings.shape[1:] != (hidden,):
         raise CorruptFile(f"{file.name} lacks embeddings of {hidden} columns: download it again.")
-    copied = bool(
-        head is not None
-        and (family.own_head or family.tied)
-        and (head.kind, head.shape) == (embeddings.kind, embeddings.shape)
-        and (head.data == embeddings.data).all()
-    )
-    most = {key: max(block[key] for block in sizes) for key in ("heads", "kv_heads", "width")}
+    if head is None:
+        return True, False
+    same = (head.kind, head.shape) == (embeddings.kind, embeddings.shape) and (head.data == embeddings.data).all()
+    copied = bool(same and (FAMILIES[name].own_head or FAMILIES[name].tied))
+    return copied, copied
+
+
+def _sizes(keys: Keys, name: str, sizes: list[Sizes], hidden: int, differing: bool) -> dict[str, Any]:
+    """Sizes, epsilon and rotary embeddings; of blocks that differ, the largest."""
+    family = FAMILIES[name]
     names = family.names
+    heads, kv_heads, width = (max(block[key] for block in sizes) for key in ("heads", "kv_heads", "width"))
+    context = keys.whole("context_length")
+    head_size = keys.whole("attention.key_length", hidden // heads or 1)
+    for same in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
+        keys.only(same, head_size)
     epsilon = "attention.layer_norm_epsilon" if "layer_norm" in names["epsilon"] else "attention.layer_norm_rms_epsilon"
     config: dict[str, Any] = {
         names["hidden_size"]: hidden,
-        names["blocks"]: blocks,
-        names["heads"]: most["heads"],
-        names["width"]: most["width"],
+        names["blocks"]: len(sizes),
+        names["heads"]: heads,
+        names["width"]: width,
         names["context"]: context,
         names["epsilon"]: keys.number(epsilon),
-        "vocab_size": embeddings.shape[0],
-        "tie_word_embeddings": head is None or copied,
     }
     if family.rotary:
+        config["num_key_value_heads"] = kv_heads
         config["rope_parameters"] = read_rope(keys, family, context, head_size)
-        config["num_key_value_heads"] = most["kv_heads"]
-    if family.rotary and (not family.square or differing or head_size * most["heads"] != hidden):
-        config["head_dim"] = head_size
-    config |= _bias_settings(own)
-    config |= DETAILS.get(name, _nothing)(keys, config)
-    extra = {number: tuple(sorted(roles - own)) for number, roles in biases.items() if roles - own}
-    return Source(name, config, differing, {} if name == "gpt2" else extra, copied)
+        if not family.square or differing or head_size * heads != hidden:
+            config["head_dim"] = head_size
+    return config
 
 
 def _blocks(file: GgufFile, keys: Keys, blocks: int) -> tuple[list[Sizes], dict[int, dict[str, Any]]]:
@@ -169,26 +183,17 @@ def _biases(file: GgufFile) -> dict[int, frozenset[str]]:
     return {number: frozenset(roles) for number, roles in sorted(found.items())}
 
 
-def _own_biases(name: str, keys: Keys, sizes: list[Sizes], biases: dict[int, frozenset[str]]) -> frozenset[str]:
+def _own_biases(name: str, keys: Keys, blocks: int, biases: dict[int, frozenset[str]]) -> frozenset[str]:
     """The biases that are settings of the model type: those of whole groups that every block has."""
     if name == "qwen2":
         return ATTENTION_IN
     if name not in ("llama", "granite", "smollm3"):
         return frozenset()
-    everywhere = frozenset(EVERY_BIAS).intersection(*(biases.get(number, ()) for number in range(len(sizes))))
+    everywhere = frozenset(EVERY_BIAS).intersection(*(biases.get(number, ()) for number in range(blocks)))
     own: frozenset[str] = frozenset()
     for group in (ATTENTION_IN | {"attn_output"}, EVERY_BIAS - ATTENTION_IN - {"attn_output"}):
         own |= group if group <= everywhere else frozenset()
-    return ATTENTION_IN if keys.deci and not own and ATTENTION_IN <= everywhere else own
-
-
-def _bias_settings(own: frozenset[str]) -> dict[str, Any]:
-    attention = {"attention_bias": True} if "attn_output" in own else {}
-    return attention | ({"mlp_bias": True} if "ffn_down" in own else {})
-
-
-def _nothing(keys: Keys, config: dict[str, Any]) -> dict[str, Any]:
-    return {}
+    return ATTENTION_IN if keys.deci and not own and everywhere >= ATTENTION_IN else own
 
 
 def _sliding_types(keys: Keys, blocks: int, period: int) -> list[str]:

@@ -1,7 +1,7 @@
 """A tokenizer from a GGUF file's keys, which gives the ids that llama.cpp gives.
 
-Byte-level BPE splits as the pre-tokenizer of that name does in llama.cpp; SentencePiece's BPE merges by scores. Anything
-else is refused; none is guessed.
+Byte-level BPE splits as the pre-tokenizer of that name does in llama.cpp; SentencePiece's BPE merges by scores.
+Anything else is refused; none is guessed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ SPLITS: dict[tuple[str, ...], str] = {
     (GPT4O,): "gpt-4o llama4 kanana2 talkie minimax-m2",
 }  # fmt: skip
 """Expressions by which a text is split, one after the other, and llama.cpp's names of pre-tokenizers that do so."""
-WHOLE_WORDS = frozenset("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
-"""Pre-tokenizers that take a word which is a token as it is, and put BOS before a text unless the file says no."""
-ENDS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<\uff5cend\u2581of\u2581sentence\uff5c> [e~[".split()
+WHOLE_WORDS = frozenset(
+    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken")
 )
+"""Pre-tokenizers that take a word which is a token as it is, and put BOS before a text unless the file says no."""
+ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+))  # fmt: skip
 """Tokens at which llama.cpp ends an answer whatever the file says of them."""
 BY_NAME = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """GGUF's names of special tokens, and transformers'."""

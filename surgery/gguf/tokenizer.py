@@ -13,8 +13,8 @@ from typing import Any
 
 import gguf
 
-from surgery.folders.files import CheckpointFiles
 from surgery.errors import CorruptFile, InputError
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.layout import Layout
 
 CL100K = (

@@ -117,9 +117,7 @@ def _blank(file: GgufFile, source: Source, words: SourceTokenizer) -> Any:
             return plain
         config_class, model_class = classes(source.family_name)
         where = places(describe(plain))
-        biases = {
-            str(number): [_LINEARS[role] for role in roles] for number, roles in source.biases.items()
-        }
+        biases = {str(number): [_LINEARS[role] for role in roles] for number, roles in source.biases.items()}
         settings |= {"base_model_type": source.family_name, "surgery": where | {"biases": biases}}
         with torch.device("meta"):
             return model_class(config_class(**settings, per_layer_config=source.differing))

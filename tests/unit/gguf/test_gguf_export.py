@@ -25,7 +25,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from surgery.folders.files import CheckpointFiles
 from surgery.errors import (
     Cancelled,
     CorruptFile,
@@ -34,6 +33,7 @@ from surgery.errors import (
     UnknownModel,
     UnsupportedArchitecture,
 )
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.families import sliding_period
 from surgery.gguf.write import write_gguf
 from surgery.structure.structure import BlockSpec

@@ -26,7 +26,6 @@ from tests.gguf_files import rewritten
 from tests.unit.cli.test_commands import run
 from tests.unit.gguf.test_llama_cpp import EDITS, GQA, LLAMA3, UNIFORM, WHOLE, YARN, gemma3, make
 
-pytestmark: list[Any] = []
 IDS = torch.arange(2, 42).reshape(1, -1)
 TEXT = "the cat's mat, it's 42 o'clock\n\n  and more  "
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -250,10 +249,10 @@ def test_a_split_set_is_read_as_one_model(tiny: Path, tmp_path: Path) -> None:
     parts = sorted(tmp_path.glob("set-*.gguf"))
     assert len(parts) == 2 and parts[0].name == "set-00001-of-00002.gguf"
     assert load(str(parts[0])).fingerprint == load(str(tiny)).fingerprint
-    with pytest.raises(CorruptFile, match="part 2 of 2 of a model: give the first part, set-00001-of-00002.gguf"):
+    with pytest.raises(CorruptFile, match=r"part 2 of 2 of a model: give the first part, set-00001-of-00002\.gguf"):
         load(str(parts[1]))
     moved = parts[1].rename(tmp_path / "elsewhere.gguf")
-    with pytest.raises(CorruptFile, match="part 1 of 2 of a model, and set-00002-of-00002.gguf is not beside it"):
+    with pytest.raises(CorruptFile, match=r"part 1 of 2 of a model, and set-00002-of-00002\.gguf is not beside it"):
         load(str(parts[0]))
     parts[0].with_name(parts[1].name).write_bytes(parts[0].read_bytes())
     with pytest.raises(CorruptFile, match="is not part 2"):
@@ -288,9 +287,10 @@ def test_sentencepiece_comes_back(prepend: str, tmp_path: Path) -> None:
         if prepend == "metaspace" and text[0] in "< ":
             continue  # as llama.cpp reads it, not as the folder does: the export says so
         assert opened(text)["input_ids"] == words(text)["input_ids"], text
-        assert opened.decode(opened(text)["input_ids"], skip_special_tokens=True).strip() == words.decode(
-            words(text)["input_ids"], skip_special_tokens=True
-        ).strip()
+        assert (
+            opened.decode(opened(text)["input_ids"], skip_special_tokens=True).strip()
+            == words.decode(words(text)["input_ids"], skip_special_tokens=True).strip()
+        )
 
 
 def test_special_tokens_beyond_ascii(tiny: Path, tmp_path: Path) -> None:
