@@ -52,18 +52,21 @@ def add_rope(writer: gguf.GGUFWriter, layout: Layout, config: dict[str, Any]) ->
 
 
 def _add_yarn(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
-    """llama.cpp derives the attention factor 0.1 ln(factor) + 1 itself; another one is refused."""
+    """llama.cpp derives the attention factor 0.1 ln(factor) + 1 itself, and takes the usual bounds whatever the file
+    says; others are refused."""
     factor = float(rope["factor"])
     attention = rope.get("attention_factor")
     usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     if (
         rope.get("mscale")
         or rope.get("truncate") is False
+        or float(rope.get("beta_fast") or 32.0) != 32.0
+        or float(rope.get("beta_slow") or 1.0) != 1.0
         or (attention is not None and not math.isclose(attention, usual, rel_tol=1e-4))
     ):
         raise UnsupportedArchitecture(
-            "GGUF export does not express YaRN with an attention factor, mscale or truncation of its own: use the "
-            "checkpoint with transformers."
+            "GGUF export does not express YaRN with an attention factor, mscale, bounds or truncation of its own: use "
+            "the checkpoint with transformers."
         )
     writer.add_rope_scaling_orig_ctx_len(int(needed(rope, "original_max_position_embeddings")))
     writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32.0))

@@ -252,6 +252,8 @@ def test_an_order_of_sliding_blocks_that_no_period_says(tmp_path):
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7, "rope_theta": 1e4,
                               "original_max_position_embeddings": 64}}, "YaRN"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 8.0, "rope_theta": 1e4,
+                              "original_max_position_embeddings": 64}}, "bounds"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"vocab_size": 64}, "token_embd|tokens and the embeddings"),
         ({"intermediate_size": 64}, "ffn_"),
