@@ -27,8 +27,9 @@ from surgery.checkpoints.build import build_model, draft_model
 from surgery.checkpoints.planned import on_meta
 from surgery.checkpoints.save import save_checkpoint
 from surgery.evaluation.evaluator import Evaluator
-from surgery.gguf.read import filled, read_tensors
+from surgery.gguf.read import read_tensors
 from surgery.gguf.write import write_gguf
+from surgery.models.from_gguf import filled
 from surgery.quantization.gguf_codecs import importance_of
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import GgufType, Quantize

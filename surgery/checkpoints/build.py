@@ -13,6 +13,7 @@ from analysis.model.architecture import Architecture, Block
 from surgery.errors import RecipeError
 from surgery.models.checks import quiet
 from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.models.places import places
 from surgery.structure.channels import model_around
 from surgery.structure.narrow import build_block
 from surgery.structure.structure import BlockSpec, Structure
@@ -223,7 +224,7 @@ def _mixed_config(
     if attention is not None and attention.free_head_size:
         entries["head_dim"] = attention.head_size
     entries["base_model_type"] = family
-    entries["surgery"] = (dict(config.surgery) if config.model_type == MODEL_TYPE else _places(source)) | {"biases": {}}
+    entries["surgery"] = (dict(config.surgery) if config.model_type == MODEL_TYPE else places(source)) | {"biases": {}}
     made = config_class(**entries, per_layer_config=overrides)
     made.surgery["biases"] = _extra_biases(model_class, made, source.block_list, tensors)
     if not _holds(model_class, made, tensors):
@@ -231,34 +232,6 @@ def _mixed_config(
             f"A checkpoint of the {family} family cannot express this recipe: change fewer kinds of parts."
         )
     return made, model_class
-
-
-def _places(source: Architecture) -> dict[str, Any]:
-    """Where the parts of a block are, for the modelling file that travels along."""
-    attention = next((block.attention for block in source.blocks if block.attention is not None), None)
-    return {
-        "blocks": source.block_list,
-        "attention": attention.module if attention else "",
-        "output": attention.output.module.rpartition(".")[2] if attention else "",
-        "resize_heads": attention is not None and not attention.free_head_size,
-        "skip": _stand_ins(source),
-    }
-
-
-def _stand_ins(source: Architecture) -> dict[str, dict[str, str]]:
-    """What replaces a removed sublayer and its norms, by path inside the block."""
-    found: dict[str, dict[str, str]] = {"attention": {}, "mlp": {}}
-    for block in source.blocks:
-        if block.attention is not None:
-            found["attention"] = {block.attention.module: "no_attention"}
-            found["attention"] |= {norm.module: "identity" for norm in block.sublayer_norms("attention")}
-        if block.mlp is not None:
-            mlp = block.mlp
-            found["mlp"] = (
-                {mlp.module: "zeros"} if mlp.module else {mlp.up.module: "identity", mlp.down.module: "zeros"}
-            )
-            found["mlp"] |= {norm.module: "identity" for norm in block.sublayer_norms("mlp")}
-    return found
 
 
 def _extra_biases(model_class: Any, config: Any, block_list: str, tensors: Tensors) -> dict[str, list[str]]:

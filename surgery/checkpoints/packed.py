@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from analysis.files import check_folder
-from surgery.checkpoints.files import LARGEST_JSON
 from surgery.errors import CorruptFile, brief
+from surgery.folders.files import LARGEST_JSON
 from surgery.models.checks import quiet
 from surgery.models.modeling import MODEL_TYPE, classes
 

@@ -11,15 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from analysis.model.architecture import Architecture
 from analysis.model.modules import shallow_copy
 from surgery.checkpoints.build import draft_model
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.common.scratch import ScratchFolder
+from surgery.folders.files import PlannedCheckpoint
 from surgery.models.checks import quiet
 from surgery.models.loading import Loaded
 from surgery.structure.structure import Structure
@@ -60,32 +59,6 @@ class Planner:
             (folder / "config.json").write_text("{}", "utf-8")
             self._folder = folder
         return self._folder
-
-
-class PlannedCheckpoint(CheckpointFiles):
-    """A checkpoint directory that is not there: everything but the values.
-
-    Args:
-        folder: holds the tokenizer's files.
-        config: what config.json would say.
-        shapes: of the tensors, by name.
-        plain: whether transformers would load it without further code.
-    """
-
-    def __init__(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], plain: bool) -> None:
-        self.directory = folder
-        self.config = config
-        self.plain = plain
-        self.__dict__["shapes"] = {name: shapes[name] for name in sorted(shapes)}
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all tensors, sorted."""
-        return list(self.shapes)
-
-    def read(self, name: str) -> np.ndarray:
-        """There are no values."""
-        raise ValueError(f"{name} of a planned checkpoint has no values")
 
 
 def on_meta(model: nn.Module) -> Any:

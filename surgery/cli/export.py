@@ -97,7 +97,7 @@ def _card(source: Path, out: Path, model: str | None, trust: bool) -> dict[str, 
 
 def _built_record(folder: Path, recipe: Recipe, model: str | None, trust: bool) -> ShipRecord:
     """What is known of a built checkpoint: all but measurements."""
-    from surgery.checkpoints.files import CheckpointFiles
+    from surgery.folders.files import CheckpointFiles
     from surgery.shipping.folder import record_of
     from surgery.shipping.record import Part
 

@@ -62,6 +62,6 @@ class Gguf(StorageFormat):
 
     def read(self, folder: Path, file: str, adapter: str, config: Path, report: Report) -> tuple[Any, Any]:
         """The file's weights in a model of transformers, see `StorageFormat.read`."""
-        from surgery.gguf.reload import load_file
+        from surgery.models.reload_gguf import load_file
 
         return load_file(folder / file, folder / adapter if adapter else None, config)

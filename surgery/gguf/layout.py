@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.errors import CorruptFile, UnsupportedArchitecture
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.families import FAMILIES, REFUSED, Family, needed
 
 FILLER_WIDTH = 32

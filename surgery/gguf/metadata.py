@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gguf
 
-from surgery.checkpoints.files import CheckpointFiles
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.families import needed
 from surgery.gguf.layout import Layout
 from surgery.gguf.mixes import file_type

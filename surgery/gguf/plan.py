@@ -11,8 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.common.scratch import ScratchFolder
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.layout import Layout, lay_out
 from surgery.gguf.metadata import add_metadata
 from surgery.gguf.mixes import kinds

@@ -1,20 +1,15 @@
-"""Reading a GGUF file back: its weights under the checkpoint's names, and the model that they make."""
+"""Reading a GGUF file back: its weights under the checkpoint's names."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
-import torch
 
-from analysis.model.architecture import Architecture
-from surgery.errors import CorruptFile, brief
+from surgery.errors import CorruptFile
+from surgery.gguf.header import StoredTensor, open_gguf
 from surgery.gguf.plan import GgufPlan
-from surgery.gguf.types import bytes_of, decode
-from surgery.models.checks import quiet
 
 
 def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
@@ -25,40 +20,26 @@ def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
     Raises:
         CorruptFile: unreadable, cut short, or not with the tensors that the plan says.
     """
-    try:
-        reader = gguf.GGUFReader(path)
-        stored = {tensor.name: tensor for tensor in reader.tensors}
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise CorruptFile(f"{path.name} cannot be read as GGUF ({brief(error)}): write it again.") from None
-    expected = {tensor.name: tensor for tensor in plan.tensors}
-    if stored.keys() != expected.keys():
-        name = min(stored.keys() ^ expected.keys())
+    stored = open_gguf(path).tensors
+    expected = {tensor.name for tensor in plan.tensors}
+    if stored.keys() != expected:
+        name = min(stored.keys() ^ expected)
         raise CorruptFile(f"{path.name} does not hold the tensors of this recipe ({name} first): write it again.")
-    found: dict[str, np.ndarray] = {}
-    for name, tensor in expected.items():
-        entry = stored[name]
-        if tuple(reversed(entry.shape.tolist())) != tensor.shape or entry.n_bytes != bytes_of(
-            tensor.shape, entry.tensor_type
-        ):
-            raise CorruptFile(f"{name} of {path.name} has another shape than this recipe gives it: write it again.")
-        if tensor.source is not None:
-            values = decode(np.ascontiguousarray(entry.data), entry.tensor_type).reshape(tensor.shape)
-            found[name] = np.ascontiguousarray(tensor.restore(values))
-    return found
+    check_shapes(path.name, stored, plan, "this recipe gives it: write it again.")
+    return restored(stored, plan)
 
 
-def filled(
-    values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
-) -> Any:
-    """A model of transformers in float32 with the weights that `read_tensors` gave; `config` is not changed."""
-    sources = {tensor.name: tensor.source for tensor in plan.tensors}
-    state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}
-    config, head = copy.deepcopy(config), f"{architecture.head}.weight"
-    if "output.weight" in values:
-        state[head] = torch.from_numpy(values["output.weight"])
-        config.tie_word_embeddings = False
-    elif architecture.tied:
-        state[head] = state[f"{architecture.embeddings}.weight"]
-    with quiet():
-        made = model_class.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
-    return made.eval().requires_grad_(False)
+def check_shapes(file: str, stored: Mapping[str, StoredTensor], plan: GgufPlan, than: str) -> None:
+    """Refuse tensors of another shape than the plan says. Raises CorruptFile."""
+    for tensor in plan.tensors:
+        if stored[tensor.name].shape != tensor.shape:
+            raise CorruptFile(f"{tensor.name} of {file} has another shape than {than}")
+
+
+def restored(stored: Mapping[str, StoredTensor], plan: GgufPlan) -> dict[str, np.ndarray]:
+    """Values of the plan's tensors as the checkpoint holds them, float32, by their names in the file."""
+    return {
+        tensor.name: np.ascontiguousarray(tensor.restore(stored[tensor.name].values()))
+        for tensor in plan.tensors
+        if tensor.source is not None
+    }

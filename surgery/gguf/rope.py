@@ -52,18 +52,21 @@ def add_rope(writer: gguf.GGUFWriter, layout: Layout, config: dict[str, Any]) ->
 
 
 def _add_yarn(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
-    """llama.cpp derives the attention factor 0.1 ln(factor) + 1 itself; another one is refused."""
+    """llama.cpp derives the attention factor 0.1 ln(factor) + 1 itself, and takes the usual bounds whatever the file
+    says; others are refused."""
     factor = float(rope["factor"])
     attention = rope.get("attention_factor")
     usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     if (
         rope.get("mscale")
         or rope.get("truncate") is False
+        or float(rope.get("beta_fast") or 32.0) != 32.0
+        or float(rope.get("beta_slow") or 1.0) != 1.0
         or (attention is not None and not math.isclose(attention, usual, rel_tol=1e-4))
     ):
         raise UnsupportedArchitecture(
-            "GGUF export does not express YaRN with an attention factor, mscale or truncation of its own: use the "
-            "checkpoint with transformers."
+            "GGUF export does not express YaRN with an attention factor, mscale, bounds or truncation of its own: use "
+            "the checkpoint with transformers."
         )
     writer.add_rope_scaling_orig_ctx_len(int(needed(rope, "original_max_position_embeddings")))
     writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32.0))
@@ -79,9 +82,14 @@ def frequency_factors(layout: Layout, config: dict[str, Any]) -> np.ndarray | No
     rope = rope_parameters(config)
     if rope["rope_type"] != "llama3" or not layout.family.rotary:
         return None
+    return llama3_factors(rope, layout.head_size)
+
+
+def llama3_factors(rope: dict[str, Any], head_size: int) -> np.ndarray:
+    """The factors of Llama 3's scaling, float32 of shape (head size / 2,); see `frequency_factors`."""
     factor, low, high = (float(needed(rope, key)) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = float(needed(rope, "original_max_position_embeddings"))
-    half = np.arange(0, layout.head_size, 2, dtype=np.float64) / layout.head_size
+    half = np.arange(0, head_size, 2, dtype=np.float64) / head_size
     wavelength = 2 * np.pi * float(rope["rope_theta"]) ** half
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)

@@ -10,8 +10,8 @@ from functools import partial
 import gguf
 import numpy as np
 
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.errors import CorruptFile, UnsupportedArchitecture
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.layout import BlockSizes, Layout
 from surgery.gguf.rope import frequency_factors
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import gguf
 
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.errors import CorruptFile, InputError
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.layout import Layout
 
-_CL100K = (
+CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
 """The splitting expression of Llama 3, also used by OLMo 2, Phi-4 and SmolLM3."""
-_TEKKEN = (
+TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,10 +30,10 @@ _TEKKEN = (
 BYTE_LEVEL: dict[tuple[tuple[str, ...], bool], str] = {
     (("bytes with words",), False): "gpt-2",
     (("digits", "bytes with words"), False): "smollm",
-    ((f"split {_CL100K}", "bytes"), True): "llama-bpe",
-    ((f"split {_CL100K}", "bytes"), False): "dbrx",
-    ((f"split {_CL100K.replace('{1,3}', '')}", "bytes"), False): "qwen2",
-    ((f"split {_TEKKEN}", "bytes"), True): "tekken",
+    ((f"split {CL100K}", "bytes"), True): "llama-bpe",
+    ((f"split {CL100K}", "bytes"), False): "dbrx",
+    ((f"split {CL100K.replace('{1,3}', '')}", "bytes"), False): "qwen2",
+    ((f"split {TEKKEN}", "bytes"), True): "tekken",
 }
 """llama.cpp's name of a pre-tokenizer by its steps and `ignore_merges`; each is compared by running llama.cpp."""
 SPACE = "\u2581"

@@ -11,10 +11,10 @@ from threading import Event
 import gguf
 import numpy as np
 
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.common.files import new_file, refuse_without_room
 from surgery.common.progress import Report, raise_if_set
 from surgery.errors import InputError
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.metadata import add_metadata
 from surgery.gguf.mixes import check_type
 from surgery.gguf.plan import GgufPlan, begin

@@ -15,12 +15,12 @@ import torch
 from analysis.text import Windows
 from surgery.checkpoints.adapter import save_adapter
 from surgery.checkpoints.build import build_model
-from surgery.checkpoints.files import INDEX
+from surgery.checkpoints.gguf_adapter import write_gguf_adapter
 from surgery.checkpoints.save import RECIPE_FILE
 from surgery.common.progress import Report, part_of
 from surgery.evaluation.estimate import Estimate
+from surgery.folders.files import INDEX
 from surgery.formats.table import format_of
-from surgery.gguf.adapter import write_gguf_adapter
 from surgery.gguf.write import write_gguf
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.storage import Quantize

@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ORDER = (
     "analysis", "analysis.errors", "analysis.files", "analysis.seeds", "analysis.model", "analysis.text",
     "analysis.statistics", "analysis.gradients", "analysis.importance", "analysis.figures",
-    "surgery.old_names", "surgery", "surgery.errors", "surgery.common", "surgery.recipe", "surgery.models",
-    "surgery.structure", "surgery.evaluation", "surgery.checkpoints", "surgery.gguf", "surgery.calibration",
+    "surgery.old_names", "surgery", "surgery.errors", "surgery.common", "surgery.recipe", "surgery.folders",
+    "surgery.gguf", "surgery.models", "surgery.structure", "surgery.evaluation", "surgery.checkpoints",
+    "surgery.calibration",
     "surgery.compensation", "surgery.quantization", "surgery.training", "surgery.formats", "surgery.fit",
     "surgery.workbench",
     "surgery.pruning", "surgery.healing", "surgery.shipping", "surgery.search", "surgery.session", "surgery.cli",

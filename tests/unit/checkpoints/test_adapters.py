@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from analysis.model.modules import weight_of
 from surgery.checkpoints.adapter import adapter_matrices, save_adapter
 from surgery.checkpoints.build import Built, build_model
-from surgery.checkpoints.files import CheckpointFiles
+from surgery.checkpoints.gguf_adapter import write_gguf_adapter
 from surgery.checkpoints.save import save_checkpoint
 from surgery.errors import InputError
 from surgery.evaluation.evaluator import Evaluator
-from surgery.gguf.adapter import write_gguf_adapter
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.write import write_gguf
 from surgery.quantization.quantizer import codecs_by_name

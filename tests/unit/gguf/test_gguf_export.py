@@ -25,7 +25,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from surgery.checkpoints.files import CheckpointFiles
 from surgery.errors import (
     Cancelled,
     CorruptFile,
@@ -34,6 +33,7 @@ from surgery.errors import (
     UnknownModel,
     UnsupportedArchitecture,
 )
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.families import sliding_period
 from surgery.gguf.write import write_gguf
 from surgery.structure.structure import BlockSpec
@@ -252,6 +252,8 @@ def test_an_order_of_sliding_blocks_that_no_period_says(tmp_path):
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7, "rope_theta": 1e4,
                               "original_max_position_embeddings": 64}}, "YaRN"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 8.0, "rope_theta": 1e4,
+                              "original_max_position_embeddings": 64}}, "bounds"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"vocab_size": 64}, "token_embd|tokens and the embeddings"),
         ({"intermediate_size": 64}, "ffn_"),

@@ -95,6 +95,8 @@ def same_in_llama_cpp(reference, checkpoint, out, limit):
         assert len(pairs) == logits.shape[-1]
         found = torch.tensor([probability for _, probability in sorted(pairs)])
         torch.testing.assert_close(found, logits[0].softmax(-1), atol=limit, rtol=0)
+    opened = load(str(out)).model  # as a source, it is the model that llama.cpp runs
+    torch.testing.assert_close(opened(torch.tensor([prompt])).logits[0, -1].softmax(-1), found, atol=limit, rtol=0)
     return made
 
 

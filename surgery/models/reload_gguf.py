@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from analysis.model.describe import describe
-from surgery.checkpoints.planned import PlannedCheckpoint
 from surgery.errors import CorruptFile, brief
+from surgery.gguf.header import open_gguf
 from surgery.gguf.plan import GgufPlan
-from surgery.gguf.read import filled, read_tensors
+from surgery.gguf.read import read_tensors
 from surgery.gguf.tensors import separate, turned
+from surgery.models.from_gguf import filled, plan_of
 from surgery.models.loading import load_empty
 
 
@@ -30,11 +29,7 @@ def load_file(path: Path, adapter: Path | None, config: Path) -> tuple[Any, Any]
     """
     empty, tokenizer = load_empty(config)
     architecture = describe(empty)
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    if architecture.tied:
-        shapes.pop(f"{architecture.head}.weight", None)
-    document = json.loads(empty.config.to_json_string(use_diff=False))
-    plan = GgufPlan(PlannedCheckpoint(config, document, shapes, plain=True))
+    plan = plan_of(config, empty, architecture)
     values = read_tensors(path, plan)
     if adapter is not None:
         _add_adapter(adapter, plan, values)
@@ -44,12 +39,12 @@ def load_file(path: Path, adapter: Path | None, config: Path) -> tuple[Any, Any]
 def _add_adapter(path: Path, plan: GgufPlan, values: dict[str, np.ndarray]) -> None:
     """Add a LoRA file's products to the weights that llama.cpp would put them beside."""
     try:
-        reader = gguf.GGUFReader(path)
-        found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-        alpha = float(reader.fields["adapter.lora.alpha"].contents())
+        file = open_gguf(path)
+        found = {name: tensor.values() for name, tensor in file.tensors.items()}
+        alpha = float(file.keys["adapter.lora.alpha"])
         for name in {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in found}:
             down, up = found[f"{name}.lora_a"], found[f"{name}.lora_b"]
             rows = separate(up, plan.layout.head_size) if turned(name, plan.layout) else up
             values[name] = values[name] + np.float32(alpha / len(down)) * (rows @ down)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise CorruptFile(f"{path.name} is not the adapter of this model ({brief(error)}): ship it again.") from None

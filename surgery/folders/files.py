@@ -116,3 +116,29 @@ class CheckpointFiles:
             raise CorruptFile(
                 f"{file} of {self.directory.name} cannot be read ({brief(error)}): write it again."
             ) from None
+
+
+class PlannedCheckpoint(CheckpointFiles):
+    """A checkpoint directory that is not there: everything but the values.
+
+    Args:
+        folder: holds the tokenizer's files.
+        config: what config.json would say.
+        shapes: of the tensors, by name.
+        plain: whether transformers would load it without further code.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], plain: bool) -> None:
+        self.directory = folder
+        self.config = config
+        self.plain = plain
+        self.__dict__["shapes"] = {name: shapes[name] for name in sorted(shapes)}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return list(self.shapes)
+
+    def read(self, name: str) -> np.ndarray:
+        """There are no values."""
+        raise ValueError(f"{name} of a planned checkpoint has no values")
