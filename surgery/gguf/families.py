@@ -145,14 +145,17 @@ def sliding_period(types: list[str]) -> int | None:
     return None
 
 
-def _gemma_types(config: Config, blocks: int, period: int) -> list[str]:
-    types = config.get("layer_types") or [SLIDING if (i + 1) % period else "full_attention" for i in range(blocks)]
-    if sliding_period(types) is None:
-        raise UnsupportedArchitecture(
-            "llama.cpp cannot express the order of sliding and full attention that is left: remove blocks in whole "
-            "periods of it."
-        )
-    return list(types)
+def _gemma_types(config: Config, period: int) -> list[str]:
+    """Whether each block slides, as transformers says it."""
+    blocks = range(int(needed(config, "num_hidden_layers")))
+    return list(config.get("layer_types") or [SLIDING if (i + 1) % period else "full_attention" for i in blocks])
+
+
+def _add_sliding(writer: Any, window: int, types: list[str]) -> None:
+    """The window and which blocks have it: by a period where one says it, else block by block."""
+    writer.add_sliding_window(window)
+    period = sliding_period(types)
+    writer.add_sliding_window_pattern([kind == SLIDING for kind in types] if period is None else period)
 
 
 def _gemma_scale(config: Config, head_size: int, blocks: int, hidden: int, heads: int, large: int) -> None:
@@ -166,15 +169,16 @@ def _gemma_scale(config: Config, head_size: int, blocks: int, hidden: int, heads
 
 
 def _gemma2_conditions(config: Config, head_size: int, blocks: int, hidden: int, heads: int) -> None:
-    _gemma_types(config, blocks, 2)
     _gemma_scale(config, head_size, blocks, hidden, heads, 46)
 
 
 def _gemma2_details(config: Config, writer: Any) -> None:
     writer.add_attn_logit_softcapping(float(needed(config, "attn_logit_softcapping")))
     writer.add_final_logit_softcapping(float(needed(config, "final_logit_softcapping")))
-    writer.add_sliding_window(int(needed(config, "sliding_window")))
-    writer.add_sliding_window_pattern(sliding_period(_gemma_types(config, int(config["num_hidden_layers"]), 2)))
+    types, window = _gemma_types(config, 2), int(needed(config, "sliding_window"))
+    if SLIDING not in types:  # llama.cpp runs no Gemma 2 without a sliding block; one as wide as the context is full
+        types, window = [SLIDING] * len(types), int(needed(config, STANDARD_NAMES["context"]))
+    _add_sliding(writer, window, types)
 
 
 def _gemma3_conditions(config: Config, head_size: int, blocks: int, hidden: int, heads: int) -> None:
@@ -183,16 +187,16 @@ def _gemma3_conditions(config: Config, head_size: int, blocks: int, hidden: int,
             "llama.cpp has no soft cap on Gemma 3's attention and no bidirectional one: use the checkpoint with "
             "transformers."
         )
-    _gemma_types(config, blocks, int(config.get("sliding_window_pattern") or 6))
     _gemma_scale(config, head_size, blocks, hidden, heads, 62)
 
 
 def _gemma3_details(config: Config, writer: Any) -> None:
-    types = _gemma_types(config, int(config["num_hidden_layers"]), int(config.get("sliding_window_pattern") or 6))
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(float(config["final_logit_softcapping"]))
-    writer.add_sliding_window(int(needed(config, "sliding_window")))
-    writer.add_sliding_window_pattern(sliding_period(types))
+    types = _gemma_types(config, int(config.get("sliding_window_pattern") or 6))
+    if SLIDING not in types:  # without the key llama.cpp knows no window, and with it wants one that has it
+        return
+    _add_sliding(writer, int(needed(config, "sliding_window")), types)
     local = (config.get("rope_parameters") or {}).get(SLIDING) or {"rope_theta": config.get("rope_local_base_freq")}
     writer.add_rope_freq_base_swa(float(needed(local, "rope_theta")))
 

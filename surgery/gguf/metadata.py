@@ -9,6 +9,7 @@ from surgery.gguf.families import needed
 from surgery.gguf.layout import Layout
 from surgery.gguf.mixes import file_type
 from surgery.gguf.rope import add_rope
+from surgery.gguf.sampling import add_sampling, generation_settings
 from surgery.gguf.tokenizer import GgufTokenizer
 
 
@@ -39,4 +40,5 @@ def add_metadata(
     (writer.add_layer_norm_eps if "layer_norm" in family.names["epsilon"] else writer.add_layer_norm_rms_eps)(epsilon)
     add_rope(writer, layout, files.config)
     family.details(files.config, writer)
+    add_sampling(writer, generation_settings(files))
     tokenizer.write(writer)
