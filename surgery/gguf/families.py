@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from surgery.errors import CorruptFile, UnsupportedArchitecture
 
@@ -89,8 +89,10 @@ class Family:
     """Whether linears are stored input first (Conv1D)."""
     rotary: frozenset[str] = frozenset({"default", "linear", "yarn"})
     """Kinds of rotary scaling that llama.cpp computes as transformers does; empty without rotary embeddings."""
-    no_deci: str = ""
-    """Why blocks that differ cannot be expressed; empty where `deci` computes the same."""
+    mixed: Literal["deci", "openelm"] = "deci"
+    """The architecture that reads widths and head counts block by block and computes the same; see `no_mixed`."""
+    no_mixed: str = ""
+    """Why blocks that differ cannot be expressed; empty where `mixed` computes the same."""
     names: Mapping[str, str] = field(default_factory=lambda: STANDARD_NAMES)
     details: Callable[[Config, Any], None] = lambda config, writer: None
     """Writes the keys of this family alone."""
@@ -219,7 +221,6 @@ def _smollm3_conditions(config: Config, head_size: int, blocks: int, hidden: int
 
 
 POST_NORMS = "its post norms have no place in the `deci` graph"
-QK_NORMS = "its norms on queries and keys have no place in the `deci` graph"
 _GEMMA: dict[str, Any] = {
     "activation": "gelu_pytorch_tanh",
     "gain_offset": 1.0,
@@ -236,23 +237,23 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("llama", biases=EVERY_BIAS, interleaved=True),
     "qwen2": Family("qwen2", biases=ATTENTION_IN, square=True),
     "qwen3": Family("qwen3", norms=("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm"), head_size=128,
-                    no_deci=QK_NORMS),
-    "gemma": Family("gemma", no_deci="its scaled embeddings and GeGLU are not those of the `deci` graph", **_GEMMA),
-    "gemma2": Family("gemma2", norms=_SANDWICH, no_deci=POST_NORMS, conditions=_gemma2_conditions,
+                    mixed="openelm"),
+    "gemma": Family("gemma", no_mixed="its scaled embeddings and GeGLU are not those of the `deci` graph", **_GEMMA),
+    "gemma2": Family("gemma2", norms=_SANDWICH, no_mixed=POST_NORMS, conditions=_gemma2_conditions,
                      details=_gemma2_details, **_GEMMA),
-    "gemma3_text": Family("gemma3", norms=(*_SANDWICH, "attn_q_norm", "attn_k_norm"), no_deci=POST_NORMS,
+    "gemma3_text": Family("gemma3", norms=(*_SANDWICH, "attn_q_norm", "attn_k_norm"), no_mixed=POST_NORMS,
                           conditions=_gemma3_conditions, details=_gemma3_details, **_GEMMA),
     "phi3": Family("phi3", square=True, fused=True, rotary=frozenset({"default"}),
-                   no_deci="its fused projections are not those of the `deci` graph"),
+                   no_mixed="its fused projections are not those of the `deci` graph"),
     "olmo2": Family("olmo2", norms=("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"), square=True,
-                    wide_norms=True, own_head=True, no_deci=POST_NORMS),
+                    wide_norms=True, own_head=True, no_mixed=POST_NORMS),
     "granite": Family("granite", biases=EVERY_BIAS, interleaved=True, details=_granite_details,
-                      no_deci="its multipliers have no place in the `deci` graph"),
+                      no_mixed="its multipliers have no place in the `deci` graph"),
     "smollm3": Family("smollm3", biases=ATTENTION_IN, interleaved=True, tied=True, conditions=_smollm3_conditions,
-                      no_deci="its blocks without rotary embeddings have no place in the `deci` graph"),
+                      no_mixed="its blocks without rotary embeddings have no place in the `deci` graph"),
     "gpt2": Family("gpt2", biases=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}), activation="gelu_new",
                    square=True, fused=True, gated=False, tied=True, transposed=True, rotary=frozenset(),
-                   names=GPT2_NAMES, no_deci="its LayerNorms and plain MLPs are not those of the `deci` graph"),
+                   names=GPT2_NAMES, no_mixed="its LayerNorms and plain MLPs are not those of the `deci` graph"),
 }  # fmt: skip
 
 REFUSED = {

@@ -41,7 +41,7 @@ def read_tensors(path: Path, plan: GgufPlan) -> dict[str, np.ndarray]:
             tensor.shape, entry.tensor_type
         ):
             raise CorruptFile(f"{name} of {path.name} has another shape than this recipe gives it: write it again.")
-        if tensor.source is not None:
+        if tensor.sources:
             values = decode(np.ascontiguousarray(entry.data), entry.tensor_type).reshape(tensor.shape)
             found[name] = np.ascontiguousarray(tensor.restore(values))
     return found
@@ -51,8 +51,9 @@ def filled(
     values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
 ) -> Any:
     """A model of transformers in float32 with the weights that `read_tensors` gave; `config` is not changed."""
-    sources = {tensor.name: tensor.source for tensor in plan.tensors}
-    state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != "output.weight"}
+    inner = (tensor for tensor in plan.tensors if tensor.name in values and tensor.name != "output.weight")
+    parts = (part for tensor in inner for part in tensor.split(values[tensor.name]).items())
+    state = {source: torch.from_numpy(array) for source, array in parts}
     config, head = copy.deepcopy(config), f"{architecture.head}.weight"
     if "output.weight" in values:
         state[head] = torch.from_numpy(values["output.weight"])
