@@ -87,6 +87,8 @@ class Family:
     """The class's default of `tie_word_embeddings`."""
     transposed: bool = False
     """Whether linears are stored input first (Conv1D)."""
+    slides: bool = False
+    """Whether llama.cpp computes, and keeps, a sliding window of this family."""
     rotary: frozenset[str] = frozenset({"default", "linear", "yarn"})
     """Kinds of rotary scaling that llama.cpp computes as transformers does; empty without rotary embeddings."""
     mixed: Literal["deci", "openelm"] = "deci"
@@ -113,7 +115,7 @@ class Family:
     def context(self, config: Config) -> tuple[int, tuple[str, ...]]:
         """Tokens of context for which llama.cpp computes what transformers does, and a note where that is less."""
         context, window = int(needed(config, self.names["context"])), _window(config)
-        if self.architecture in ("gemma2", "gemma3") or window is None or window >= context:
+        if self.slides or window is None or window >= context:
             return context, ()
         return window, (
             f"llama.cpp has no sliding window here, so the context length is the window's {window} tokens.",
@@ -240,9 +242,9 @@ FAMILIES: dict[str, Family] = {
                     mixed="openelm"),
     "gemma": Family("gemma", no_mixed="its scaled embeddings and GeGLU are not those of the `deci` graph", **_GEMMA),
     "gemma2": Family("gemma2", norms=_SANDWICH, no_mixed=POST_NORMS, conditions=_gemma2_conditions,
-                     details=_gemma2_details, **_GEMMA),
+                     slides=True, details=_gemma2_details, **_GEMMA),
     "gemma3_text": Family("gemma3", norms=(*_SANDWICH, "attn_q_norm", "attn_k_norm"), no_mixed=POST_NORMS,
-                          conditions=_gemma3_conditions, details=_gemma3_details, **_GEMMA),
+                          conditions=_gemma3_conditions, details=_gemma3_details, slides=True, **_GEMMA),
     "phi3": Family("phi3", square=True, fused=True, rotary=frozenset({"default"}),
                    no_mixed="its fused projections are not those of the `deci` graph"),
     "olmo2": Family("olmo2", norms=("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"), square=True,
