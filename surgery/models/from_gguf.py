@@ -162,8 +162,9 @@ def filled(
     values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
 ) -> Any:
     """A model of transformers in float32 with the weights that `read_tensors` gave; `config` is not changed."""
-    sources = {tensor.name: tensor.source for tensor in plan.tensors}
-    state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != HEAD}
+    inner = (tensor for tensor in plan.tensors if tensor.name in values and tensor.name != HEAD)
+    parts = (part for tensor in inner for part in tensor.split(values[tensor.name]).items())
+    state = {source: torch.from_numpy(array) for source, array in parts}
     config, head = copy.deepcopy(config), f"{architecture.head}.weight"
     if HEAD in values:
         state[head] = torch.from_numpy(values[HEAD])
