@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from surgery.errors import CorruptFile, QuantisedCheckpoint, UnknownModel, brief
+from surgery.models.modeling import as_built
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -36,7 +37,7 @@ class CheckpointFiles:
                 f"The folder {str(directory)[:200]!r} has no config.json: give a folder that `build` or "
                 "save_pretrained wrote."
             )
-        self.config: dict[str, Any] = self.json("config.json")
+        self.config: dict[str, Any] = as_built(self.json("config.json"))
         if self.config.get("quantization_config"):
             raise QuantisedCheckpoint(f"{directory.name} is quantised: export the unquantised checkpoint instead.")
         self._files = self._locate()

@@ -23,6 +23,7 @@ from surgery.checkpoints.build import draft_model
 from surgery.checkpoints.files import CheckpointFiles
 from surgery.models.checks import quiet
 from surgery.models.loading import Loaded
+from surgery.models.modeling import as_built
 from surgery.structure.structure import Structure
 
 
@@ -75,7 +76,7 @@ class PlannedCheckpoint(CheckpointFiles):
 
     def __init__(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], plain: bool) -> None:
         self.directory = folder
-        self.config = config
+        self.config = as_built(config)
         self.plain = plain
         self.__dict__["shapes"] = {name: shapes[name] for name in sorted(shapes)}
 

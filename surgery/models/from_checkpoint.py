@@ -34,7 +34,7 @@ from surgery.models.checks import (
     needed_bytes,
 )
 from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory, says
-from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.models.modeling import classes, family_of
 
 HUB = (
     Failure(
@@ -168,8 +168,9 @@ def load_checkpoint(source: str, revision: str | None, trust_remote_code: bool, 
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         model_class: Any = AutoModelForCausalLM
-        if config.model_type == MODEL_TYPE:
-            model_class = classes(config.base_model_type)[1]
+        family = family_of(config)
+        if family is not None:
+            model_class = classes(family)[1]
         model, info = model_class.from_pretrained(
             source, config=config, use_safetensors=True, output_loading_info=True, **LENIENT, **placement, **common
         )
@@ -210,8 +211,7 @@ class _Announced:
 
         quantised, model_type = raw.get("quantization_config"), raw.get("model_type")
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
-        base = raw.get("base_model_type") if model_type == MODEL_TYPE else None
-        base = base if isinstance(base, str) else None
+        base = family_of(raw)
         kind = base or model_type
         known = isinstance(kind, str) and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         return cls(
