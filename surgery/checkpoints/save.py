@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.checkpoints.build import Built
+from surgery.checkpoints.older_readers import older_entries
 from surgery.common.files import new_folder
 from surgery.common.progress import Report, silent
 from surgery.models import modeling as checkpoint_model
@@ -80,16 +81,20 @@ def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path, write: Writ
             more = write(made)
         tokenizer.save_pretrained(made)
     (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
-    _note_recipe(made / "config.json", recipe, built.plain, more)
+    _note_recipe(made / "config.json", recipe, built.plain, older_entries(model.config), more)
     if not built.plain:
         shutil.copyfile(str(checkpoint_model.__file__), made / f"{MODELLING_FILE}.py")
         with (made / f"{MODELLING_FILE}.py").open("a", encoding="utf-8") as file:
             file.write(f"\n\nSurgeryConfig, SurgeryForCausalLM = classes({model.config.base_model_type!r})\n")
 
 
-def _note_recipe(path: Path, recipe: Recipe, plain: bool, more: dict[str, Any]) -> None:
-    """The recipe's hash, where the code of a checkpoint with differing blocks is, and what else there is to say."""
-    config = json.loads(path.read_text("utf-8")) | more
+def _note_recipe(path: Path, recipe: Recipe, plain: bool, older: dict[str, Any], more: dict[str, Any]) -> None:
+    """The recipe's hash, where the code of a checkpoint with differing blocks is, and what else there is to say.
+
+    Args:
+        older: under names that transformers 5 writes no more; never in place of what it writes.
+    """
+    config = older | json.loads(path.read_text("utf-8")) | more
     config["model_surgery_recipe"] = recipe.key
     if not plain:
         config["auto_map"] = {
