@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +82,13 @@ def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path, write: Writ
     (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
     _note_recipe(made / "config.json", recipe, built.plain, older_entries(model.config), more)
     if not built.plain:
-        shutil.copyfile(str(checkpoint_model.__file__), made / f"{MODELLING_FILE}.py")
-        with (made / f"{MODELLING_FILE}.py").open("a", encoding="utf-8") as file:
-            file.write(f"\n\nSurgeryConfig, SurgeryForCausalLM = classes({model.config.base_model_type!r})\n")
+        (made / f"{MODELLING_FILE}.py").write_text(modelling_file(model.config.base_model_type), "utf-8")
+
+
+def modelling_file(family: str) -> str:
+    """The text of the file that builds a checkpoint whose blocks differ, over a family of transformers."""
+    text = Path(str(checkpoint_model.__file__)).read_text("utf-8")
+    return f"{text}\n\nSurgeryConfig, SurgeryForCausalLM = classes({family!r})\n"
 
 
 def _note_recipe(path: Path, recipe: Recipe, plain: bool, older: dict[str, Any], more: dict[str, Any]) -> None:
