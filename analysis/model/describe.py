@@ -166,8 +166,8 @@ def _block(model: nn.Module, config: Any, path: str, block: nn.Module, index: in
 
 def _removed(config: Any, index: int) -> Sequence[str]:
     """Sublayers of a block that a built checkpoint lacks, as its configuration says."""
-    mixed = getattr(config, "is_heterogeneous", False) and index < config.num_hidden_layers
-    return getattr(config.per_layer_config[index], "skip", ()) if mixed else ()
+    mixed = hasattr(config, "surgery") or getattr(config, "is_heterogeneous", False)
+    return getattr(config.per_layer_config[index], "skip", ()) if mixed and index < config.num_hidden_layers else ()
 
 
 def _linear(path: str, parent: nn.Module, names: tuple[str, ...]) -> tuple[str, nn.Module]:

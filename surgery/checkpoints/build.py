@@ -11,8 +11,8 @@ from torch import nn
 
 from analysis.model.architecture import Architecture, Block
 from surgery.errors import RecipeError
+from surgery.folders.modeling import classes, family_of
 from surgery.models.checks import quiet
-from surgery.models.modeling import MODEL_TYPE, classes
 from surgery.models.places import places
 from surgery.structure.channels import model_around
 from surgery.structure.narrow import build_block
@@ -158,7 +158,7 @@ def _renumbered(config: Any, kept: tuple[BlockSpec, ...]) -> dict[str, Any]:
 def _plain_config(base: Any, structure: Structure, kept: tuple[BlockSpec, ...]) -> Any | None:
     """The family's own configuration with the new numbers; None where its rules refuse them."""
     config, first = base.config, kept[0]
-    if config.model_type == MODEL_TYPE or not structure.uniform or _resized(structure, first):
+    if family_of(config) is not None or not structure.uniform or _resized(structure, first):
         return None
     entries = _renumbered(config, kept) | _sizes(config, structure, first)
     try:
@@ -206,9 +206,10 @@ def _mixed_config(
 ) -> tuple[Any, Any]:
     """A configuration with a layer configuration for each block that differs, and the class that builds from it."""
     config = base.config
-    family = config.base_model_type if config.model_type == MODEL_TYPE else config.model_type
+    before = family_of(config)
+    family = before or config.model_type
     config_class, model_class = classes(family)
-    overrides: dict[int, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, Any]] = {}
     for position, spec in enumerate(kept):
         own = {
             name: value
@@ -216,7 +217,7 @@ def _mixed_config(
             if name not in ("hidden_size", "head_dim")
         }
         skipped = [part for part, left in (("attention", spec.attention), ("mlp", spec.mlp)) if not left]
-        overrides[position] = own | ({"skip": skipped} if skipped else {})
+        overrides[str(position)] = own | ({"skip": skipped} if skipped else {})
     entries = _renumbered(config, kept)
     if structure.hidden is not None:
         entries["hidden_size"] = len(structure.hidden)
@@ -224,7 +225,7 @@ def _mixed_config(
     if attention is not None and attention.free_head_size:
         entries["head_dim"] = attention.head_size
     entries["base_model_type"] = family
-    entries["surgery"] = (dict(config.surgery) if config.model_type == MODEL_TYPE else places(source)) | {"biases": {}}
+    entries["surgery"] = (dict(config.surgery) if before else places(source)) | {"biases": {}}
     made = config_class(**entries, per_layer_config=overrides)
     made.surgery["biases"] = _extra_biases(model_class, made, source.block_list, tensors)
     if not _holds(model_class, made, tensors):

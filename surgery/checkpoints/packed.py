@@ -11,8 +11,8 @@ import torch
 from analysis.files import check_folder
 from surgery.errors import CorruptFile, brief
 from surgery.folders.files import LARGEST_JSON
+from surgery.folders.modeling import classes, family_of
 from surgery.models.checks import quiet
-from surgery.models.modeling import MODEL_TYPE, classes
 
 
 def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
@@ -33,12 +33,13 @@ def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
         with quiet():
             config, model_class = None, AutoModelForCausalLM
             raw = _json(folder / "config.json")
-            if raw.get("model_type") == MODEL_TYPE:  # our own modelling file: the copy in the folder is not run
-                config_class, model_class = classes(str(raw["base_model_type"]))
+            family = family_of(raw)
+            if family is not None:  # our own modelling file: the copy in the folder is not run
+                config_class, model_class = classes(family)
                 config = config_class.from_pretrained(source)
-            options = {"dtype": torch.float32, "use_safetensors": True}
+            options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
             model = model_class.from_pretrained(source, config=config, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, config=model.config)
+            tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, trust_remote_code=False)
             if adapter is not None:
                 model = _with_adapter(model, adapter)
     except CorruptFile:

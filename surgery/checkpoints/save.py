@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.checkpoints.build import Built
+from surgery.checkpoints.older_readers import older_entries
 from surgery.common.files import new_folder
 from surgery.common.progress import Report, silent
-from surgery.models import modeling as checkpoint_model
+from surgery.folders import modeling as checkpoint_model
 from surgery.models.checks import quiet
 from surgery.recipe.recipe import Recipe
 
@@ -80,16 +80,24 @@ def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path, write: Writ
             more = write(made)
         tokenizer.save_pretrained(made)
     (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
-    _note_recipe(made / "config.json", recipe, built.plain, more)
+    _note_recipe(made / "config.json", recipe, built.plain, older_entries(model.config), more)
     if not built.plain:
-        shutil.copyfile(str(checkpoint_model.__file__), made / f"{MODELLING_FILE}.py")
-        with (made / f"{MODELLING_FILE}.py").open("a", encoding="utf-8") as file:
-            file.write(f"\n\nSurgeryConfig, SurgeryForCausalLM = classes({model.config.base_model_type!r})\n")
+        (made / f"{MODELLING_FILE}.py").write_text(modelling_file(model.config.base_model_type), "utf-8")
 
 
-def _note_recipe(path: Path, recipe: Recipe, plain: bool, more: dict[str, Any]) -> None:
-    """The recipe's hash, where the code of a checkpoint with differing blocks is, and what else there is to say."""
-    config = json.loads(path.read_text("utf-8")) | more
+def modelling_file(family: str) -> str:
+    """The text of the file that builds a checkpoint whose blocks differ, over a family of transformers."""
+    text = Path(str(checkpoint_model.__file__)).read_text("utf-8")
+    return f"{text}\n\nSurgeryConfig, SurgeryForCausalLM = classes({family!r})\n"
+
+
+def _note_recipe(path: Path, recipe: Recipe, plain: bool, older: dict[str, Any], more: dict[str, Any]) -> None:
+    """The recipe's hash, where the code of a checkpoint with differing blocks is, and what else there is to say.
+
+    Args:
+        older: under names that transformers 5 writes no more; never in place of what it writes.
+    """
+    config = older | json.loads(path.read_text("utf-8")) | more
     config["model_surgery_recipe"] = recipe.key
     if not plain:
         config["auto_map"] = {

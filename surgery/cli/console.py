@@ -165,5 +165,7 @@ def show_verified(document: dict[str, Any], as_json: bool) -> None:
         )
     for name, digest in document["sha256"].items():
         print(f"{digest}  {name}")
+    for name in document.get("unlisted", []):
+        print(f"{name} does not belong to what was shipped")
     for note in document.get("notes", []):
         print(note)

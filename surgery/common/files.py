@@ -74,6 +74,7 @@ def new_folder(out: Path, failure: str = "", advice: str = ADVICE, replace: bool
             made = scratch / out.name
             made.mkdir()
             yield made
+            usual_modes(made)
             if replace and out.exists():
                 os.replace(out, made.with_name(f"{out.name}{OLD}"))
             elif not replace:
@@ -81,6 +82,15 @@ def new_folder(out: Path, failure: str = "", advice: str = ADVICE, replace: bool
                 if out.is_dir():
                     out.rmdir()
             os.replace(made, out)
+
+
+def usual_modes(folder: Path) -> None:
+    """Give the files of a new folder the mode that the umask gives any new file; safetensors lets their owner alone
+    read them."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 @contextmanager
@@ -155,7 +165,10 @@ def zip_folder(folder: Path, path: Path, report: Callable[[float], None] = lambd
     with _renamed(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for entry in files:
             name = f"{folder.name}/{entry.relative_to(folder).as_posix()}"
-            with entry.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:
+            info = zipfile.ZipInfo.from_file(
+                entry, name, strict_timestamps=False
+            )  # with its mode: without, only the owner may read it
+            with entry.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                 while chunk := source.read(CHUNK):
                     target.write(chunk)
                     done += len(chunk)

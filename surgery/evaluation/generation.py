@@ -13,7 +13,7 @@ import torch
 from analysis.text import render_chat
 from surgery.errors import InputError
 from surgery.evaluation.sampling import Sampling
-from surgery.models.end_tokens import end_tokens_of
+from surgery.folders.end_tokens import end_tokens_of
 
 LONGEST_PROMPT = 20_000
 """Characters."""

@@ -1,1 +1,1 @@
-"""A checkpoint folder as files: its configuration, and its tensors one at a time."""
+"""What a checkpoint folder holds: its configuration, its tensors one at a time, and the code that travels with it."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from analysis.files import check_folder
 from surgery.errors import CorruptFile, QuantisedCheckpoint, UnknownModel, brief
+from surgery.folders.modeling import as_built
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -38,7 +39,7 @@ class CheckpointFiles:
                 f"The folder {str(directory)[:200]!r} has no config.json: give a folder that `build` or "
                 "save_pretrained wrote."
             )
-        self.config: dict[str, Any] = self.json("config.json")
+        self.config: dict[str, Any] = as_built(self.json("config.json"))
         if self.config.get("quantization_config"):
             raise QuantisedCheckpoint(f"{directory.name} is quantised: export the unquantised checkpoint instead.")
         self._files = self._locate()

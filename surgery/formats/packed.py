@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from surgery.checkpoints.build import Built
     from surgery.checkpoints.save import Saved
     from surgery.gguf.mixes import Shared
+    from surgery.gguf.plan import GgufPlan
     from surgery.quantization.quantizer import Encode
     from surgery.recipe.recipe import Recipe
     from surgery.structure.structure import Codec, Structure
@@ -33,6 +34,14 @@ class PackedFormat(StorageFormat):
         Args:
             floating: bytes of a number that stays in floating point.
         """
+
+    def check(self, structure: Structure, plan: Callable[[Structure], GgufPlan]) -> None:
+        """Refuse rows that the format cannot hold, see `StorageFormat.check`. Raises InputError: there are some."""
+        from surgery.quantization.grid import check_groups
+        from surgery.quantization.quantizer import row_lengths
+
+        assert structure.quantize is not None  # asked only of structures with one
+        check_groups(row_lengths(structure), structure.quantize.group_size)
 
     @abstractmethod
     def encoder(self, edit: Quantize) -> Encode:

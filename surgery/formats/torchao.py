@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from surgery.formats.packed import PackedFormat
 from surgery.recipe.storage import Quantize
 
 if TYPE_CHECKING:
+    from surgery.gguf.plan import GgufPlan
     from surgery.quantization.quantizer import Encode
-    from surgery.structure.structure import Codec
+    from surgery.structure.structure import Codec, Structure
 
 
 class Torchao(PackedFormat):
@@ -40,6 +41,17 @@ class Torchao(PackedFormat):
         """A byte a value, int4 too; zero points are stored even where all are zero."""
         groups = ceil(inputs / (kind.group_size or inputs))
         return outputs * inputs + outputs * groups * (floating + 1)
+
+    def check(self, structure: Structure, plan: Callable[[Structure], GgufPlan]) -> None:
+        """Refuse settings and rows that torchao does not know, see `StorageFormat.check`."""
+        from surgery.quantization.quantizer import row_lengths
+        from surgery.quantization.torchao import TorchaoCodec
+
+        super().check(structure, plan)
+        assert structure.quantize is not None  # asked only of structures with one
+        codec = TorchaoCodec.of(structure.quantize)
+        for name, inputs in row_lengths(structure).items():
+            codec.check(inputs, name)
 
     def encoder(self, edit: Quantize) -> Encode:
         """The same codec for every linear, see `PackedFormat.encoder`."""

@@ -7,9 +7,9 @@ from typing import Any
 import gguf
 
 from surgery.errors import InputError
+from surgery.folders.end_tokens import end_tokens
 from surgery.folders.files import CheckpointFiles
 from surgery.gguf.sampling import generation_settings
-from surgery.models.end_tokens import end_tokens
 
 END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """llama.cpp ends an answer at each of these. The last three also take part in filling in the middle; they are used

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgery.errors import CorruptFile, DoesNotFit, InputError, brief
-from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.folders.modeling import classes, family_of
 
 MOST_BLOCKS = 2000
 """More blocks than any model has; a damaged count would keep transformers busy for hours."""
@@ -52,8 +52,9 @@ def empty(source: str, config: Any, trust_remote_code: bool) -> Any:
 
     try:
         with torch.device("meta"):
-            if config.model_type == MODEL_TYPE:
-                return classes(config.base_model_type)[1](config)
+            family = family_of(config)
+            if family is not None:
+                return classes(family)[1](config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # impossible sizes, unknown activations and the like
         raise configuration_error(source, error) from None

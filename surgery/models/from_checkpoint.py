@@ -24,6 +24,7 @@ from surgery.errors import (
     UnsupportedArchitecture,
     brief,
 )
+from surgery.folders.modeling import classes, family_of
 from surgery.models.checks import (
     LENIENT,
     MOST_BLOCKS,
@@ -35,7 +36,6 @@ from surgery.models.checks import (
     needed_bytes,
 )
 from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory, says
-from surgery.models.modeling import MODEL_TYPE, classes
 from surgery.models.room import refuse_large_download
 
 HUB = (
@@ -173,8 +173,9 @@ def load_checkpoint(source: str, revision: str | None, trust_remote_code: bool, 
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         model_class: Any = AutoModelForCausalLM
-        if config.model_type == MODEL_TYPE:
-            model_class = classes(config.base_model_type)[1]
+        family = family_of(config)
+        if family is not None:
+            model_class = classes(family)[1]
         model, info = model_class.from_pretrained(
             source, config=config, use_safetensors=True, output_loading_info=True, **LENIENT, **placement, **common
         )
@@ -215,8 +216,7 @@ class _Announced:
 
         quantised, model_type = raw.get("quantization_config"), raw.get("model_type")
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
-        base = raw.get("base_model_type") if model_type == MODEL_TYPE else None
-        base = base if isinstance(base, str) else None
+        base = family_of(raw)
         kind = base or model_type
         known = isinstance(kind, str) and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         return cls(

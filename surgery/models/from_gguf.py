@@ -15,6 +15,7 @@ from analysis.model.architecture import Architecture
 from analysis.model.describe import describe
 from surgery.errors import CorruptFile, DoesNotFit, InputError, UnknownModel, UnsupportedArchitecture, brief
 from surgery.folders.files import PlannedCheckpoint
+from surgery.folders.modeling import classes
 from surgery.gguf.header import GgufFile, open_gguf
 from surgery.gguf.keys import Keys
 from surgery.gguf.plan import GgufPlan
@@ -24,7 +25,6 @@ from surgery.gguf.source_rope import FACTORS
 from surgery.gguf.source_tokenizer import SourceTokenizer, source_tokenizer
 from surgery.models.checks import TOO_LARGE, configuration_error, empty, float32_bytes, must_fit, quiet
 from surgery.models.failures import Failure, anything, named, out_of_memory
-from surgery.models.modeling import classes
 from surgery.models.places import places
 
 GGUF = (

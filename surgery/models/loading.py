@@ -93,7 +93,7 @@ def load_empty(folder: Path) -> tuple[Any, Any]:
         model = empty(source, config, False)
         must_fit(float32_bytes(model))
         try:
-            return model.eval(), AutoTokenizer.from_pretrained(source, config=config)
+            return model.eval(), AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises plain Exception
             raise tokenizer_error(source, error) from None
 

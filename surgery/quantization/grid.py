@@ -8,11 +8,16 @@ is measured live is what reloads.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from surgery.errors import InputError
+
+SMALLEST_GROUP = 8
+"""Weights in the smallest group that a recipe may ask for."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,8 @@ class Grid:
         Raises:
             InputError: the groups do not divide the row, which the format cannot express.
         """
-        size = self.group_size or inputs
-        if inputs % size:
-            divisors = ", ".join(str(step) for step in range(8, min(inputs, 257)) if inputs % step == 0)
-            raise InputError(
-                f"{name} has rows of {inputs} weights, which groups of {size} do not divide: choose "
-                f"{f'a group size of {divisors}, or ' if divisors else ''}none for whole rows."
-            )
-        return size
+        check_groups({name: inputs}, self.group_size)
+        return self.group_size or inputs
 
     def fit(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero point, (..., 1) each and float64, of groups of weights (..., inputs).
@@ -115,6 +114,25 @@ class Packed:
     def bytes(self) -> int:
         """Bytes of the tensors that it is stored in."""
         return self.grid.bytes(*self.codes.shape)
+
+
+def check_groups(rows: Mapping[str, int], size: int | None) -> None:
+    """Refuse groups that do not divide every row, with the sizes that do.
+
+    Args:
+        rows: weights in a row, by the linear's name.
+        size: of a group; None for whole rows, which is always possible.
+
+    Raises:
+        InputError: a row is not divided.
+    """
+    name = next((name for name, inputs in rows.items() if size is not None and inputs % size), None)
+    if name is None:
+        return
+    common = math.gcd(*rows.values())
+    divisors = ", ".join(str(step) for step in range(SMALLEST_GROUP, min(common, 256) + 1) if common % step == 0)
+    advice = f"a group size of {divisors}, or none for whole rows" if divisors else "none, for whole rows"
+    raise InputError(f"{name} has rows of {rows[name]} weights, which groups of {size} do not divide: choose {advice}.")
 
 
 def scale_type_for(dtype: torch.dtype) -> torch.dtype:

@@ -76,8 +76,28 @@ def _quantised(sweep: Sweep, spec: BlockSpec, edit: Quantize, encode: Encode) ->
             h = None if seen is None else hessian(seen.total, seen.tokens)
             for path in stage:
                 sweep.check()
-                codecs[path] = encode(f"{path} of block {spec.source}", _weight(module, path, edit.format), h)
+                codecs[path] = encode(_called(path, spec), _weight(module, path, edit.format), h)
     return replace(spec, codecs=in_order(codecs))
+
+
+def row_lengths(structure: Structure) -> dict[str, int]:
+    """Inputs of every linear of the kept blocks, by what it is called in a message."""
+    architecture = structure.architecture
+    found: dict[str, int] = {}
+    for spec in structure.kept:
+        block = architecture.blocks[spec.source]
+        rows = {}
+        if block.attention is not None:
+            rows[block.attention.output.module] = len(spec.query_heads) * block.attention.head_size
+        if block.mlp is not None:
+            rows[block.mlp.down.module] = len(spec.neurons)
+        for stage in linear_paths(block, spec):
+            found |= {_called(path, spec): rows.get(path, architecture.hidden_size) for path in stage}
+    return found
+
+
+def _called(path: str, spec: BlockSpec) -> str:
+    return f"{path} of block {spec.source}"
 
 
 def in_order(codecs: Mapping[str, Codec]) -> Codecs:

@@ -14,6 +14,7 @@ from torch import nn
 from analysis.model.modules import shallow_copy
 from surgery.checkpoints.save import SHARD
 from surgery.errors import InputError
+from surgery.quantization.grid import check_groups
 from surgery.quantization.quantizer import Encode, left_out
 from surgery.recipe.storage import Quantize
 from surgery.structure.structure import Codec
@@ -44,11 +45,12 @@ class TorchaoCodec:
         return f"torchao {self.type} {self.group_size} {self.symmetric}"
 
     def check(self, inputs: int, name: str) -> None:
-        """Raise InputError for rows that groups do not divide."""
-        if self.group_size is not None and inputs % self.group_size:
+        """Raise InputError for rows that groups do not divide, or of a single weight."""
+        check_groups({name: inputs}, self.group_size)
+        if inputs == 1:
             raise InputError(
-                f"{name} has rows of {inputs} weights, which groups of {self.group_size} do not divide: choose another "
-                "group size, or none for whole rows."
+                f"{name} has rows of a single weight, which torchao 0.18 cannot store: keep two inputs, or choose "
+                "compressed-tensors."
             )
 
     def config(self) -> Any:

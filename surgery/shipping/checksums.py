@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ SUMS = "SHA256SUMS"
 CHUNK = 8 * 2**20
 """Bytes read between two looks at the stop flag."""
 LARGEST_SUMS = 4 * 2**20
+LONGEST_NAME, LONGEST_PATH = 255, 1000
+"""Bytes of a file's name, as file systems have it, and characters of its path in the folder."""
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
@@ -28,7 +31,7 @@ class Checked:
     changed: tuple[str, ...]
     missing: tuple[str, ...]
     unlisted: tuple[str, ...]
-    """Files beside them that have no sum: notes of a person or of a version control system."""
+    """Files and empty folders beside them that have no sum, hidden ones too: they do not belong to what was shipped."""
 
     @property
     def holds(self) -> bool:
@@ -105,7 +108,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match = LINE.fullmatch(line)
-        if match is None or _leaves(match[2]):
+        if match is None or _leaves(match[2]) or _too_long(match[2]):
             raise CorruptFile(f"Line {number} of {SUMS} of {folder.name} is not the sum of one of its files.")
         found[match[2]] = match[1]
     if not found:
@@ -118,11 +121,16 @@ def _leaves(name: str) -> bool:
     return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name
 
 
+def _too_long(name: str) -> bool:
+    """Whether no file can have that name."""
+    return len(name) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in name.split("/"))
+
+
 def _names(folder: Path) -> list[str]:
-    """Paths of a folder's files, hidden ones apart, sorted."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path.as_posix()
-        for path in files
-        if path.as_posix() != SUMS and not any(part.startswith(".") for part in path.parts)
-    )
+    """Paths of everything in a folder but its sums, hidden files too, sorted; of folders those alone that are empty,
+    lead elsewhere, or cannot be read."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
+        inside = [*files, *(name for name in folders if Path(place, name).is_symlink())]
+        found += [Path(place, name) for name in inside] if folders or files else [Path(place)]
+    return sorted(path.relative_to(folder).as_posix() for path in found if path not in (folder, folder / SUMS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
@@ -20,6 +19,8 @@ from surgery.shipping.model_card import MODELFILE, model_card
 from surgery.shipping.modelfile import modelfile
 from surgery.shipping.origin import CARD, origin_of
 from surgery.shipping.record import RECORD, Origin, Part, Protocol, Sample, ShipRecord
+from surgery.shipping.spelling import spelling_of
+from surgery.shipping.stock_run import stock_run
 from surgery.shipping.weights import Shipping, plain, write_weights
 from surgery.structure.structure import Structure, dense
 from surgery.workbench.open_model import OpenModel
@@ -31,7 +32,13 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     """Every file of the folder, the sums last."""
     documented = job.recipe.model_copy(update={"results": _results(job)})
     parts = write_weights(job, documented, made, report, stop)
-    record = _record(job, parts)
+    runs = {"transformers": stock_run(made, part, job.sample.ids[:1]) for part in parts if part.kind == "checkpoint"}
+    record = _record(job, parts).model_copy(
+        update={
+            "runs": {name: run for name, run in runs.items() if run is not None},
+            "tokenizer": spelling_of(job.model.loaded.tokenizer),
+        }
+    )
     notes = tuple(note for part in parts for note in part.notes)
     Sample(
         ids=job.sample.ids,
@@ -49,8 +56,6 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
         (made / MODELFILE).write_text(text.text, "utf-8")
         notes += () if text.chat else (NO_TEMPLATE,)
     (made / CARD).write_text(model_card(record, documented, gguf is not None), "utf-8")
-    for path in made.rglob("*.safetensors"):  # safetensors lets nobody but the owner read them
-        shutil.copymode(made / CARD, path)
     report(0.95, "Writing the sums")
     write_sums(made, stop)
     return record, notes

@@ -23,6 +23,8 @@ ADAPTER = "adapter"
 """The folder of a PEFT adapter beside a packed checkpoint."""
 LARGEST_RECORD = 2**20
 LARGEST_SAMPLE = 2**30
+WHOLE = (torch.int32, torch.int64)
+"""Types of ids and positions in the sample."""
 
 Number = float | Literal["inf"]
 """An overflowing perplexity is the word "inf"."""
@@ -101,6 +103,23 @@ class Part(_Frozen):
     """None only in a card of a checkpoint that was built and not shipped."""
 
 
+class Spelling(_Frozen):
+    """How the tokenizer spells; see `surgery.shipping.spelling`."""
+
+    ids: tuple[int, ...] = Field(max_length=10_000)
+    """Of a probe text."""
+    digest: str = Field(max_length=64)
+    """Over everything else that counts."""
+
+
+class Run(_Frozen):
+    """A program that a form was tried in before it was shipped."""
+
+    version: str = Field(max_length=100)
+    tried: tuple[str, ...] = Field(max_length=100)
+    """What was done with it there, in the program's own words."""
+
+
 class ShipRecord(_Frozen):
     """Everything that a model card says and a verification compares, the recipe apart."""
 
@@ -120,6 +139,10 @@ class ShipRecord(_Frozen):
     """None as above."""
     sample_text: str = ""
     """Fingerprint of the embedded text from which the sample's token ids were cut."""
+    tokenizer: Spelling | None = None
+    """None in the records of older releases, and in a card of a checkpoint that was built and not shipped."""
+    runs: dict[str, Run] = {}
+    """By the program's name; one that was not at hand is not there."""
     parts: tuple[Part, ...] = Field(min_length=1)
 
     @property
@@ -178,18 +201,18 @@ class Sample:
 
     @property
     def consistent(self) -> bool:
-        """Whether the tensors have the shapes that belong together, and ids that are in the vocabulary."""
-        count, length = self.ids.shape if self.ids.dim() == 2 else (0, 0)
-        vocabulary = min((values.shape[-1] for values in self.logits.values()), default=0)
-        shape = (count, len(self.positions), vocabulary)
-        indices = [(self.ids, vocabulary), (self.positions, length)]
-        indices += [(self.windows, vocabulary)] if self.windows is not None else []
-        return (
-            count > 0
-            and length > 1
-            and all(tuple(values.shape) == shape for values in self.logits.values())
-            and all(bool(((values >= 0) & (values < limit)).all()) for values, limit in indices)
-        )
+        """Whether the tensors have types and shapes that belong together, and ids that are in the vocabulary."""
+        windows = [self.ids] if self.windows is None else [self.ids, self.windows]
+        if self.positions.dim() != 1 or not all(values.dim() == 2 and values.shape[1] > 1 for values in windows):
+            return False
+        if not all(values.dtype in WHOLE and values.numel() for values in (*windows, self.positions)):
+            return False
+        vocabulary = min((values.shape[-1] for values in self.logits.values() if values.dim()), default=0)
+        shape = (len(self.ids), len(self.positions), vocabulary)
+        indices = [(values, vocabulary) for values in windows] + [(self.positions, self.ids.shape[1])]
+        return all(
+            tuple(values.shape) == shape and values.is_floating_point() for values in self.logits.values()
+        ) and all(bool(((values >= 0) & (values < limit)).all()) for values, limit in indices)
 
     def save(self, folder: Path) -> None:
         """Write it into a folder that is to be shipped."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from analysis.text import Windows
-from surgery.common.files import check_free, new_folder, refuse_without_room
+from surgery.common.files import check_free, new_folder, refuse_without_room, usual_modes
 from surgery.common.progress import Report, part_of, silent
 from surgery.errors import InputError, VerificationFailed
 from surgery.formats.table import format_of
@@ -58,6 +59,7 @@ class Shipped:
             "parameters": self.record.parameters,
             "perplexity": found["perplexity"],
             "parts": {part.kind: part.model_dump(mode="json", exclude={"kind"}) for part in self.record.parts},
+            "runs": {name: run.model_dump(mode="json") for name, run in self.record.runs.items()},
             **{key: found[key] for key in kept},
             "notes": list(self.notes),
         }
@@ -100,10 +102,10 @@ def ship(
     forms = _measured(model, structures, windows, sample, part_of(report, 0.2, 0.4), stop)
     importance, origin = _importance(model, recipe, structures, calibration), origin_of(model.loaded)
     failure = f"The folder {str(out)!r} cannot be written"
-    with new_folder(out, failure, "free some space or choose another folder") as made:
+    with new_folder(out, failure, "free some space or choose another folder") as made, _kept_aside(made, out):
         job = Shipping(model, recipe, options, windows, sample, _positions(sample), forms, importance, origin)
         record, notes = write_folder(job, made, part_of(report, 0.4, 0.7), stop)
-        verification = _verified(made, out, text, part_of(report, 0.7, 0.99), stop)
+        verification = verify(made, text, part_of(report, 0.7, 0.99), stop)
     report(1.0, "Shipped and verified")
     return Shipped(out, record, replace(verification, path=out), notes)
 
@@ -207,12 +209,14 @@ def _measured(
     return forms
 
 
-def _verified(made: Path, out: Path, text: TextChoice, report: Report, stop: Event | None) -> Verification:
-    """Verify before the folder gets its name; what does not hold is kept under another."""
+@contextmanager
+def _kept_aside(made: Path, out: Path) -> Iterator[None]:
+    """Keep a folder that does not hold under a name that says so, instead of putting it in place."""
     try:
-        return verify(made, text, report, stop)
+        yield
     except VerificationFailed as error:
         aside = _unused(out.with_name(f"{out.name}.not-verified"))
+        usual_modes(made)
         os.replace(made, aside)
         raise VerificationFailed(error.message, error.verification, aside) from None
 

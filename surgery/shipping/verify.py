@@ -18,6 +18,7 @@ from surgery.recipe.texts import TextChoice
 from surgery.shipping.checksums import Checked, check_sums
 from surgery.shipping.read_back import ReadBack, read_back
 from surgery.shipping.record import Kind, Part, Sample, ShipRecord
+from surgery.shipping.spelling import spelling_of
 
 LOGITS_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference of a logit that is still rounding, as a share of the largest logit, by the coarser number type."""
@@ -121,6 +122,8 @@ def verify(
         found = _read_back(folder, part, part_of(inside, 0.0, 0.4))
         if number == 0 and _splits_otherwise(found.tokenizer, record, sample):
             problems.append("the tokenizer splits the sample text otherwise than the source model's")
+        elif record.tokenizer is not None and spelling_of(found.tokenizer) != record.tokenizer:
+            problems.append("the tokenizer is not the one that was shipped: it spells otherwise")
         ids = _window_ids(found.tokenizer, record, sample, text)
         inside(0.4, f"Measuring the {part.kind} that was read back")
         difference = _difference(found, part, sample, ids, record, stop)
@@ -205,12 +208,17 @@ def _difference(
     return Difference(
         kind=part.kind,
         logits_max_absolute=absolute,
-        logits_max_relative=absolute / float(recorded.abs().max()),
+        logits_max_relative=_share(absolute, float(recorded.abs().max())),
         logits_tolerance=max(LOGITS_TOLERANCE[name] for name in kinds),
         nll=_loss(found.model, ids, stop),
         recorded_nll=part.measured.nll,
         nll_tolerance=max(LOSS_TOLERANCE[name] for name in kinds),
     )
+
+
+def _share(difference: float, largest: float) -> float:
+    """A difference relative to the largest value; of nothing but zeros, 0 or infinite."""
+    return difference / largest if largest else 0.0 if not difference else float("inf")
 
 
 def _loss(model: Any, ids: torch.Tensor, stop: Event | None) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 
 from analysis.model.architecture import Attention, Block, HeadNorm, Mlp, Projection
 from analysis.model.modules import is_transposed, replace, shallow_copy, weight_of
-from surgery.models.modeling import NoAttention, Zeros
+from surgery.folders.modeling import NoHeads, Zeros
 from surgery.structure.structure import BlockSpec, Codec, Refit, narrowed, output_of
 
 
@@ -21,7 +21,7 @@ def build_block(original: nn.Module, block: Block, spec: BlockSpec) -> nn.Module
     new = shallow_copy(original)
     if block.attention is not None:
         if not spec.attention:
-            replace(new, block.attention.module, NoAttention())
+            replace(new, block.attention.module, NoHeads())
         elif narrowed(block, spec, "attention"):
             _narrow_attention(new, block.attention, spec)
     if block.mlp is not None:

@@ -94,6 +94,11 @@ class _Draft:
                 self.quantize = edit
             case recipes.Eora():
                 self._once(edit.op, self.eora)
+                if self.quantize is None or self.quantize.type == "F32":
+                    raise RecipeError(
+                        f"{edit.op}: nothing is quantised, so there is nothing to repair: quantise the model in an edit "
+                        "before this one, or take this one out."
+                    )
                 self.eora = edit
             case recipes.Iterate():
                 raise RecipeError(
@@ -204,6 +209,7 @@ class _Draft:
                 )
 
     def _merge(self, edit: recipes.MergeKvHeads) -> None:
+        narrower = False
         for index in edit.blocks:
             attention = self._sublayer(edit.op, index, "attention").attention
             assert attention is not None  # _sublayer has checked
@@ -214,18 +220,23 @@ class _Draft:
                 )
             if index in self.heads or index in self.merged:
                 raise RecipeError(f"{edit.op}: heads of block {index} are also changed by another edit: keep one.")
+            narrower |= edit.kv_heads < attention.kv_heads
             if edit.kv_heads > attention.kv_heads or attention.kv_heads % edit.kv_heads:
                 raise RecipeError(
                     f"{edit.op}: the {attention.kv_heads} key/value heads of block {index} cannot be merged evenly "
                     f"into {edit.kv_heads}: choose a divisor."
                 )
             self.merged[index] = edit.kv_heads, edit.how
+        if not narrower:
+            raise RecipeError(f"{edit.op}: the blocks have {edit.kv_heads} key/value heads as it is: choose fewer.")
 
     def _arrange(self, op: str, order: tuple[int, ...]) -> None:
         if self.order is not None:
             raise RecipeError(f"{op}: the blocks are already arranged by another edit: keep one of the two.")
         for index in order:
             self._block(op, index)
+        if order == tuple(index for index in range(len(self.architecture.blocks)) if index not in self.removed):
+            raise RecipeError(f"{op}: the blocks stand in this order as it is: change it, or take the edit out.")
         self.order = order
 
     def _prune_hidden(self, op: str, removed: tuple[int, ...]) -> None:

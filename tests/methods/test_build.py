@@ -156,10 +156,11 @@ def test_the_files_of_a_checkpoint(tokenizer: Any, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["model_surgery_recipe"] == recipe.key
     assert config["num_hidden_layers"] == 4 and config["base_model_type"] == "llama"
-    assert config["per_layer_config"]["0"]["skip"] == ["attention"]
-    assert config["per_layer_config"]["1"]["skip"] == config["per_layer_config"]["2"]["skip"] == ["mlp"]
-    assert config["per_layer_config"]["3"] == {"intermediate_size": 79, "num_attention_heads": 3,
-                                               "num_key_value_heads": 1}  # fmt: skip
+    blocks = config["surgery"]["per_layer_config"]
+    assert blocks["0"]["skip"] == ["attention"]
+    assert blocks["1"]["skip"] == blocks["2"]["skip"] == ["mlp"]
+    assert blocks["3"] == {"intermediate_size": 79, "num_attention_heads": 3,
+                           "num_key_value_heads": 1}  # fmt: skip
     assert saved.bytes == (tmp_path / "made" / "model.safetensors").stat().st_size
     assert 0 < saved.bytes - 4 * structure.parameters < 20_000, "a tied head or a removed part was written"
 

@@ -15,9 +15,11 @@ from typing import Any
 import gguf
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from surgery.checkpoints import save
 from surgery.errors import Cancelled, InputError, VerificationFailed
 from surgery.recipe.base import TextReference
 from surgery.recipe.edits import Eora, RemoveBlocks
@@ -26,6 +28,7 @@ from surgery.recipe.storage import Quantize
 from surgery.recipe.texts import TextChoice, text_reference
 from surgery.shipping import folder as ship_files
 from surgery.shipping import ship_folder as shipping
+from surgery.shipping import stock_run
 from surgery.shipping import weights as ship_weights
 from surgery.shipping.checksums import SUMS, write_sums
 from surgery.shipping.record import RECORD, SAMPLE, Sample, ShipRecord
@@ -49,6 +52,42 @@ def own_perplexity(folder: Path, model: OpenModel) -> float:
         scores = loaded(row[None]).logits[0, :-1].log_softmax(-1)
         losses.append(-scores.gather(1, row[1:, None]).mean())
     return float(torch.stack(losses).mean().exp())
+
+
+def test_a_shipped_checkpoint_is_tried_in_stock_transformers(
+    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = ship(model, mixed(model), tmp_path / "out", TEXT)
+    [(name, run)] = ShipRecord.load(tmp_path / "out").runs.items()
+    assert (name, run.version) == ("transformers", transformers.__version__)
+    assert run.tried == ("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM", "generate")
+    assert shipped.document()["runs"] == {"transformers": {"version": run.version, "tried": list(run.tried)}}
+    assert f"in transformers {run.version}: AutoTokenizer, AutoConfig" in (tmp_path / "out" / "README.md").read_text()
+
+    plain = save.modelling_file
+    monkeypatch.setattr(save, "modelling_file", lambda family: f"{plain(family)}\nraise ValueError('broken')\n")
+    monkeypatch.setattr(stock_run, "modelling_file", save.modelling_file)
+    with pytest.raises(VerificationFailed, match=r"transformers \S+ cannot run out \(broken\)") as error:
+        ship(model, mixed(model), tmp_path / "broken" / "out", TEXT)
+    assert error.value.kept == tmp_path / "broken" / "out.not-verified" and error.value.kept.is_dir()
+
+
+def test_code_that_is_not_ours_is_not_run_when_shipping(
+    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, plain = tmp_path / "ran", save.modelling_file
+    monkeypatch.setattr(save, "modelling_file", lambda family: f"open({str(marker)!r}, 'w')\n{plain(family)}")
+    shipped = ship(model, mixed(model), tmp_path / "out", TEXT)
+    assert not shipped.record.runs and not marker.exists()
+
+
+def test_a_model_of_zeros_ships(tmp_path: Path) -> None:
+    zeros = source(tmp_path / "zeros")
+    for parameter in zeros.loaded.model.parameters():
+        parameter.data.zero_()
+    shipped = ship(zeros, zeros.recipe(RemoveBlocks(blocks=(1,))), tmp_path / "out", TEXT, ShipOptions(gguf="Q8_0"))
+    assert shipped.verification.holds
+    assert all(found["logits_max_relative"] == 0.0 for found in shipped.document()["differences"].values())
 
 
 @pytest.mark.parametrize("make", [mixed, compensated])

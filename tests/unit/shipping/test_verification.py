@@ -86,9 +86,12 @@ def test_one_changed_byte_of_any_file_is_named(folder: Any) -> None:
 def test_a_missing_file_is_named_and_another_one_is_listed(folder: Any) -> None:
     made = folder("mixed")
     (made / "notes.txt").write_text("mine")
+    (made / ".hidden").write_text("")
     (made / ".git").mkdir()
     (made / ".git" / "config").write_text("")
-    assert verify(made).sums.unlisted == ("notes.txt",)
+    (made / ".empty").mkdir()
+    (made / "elsewhere").symlink_to("/")
+    assert verify(made).sums.unlisted == (".empty", ".git/config", ".hidden", "elsewhere", "notes.txt")
     (made / "tokenizer.json").unlink()
     with pytest.raises(VerificationFailed, match=r"tokenizer\.json is missing"):
         verify(made)
@@ -161,6 +164,32 @@ def test_another_tokenizer_is_found(folder: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixed", "file"])
+@pytest.mark.parametrize("part", ["normalizer", "special", "template"])
+def test_another_tokenizer_is_found_where_the_sample_text_does_not_show_it(folder: Any, name: str, part: str) -> None:
+    made = folder(name)
+    [path] = made.rglob("tokenizer.json")
+    words = json.loads(path.read_text())
+    if part == "normalizer":  # of a character that the sample text has not
+        words["normalizer"] = {"type": "Replace", "pattern": {"String": "\u0416"}, "content": "a"}
+    elif part == "special":
+        words["added_tokens"][1]["content"] = "</t>"
+        words["model"]["vocab"]["</t>"] = words["model"]["vocab"].pop("</s>")
+    else:
+        (path.parent / "chat_template.jinja").write_text("{{ messages }}")
+    path.write_text(json.dumps(words))
+    resum(made)
+    with pytest.raises(VerificationFailed, match="the tokenizer is not the one that was shipped"):
+        verify(made)
+
+
+def test_a_folder_of_an_older_release_still_holds() -> None:
+    """Written by commit 4d2c8bc: blocks that differ, a modelling file of its time, no tokenizer in its record."""
+    found = verify(Path(__file__).parents[2] / "older" / "shipped")
+    assert found.holds and not found.sums.unlisted and found.record is not None
+    assert found.record.tokenizer is None and not found.record.runs
+
+
+@pytest.mark.parametrize("name", ["mixed", "file"])
 def test_the_code_of_a_folder_is_not_run(folder: Any, tmp_path: Path, name: str) -> None:
     made = folder(name)
     [trap] = made.rglob("modeling_model_surgery.py")
@@ -195,7 +224,7 @@ def test_a_folder_of_something_else(tmp_path: Path, folder: Any) -> None:
 @pytest.mark.parametrize(
     "line",
     ["0" * 64 + "  ../secret", "0" * 64 + "  /etc/passwd", "0" * 64 + "  a/../../b", "0" * 64 + "  C:\\x", "x  y", "",
-     "0" * 63 + "  a"],
+     "0" * 63 + "  a", "0" * 64 + "  " + "a" * 300, "0" * 64 + "  " + "a/" * 2000 + "b"],
 )  # fmt: skip
 def test_sums_that_lead_out_of_the_folder_or_are_none(tmp_path: Path, line: str) -> None:
     (tmp_path / SUMS).write_text(f"{line}\n")
@@ -236,7 +265,11 @@ def test_samples_that_are_none(folder: Any) -> None:
         "positions": tensors["positions"] + 60,
         "logits.checkpoint": tensors["logits.checkpoint"][:1],
     }
-    for change in (*({name: tensor} for name, tensor in changes.items()), {"ids": tensors["ids"] + 9999}):
+    changed = [{name: tensor} for name, tensor in changes.items()]
+    changed += [{"logits.checkpoint": torch.zeros_like(tensors["logits.checkpoint"])}]
+    changed += [{name: tensors[name].float()} for name in ("ids", "positions", "windows")]
+    changed += [{name: kind} for name in tensors for kind in (torch.zeros(()), torch.zeros(0), torch.ones(2, 2).bool())]
+    for change in (*changed, {"ids": tensors["ids"] + 9999}):
         save_file(tensors | change, made / SAMPLE)
         resum(made)
         with pytest.raises((CorruptFile, VerificationFailed)):

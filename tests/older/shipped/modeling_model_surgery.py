@@ -131,3 +131,6 @@ def _keep_heads(attention: Any, output: str, heads: int, before: int) -> None:
     for name, value in {"num_heads": heads, "num_attention_heads": heads, "split_size": heads * size}.items():
         if name in attention.__dict__:
             attention.__dict__[name] = value
+
+
+SurgeryConfig, SurgeryForCausalLM = classes("llama")
