@@ -49,10 +49,14 @@ def special_tokens(
         # Without the key llama.cpp takes an id of its own, whatever token that is.
         idle = (n for n, kind in enumerate(types) if kind in (gguf.TokenType.UNUSED, gguf.TokenType.CONTROL))
         ends = tuple(number for number in [found.get("pad", next(idle, None))] if number is not None)
-        notes += [] if ends else ["The model names no end token, and llama.cpp ends an answer at one of its own choice."]
+        notes += (
+            [] if ends else ["The model names no end token, and llama.cpp ends an answer at one of its own choice."]
+        )
     if len(ends) > len(END_KEYS):
         left = ", ".join(repr(tokens[number])[:40] for number in ends[len(END_KEYS) :][:5])
-        notes.append(f"llama.cpp does not end an answer at {left}: a GGUF file names {len(END_KEYS)} end tokens at most.")
+        notes.append(
+            f"llama.cpp does not end an answer at {left}: a GGUF file names {len(END_KEYS)} end tokens at most."
+        )
     found |= dict(zip(END_KEYS, ends, strict=False))
     return {name: found[name] for name in KEYS if name in found}, notes
 
