@@ -29,8 +29,8 @@ def write_gguf_adapter(structure: Structure, plan: GgufPlan, out: Path, name: st
     matrices = adapter_matrices(structure)
     if plan.layout.mixed == "openelm":
         raise UnsupportedArchitecture(
-            "llama.cpp holds queries, keys and values of these blocks in one matrix, beside which an adapter of each has "
-            "no place: give every block the same widths and heads, or take EoRA out."
+            "llama.cpp holds queries, keys and values of these blocks in one matrix, beside which an adapter of each "
+            "has no place: give every block the same widths and heads, or take EoRA out."
         )
     names = {tensor.sources[0].removesuffix(".weight"): tensor.name for tensor in plan.tensors if tensor.sources}
     with new_gguf(out, plan.layout.architecture) as writer:

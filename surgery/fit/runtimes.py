@@ -75,8 +75,8 @@ def activation_bytes(structure: Structure, runtime: Runtime, kind: WeightType, c
     can: scores are never kept (without it they take heads x batch x context more).
 
     On a GPU a row of logits is held for every token of the batch. llama.cpp reserves them, beside two states as wide as
-    the residual stream, in the place of the blocks' peak where that is smaller, since one follows the other, and logs both
-    as its compute and output buffers; in a process's memory it touches the rows that are asked for.
+    the residual stream, in the place of the blocks' peak where that is smaller, since one follows the other, and logs
+    it all as its compute and output buffers; in a process's memory it touches the rows that are asked for.
 
     Args:
         context: tokens, all of them in use.

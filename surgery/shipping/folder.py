@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.save import RECIPE_FILE
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
+from surgery.folders.end_tokens import end_tokens_of
 from surgery.pruning.recipe_summary import recipe_words
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import shown_source
 from surgery.shipping.checksums import write_sums
+from surgery.shipping.llama_run import llama_run
 from surgery.shipping.model_card import MODELFILE, model_card
 from surgery.shipping.modelfile import modelfile
 from surgery.shipping.origin import CARD, origin_of
-from surgery.shipping.record import RECORD, Origin, Part, Protocol, Sample, ShipRecord
+from surgery.shipping.record import RECORD, Origin, Part, Protocol, Run, Sample, ShipRecord
 from surgery.shipping.spelling import spelling_of
 from surgery.shipping.stock_run import stock_run
 from surgery.shipping.weights import Shipping, plain, write_weights
@@ -33,6 +35,7 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     documented = job.recipe.model_copy(update={"results": _results(job)})
     parts = write_weights(job, documented, made, report, stop)
     runs = {"transformers": stock_run(made, part, job.sample.ids[:1]) for part in parts if part.kind == "checkpoint"}
+    runs |= {"llama.cpp": _run(job, part, made, stop) for part in parts if part.kind == "gguf"}
     record = _record(job, parts).model_copy(
         update={
             "runs": {name: run for name, run in runs.items() if run is not None},
@@ -51,14 +54,22 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     gguf = record.part("gguf")
     if gguf is not None:
         loaded: Any = job.model.loaded
-        generation, context = loaded.model.generation_config, job.model.architecture.context_length
-        text = modelfile(gguf.files[0], loaded.tokenizer, generation, context, gguf.adapter)
+        said, ends = loaded.model.generation_config, end_tokens_of(loaded.model, loaded.tokenizer)
+        context = job.model.gguf_plan(job.forms[-1].structure).layout.context_length
+        generation = {} if said is None else said.to_dict()
+        text = modelfile(gguf.files[0], loaded.tokenizer, generation, ends, context, gguf.adapter)
         (made / MODELFILE).write_text(text.text, "utf-8")
         notes += () if text.chat else (NO_TEMPLATE,)
     (made / CARD).write_text(model_card(record, documented, gguf is not None), "utf-8")
     report(0.95, "Writing the sums")
     write_sums(made, stop)
     return record, notes
+
+
+def _run(job: Shipping, part: Part, made: Path, stop: Event | None) -> Run:
+    """The GGUF file in llama.cpp, see `llama_run`."""
+    structure = job.forms[-1].structure
+    return llama_run(structure, job.model.gguf_plan(structure), part, made, job.importance is not None, silent, stop)
 
 
 def _results(job: Shipping) -> dict[str, Any]:

@@ -115,9 +115,14 @@ class Spelling(_Frozen):
 class Run(_Frozen):
     """A program that a form was tried in before it was shipped."""
 
-    version: str = Field(max_length=100)
+    version: str = Field(max_length=200)
+    """Empty where the program was not at hand."""
     tried: tuple[str, ...] = Field(max_length=100)
-    """What was done with it there, in the program's own words."""
+    """What was done with it there; nothing where it was not at hand, or where there was no memory."""
+    memory: dict[str, int] = Field(default_factory=dict, max_length=10)
+    """Bytes that the program says it took, by what for."""
+    predicted: dict[str, int] = Field(default_factory=dict, max_length=10)
+    """Bytes that the memory model gives for the same."""
 
 
 class ShipRecord(_Frozen):
@@ -141,9 +146,9 @@ class ShipRecord(_Frozen):
     """Fingerprint of the embedded text from which the sample's token ids were cut."""
     tokenizer: Spelling | None = None
     """None in the records of older releases, and in a card of a checkpoint that was built and not shipped."""
-    runs: dict[str, Run] = {}
-    """By the program's name; one that was not at hand is not there."""
     parts: tuple[Part, ...] = Field(min_length=1)
+    runs: dict[str, Run] = Field(default_factory=dict, max_length=10)
+    """By the name of the program."""
 
     @property
     def shipped(self) -> Part:
