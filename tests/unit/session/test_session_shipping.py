@@ -132,9 +132,7 @@ def test_a_cancelled_or_failed_shipment_leaves_nothing(
     job = session.ship.start(ShipOptions(), tmp_path)
     job.wait(LONG)
     assert job.state == "failed" and not job.bad_input and "is not what was shipped" in job.error
-    assert str(tmp_path) not in job.error and job.details == "", (
-        "a person on the page has no use for the server's folders"
-    )
+    assert str(tmp_path) not in job.error, "a person on the page has no use for the server's folders"
     assert session.view().ship is None and session.edit.current_recipe() == before
 
 
