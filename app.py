@@ -28,7 +28,6 @@ def main() -> None:
     on_space = bool(os.environ.get("SPACE_ID"))
     tools = os.environ.get("MODEL_SURGERY_MCP") == "1"
     try:
-        port = _port(os.environ.get("GRADIO_SERVER_PORT") or "7860")
         limits = read_limits(os.environ)
         if tools and importlib.util.find_spec("mcp") is None:
             raise InputError("MODEL_SURGERY_MCP=1 needs the package mcp: pip install -r requirements-mcp.txt.")
@@ -40,16 +39,10 @@ def main() -> None:
     page = build(Sessions(Workbench(limits=limits, gpu=elsewhere is None)), elsewhere)
     page.queue(default_concurrency_limit=16).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_space else "127.0.0.1"),
-        server_port=port,
+        server_port=int(os.environ.get("GRADIO_SERVER_PORT") or 7860),
         mcp_server=tools,
         **launch_arguments(limits.upload),
     )
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < len(text) < 6 and int(text) < 2**16):
-        raise InputError(f"GRADIO_SERVER_PORT={text[:80]!r} is not the number of a port: correct it.")
-    return int(text)
 
 
 if __name__ == "__main__":

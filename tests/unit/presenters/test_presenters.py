@@ -366,9 +366,12 @@ def test_what_is_kept_can_be_remembered() -> None:
         (("file", "", None, 256, 4), "Upload a text file"),
         (("/etc/passwd", "", None, 256, 4), "Choose a text"),
         ((None, "", None, 256, 4), "Choose a text"),
-        (("embedded", "", None, 1, 4), "at least 2 tokens"),
-        (("embedded", "", None, None, 4), "at least 2 tokens"),
-        (("embedded", "", None, 256, 0), "at least 1 window"),
+        (("embedded", "", None, 1, 4), "Tokens a window.* from 2"),
+        (("embedded", "", None, None, 4), "Tokens a window.* from 2"),
+        (("embedded", "", None, float("inf"), 4), "Tokens a window.* from 2"),
+        (("embedded", "", None, float("nan"), 4), "Tokens a window.* from 2"),
+        (("embedded", "", None, 16.5, 4), "Tokens a window.* from 2"),
+        (("embedded", "", None, 256, 0), "Windows.* from 1"),
         (("embedded", "", None, 2**16, 3), "at most"),
     ],
 )
@@ -383,7 +386,7 @@ def test_texts_and_targets_that_make_sense() -> None:
     assert inputs.text_choice("file", "", "/tmp/a.txt", 64, 1) == TextChoice("/tmp/a.txt", 64, 1)
     assert inputs.text_choice("hub:a/b", "", None, 64, 1).source == "hub:a/b"
     assert inputs.target("x", 512, "F16") == Target("x", 512, "F16")
-    for context in (None, 0, -1, 2**30):
+    for context in (None, 0, -1, 2**31 + 1, 0.5, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="context"):
             inputs.target("x", context, "F16")
 
