@@ -6,7 +6,7 @@ import gguf
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from surgery.checkpoints.files import CheckpointFiles
+from surgery.folders.files import CheckpointFiles
 from surgery.gguf.mixes import kinds
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.write import write_gguf
