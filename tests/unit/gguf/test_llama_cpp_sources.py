@@ -82,3 +82,14 @@ def test_a_scaling_whose_kind_is_not_said(tmp_path: Path) -> None:
     found = torch.tensor([probability for _, probability in sorted(pairs)])
     ours = load(str(scaled)).model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     torch.testing.assert_close(ours, found, atol=1e-5, rtol=0)
+
+
+def test_llama_cpp_reads_no_bounds_of_yarn(tmp_path: Path) -> None:
+    """So the export refuses other ones than the usual, and a file that says some is not opened."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64}
+    model = make(LlamaForCausalLM, LlamaConfig, GQA, head_dim=64, rope_parameters=rope)
+    file = write_gguf(tiny_checkpoints.save(model, tmp_path / "checkpoint"), tmp_path / "model.gguf", "F32").path
+    other = rewritten(file, tmp_path / "other.gguf", keys={"llama.rope.scaling.yarn_beta_fast": 4.0})
+    prompt = list(range(5, 105))
+    usual, said = (llama_cpp.run(one, [prompt], probabilities=True)["probabilities"] for one in (file, other))
+    assert usual == said

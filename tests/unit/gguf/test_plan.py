@@ -58,11 +58,13 @@ def test_tensors_come_embeddings_first_then_block_by_block(wide):
     assert all(not name.startswith("blk.") for name in names[1 + len(blocks) :])
 
 
-def test_the_usual_ramp_of_yarn_is_written(tmp_path):
+def test_the_ramp_of_yarn_is_written(tmp_path):
+    """The usual one: llama.cpp's graphs of these families read no other from the file."""
     model = tiny_models._make(LlamaForCausalLM, LlamaConfig, tiny_models._GQA, rope_parameters=YARN)
     folder = tiny_checkpoints.save(model, tmp_path / "model", tiny_checkpoints.tokenizer())
     fields = gguf.GGUFReader(write_gguf(folder, tmp_path / "model.gguf", "F32").path).fields
-    assert [fields[f"llama.rope.scaling.yarn_beta_{end}"].contents() for end in ("fast", "slow")] == [32.0, 1.0]
+    got = [fields[f"llama.rope.scaling.yarn_beta_{end}"].contents() for end in ("fast", "slow")]
+    assert got == [32.0, 1.0]
 
 
 @pytest.mark.parametrize("blocks", [1, 7, 8, 22, 30, 33])
