@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from surgery.checkpoints.files import LARGEST_JSON
 from surgery.errors import CorruptFile, brief
 from surgery.models.checks import quiet
+from surgery.models.folder import Folder
 from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.models.source import configuration_of
+from surgery.models.tokenizer import open_tokenizer
 
 
 def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
@@ -24,19 +25,20 @@ def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     Raises:
         CorruptFile: a file is absent or damaged.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source = str(folder)
+    files = Folder(folder)
     try:
         with quiet():
-            config, model_class = None, AutoModelForCausalLM
-            raw = _json(folder / "config.json")
-            if raw.get("model_type") == MODEL_TYPE:  # our own modelling file: the copy in the folder is not run
-                config_class, model_class = classes(str(raw["base_model_type"]))
-                config = config_class.from_pretrained(source)
-            options = {"dtype": torch.float32, "use_safetensors": True}
-            model = model_class.from_pretrained(source, config=config, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, config=model.config)
+            raw, model_class = files.json("config.json"), AutoModelForCausalLM
+            ours = raw.get("model_type") == MODEL_TYPE
+            kind = str(raw["base_model_type"] if ours else raw["model_type"])
+            config = configuration_of(raw, kind, ours)
+            if ours:  # our own modelling file: the copy in the folder is not run
+                model_class = classes(kind)[1]
+            options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+            model = model_class.from_pretrained(str(folder), config=config, **options)
+            tokenizer = open_tokenizer(folder, folder.name, model.config, files.settings("tokenizer_config.json"))
             if adapter is not None:
                 model = _with_adapter(model, adapter)
     except CorruptFile:
@@ -52,10 +54,3 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would look for a pickle
         raise CorruptFile(f"The adapter of {folder.parent.name} has no adapter_model.safetensors: ship it again.")
     return PeftModel.from_pretrained(model, str(folder))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > LARGEST_JSON:
-        raise CorruptFile(f"{path.name} is too large: ship the model again.")
-    document = json.loads(path.read_text("utf-8"))
-    return document if isinstance(document, dict) else {}

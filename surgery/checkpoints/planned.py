@@ -22,7 +22,9 @@ from analysis.model.modules import shallow_copy
 from surgery.checkpoints.build import draft_model
 from surgery.checkpoints.files import CheckpointFiles
 from surgery.models.checks import quiet
+from surgery.models.folder import Folder
 from surgery.models.loading import Loaded
+from surgery.models.tokenizer import write_tokenizer
 from surgery.structure.structure import Structure
 
 
@@ -55,7 +57,7 @@ class Planner:
             folder = Path(tempfile.mkdtemp(prefix="model-surgery-tokenizer-"))
             weakref.finalize(self, rmtree, folder, True)
             with quiet():
-                self._tokenizer.save_pretrained(folder)
+                write_tokenizer(self._tokenizer, folder)
                 if self._base.generation_config is not None:
                     self._base.generation_config.save_pretrained(folder)
             (folder / "config.json").write_text("{}", "utf-8")
@@ -74,7 +76,7 @@ class PlannedCheckpoint(CheckpointFiles):
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], plain: bool) -> None:
-        self.directory = folder
+        Folder.__init__(self, folder)
         self.config = config
         self.plain = plain
         self.__dict__["shapes"] = {name: shapes[name] for name in sorted(shapes)}

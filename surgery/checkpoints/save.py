@@ -14,6 +14,7 @@ from surgery.common.files import new_folder
 from surgery.common.progress import Report, silent
 from surgery.models import modeling as checkpoint_model
 from surgery.models.checks import quiet
+from surgery.models.tokenizer import write_tokenizer
 from surgery.recipe.recipe import Recipe
 
 MODELLING_FILE = "modeling_model_surgery"
@@ -78,7 +79,7 @@ def _write(built: Built, tokenizer: Any, recipe: Recipe, made: Path, write: Writ
             model.save_pretrained(made, max_shard_size=SHARD)
         else:
             more = write(made)
-        tokenizer.save_pretrained(made)
+        write_tokenizer(tokenizer, made)
     (made / RECIPE_FILE).write_text(recipe.to_json(), "utf-8")
     _note_recipe(made / "config.json", recipe, built.plain, more)
     if not built.plain:
