@@ -47,7 +47,9 @@ def quantize(
     calibration: Annotated[
         str, typer.Option("--calibration", help="The text of importance matrix, GPTQ and repair.")
     ] = "embedded",
-    calibration_window: Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens in a window.")] = 512,
+    calibration_window: Annotated[
+        int | None, typer.Option("--calibration-window", min=2, help="Tokens in a window; 512 if absent.")
+    ] = None,
     calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 16,
     spread: SpreadOption = False,
     text: TextOptions = TextOptions(),
@@ -65,7 +67,9 @@ def quantize(
     if one_file:
         check_type(type_name)
     bench, opened = prepare(ModelOptions(source, revision, trust))
-    chosen = TextChoice(calibration, calibration_window, calibration_windows, "calibration", spread=spread)
+    chosen = TextChoice(
+        calibration, calibration_window or 512, calibration_windows, "calibration", None, spread, not calibration_window
+    )
     measured = text.measured()
     if one_file:
         if eora is not None:

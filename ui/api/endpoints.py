@@ -19,7 +19,7 @@ from surgery.pruning import catalogue
 from surgery.pruning.budget import Allocation, Budget, Rules, parse_expansion_ratio
 from surgery.pruning.suggest import suggest as suggest_recipe
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
+from surgery.recipe.texts import WINDOW, TextChoice
 from surgery.workbench import documents
 from surgery.workbench.limits import HUB_ID, hosted
 from surgery.workbench.open_model import OpenModel
@@ -184,7 +184,8 @@ class Api:
         named = text in TEXTS or (text.startswith("hub:") and HUB_ID.fullmatch(text[4:]))
         if not named and len(text) > LONGEST_PASTE:
             raise refusal(f"The text is longer than {LONGEST_PASTE:,} characters.")
-        choice = TextChoice(text if named else "pasted", window, windows, purpose, content=None if named else text)
+        content, usual = None if named else text, window == WINDOW
+        choice = TextChoice(text if named else "pasted", window, windows, purpose, content, shorten=usual)
         self._allowed(lambda: self.limits.check_text(choice))
         return choice
 
