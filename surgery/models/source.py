@@ -21,7 +21,7 @@ import torch
 from surgery.errors import CorruptFile, QuantisedCheckpoint, UnsupportedArchitecture
 from surgery.models.checks import MOST_BLOCKS, configuration_error, empty
 from surgery.models.folder import Folder
-from surgery.models.modeling import MODEL_TYPE, classes
+from surgery.models.modeling import classes
 
 LARGEST_SIZE = 2**31
 SIZES = (
@@ -195,7 +195,7 @@ def understand(folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trust
         _check_sizes(config)
     except Exception as error:  # every configuration class has errors of its own
         raise configuration_error(folder.name, error, _culprit(raw, kind, ours)) from None
-    _check_settings(folder, raw, config, kind)
+    _check_settings(folder, raw, config, kind, ours)
     if not folder.has_weights:
         return Source(folder, config, {}, trusted)
     _check_blocks(folder, config)
@@ -246,10 +246,10 @@ def _check_sizes(config: Any) -> None:
         raise ValueError(f"{config.num_hidden_layers} blocks")
 
 
-def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: str) -> None:
+def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: str, ours: bool) -> None:
     """Refuse a setting that asks for something and that neither the model's classes nor the table know."""
     declared = set(config.__dataclass_fields__) | set(config.attribute_map) | set(config.attribute_map.values())
-    declared |= {*RUNS_CODE, *(OUR_OWN if config.model_type == MODEL_TYPE else ())}
+    declared |= {*RUNS_CODE, *(OUR_OWN if ours else ()), *(("head_dim",) if _repeats_head_size(given, config) else ())}
     for name, value in given.items():
         # What a class takes in under another name (a rotary base, say) is gone from its attributes.
         taken = name in declared or name not in vars(config)
@@ -272,6 +272,11 @@ def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: st
         for name, value in one.items():
             if name in ("factor", "rope_theta") and not (isinstance(value, int | float) and value > 0):
                 raise CorruptFile(f"{name} of the rotary encoding of {folder.name} is {value!r}: put it right.")
+
+
+def _repeats_head_size(given: dict[str, Any], config: Any) -> bool:
+    """Whether a size of heads is named that follows from the other sizes: for programs that do not compute it."""
+    return given.get("head_dim") == config.hidden_size // config.num_attention_heads
 
 
 def _read_by_model(name: str, kind: str) -> bool:

@@ -107,7 +107,7 @@ def record_of(
         dense_parameters=source.parameters,
         blocks=len(structure.kept),
         dense_blocks=len(source.blocks),
-        dense_bytes=sum(source.bytes_by_dtype.values()),
+        dense_bytes=source.parameters * model.loaded.dtype.itemsize,
         protocol=protocol,
         sample_text=sample_text,
         parts=tuple(parts),
