@@ -184,11 +184,10 @@ def load_checkpoint(folder: Folder, revision: str | None, trusted: bool, gpu: bo
     """The model and the tokenizer of a folder, and what its files say. Raises InputError: which names what is wrong."""
     from transformers import AutoModelForCausalLM
 
-    source = understood(folder, trusted)
-    if folder.remote and not folder.has_weights:
-        must_fit(float32_bytes(source.empty))
+    if folder.remote:
+        must_fit(float32_bytes(understood(folder, trusted, weights=False).empty))
         _fetch_weights(folder, revision)
-        source = understood(folder, trusted)
+    source = understood(folder, trusted)
     placement = _placement(float32_bytes(source.empty), source.dtype, gpu)
     source.check_held()
     try:
@@ -289,8 +288,12 @@ class _Announced:
         return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in self.class_names)
 
 
-def understood(folder: Folder, trusted: bool = False) -> Source:
+def understood(folder: Folder, trusted: bool = False, weights: bool = True) -> Source:
     """What a folder's files say, once it is known to be a causal language model all of whose settings are understood.
+
+    Args:
+        trusted: whether its own code may be run.
+        weights: whether the headers of its weights are read, where it has any.
 
     Raises:
         InputError: of the class that names what is wrong.
@@ -303,7 +306,7 @@ def understood(folder: Folder, trusted: bool = False) -> Source:
     if refused is not None:
         raise refused
     plain = {name: value for name, value in raw.items() if name not in QUANTISED_BY}
-    return understand(folder, plain, str(said.base or said.model_type), said.base is not None, trusted)
+    return understand(folder, plain, str(said.base or said.model_type), said.base is not None, trusted, weights)
 
 
 def _placement(float32_bytes: int, stored: torch.dtype, gpu: bool) -> dict[str, Any]:

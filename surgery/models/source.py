@@ -171,7 +171,9 @@ def homeless(source: str, tensor: str) -> CorruptFile:
     )
 
 
-def understand(folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trusted: bool) -> Source:
+def understand(
+    folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trusted: bool, weights: bool = True
+) -> Source:
     """The configuration of a folder, once each of its settings is understood.
 
     Args:
@@ -179,6 +181,7 @@ def understand(folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trust
         kind: the model type; for a checkpoint of this tool the type that it is made from.
         ours: whether it is a checkpoint of this tool.
         trusted: whether the folder's own code may be run.
+        weights: whether the headers of its weights are read, where it has any.
 
     Raises:
         CorruptFile: a setting has a value of a wrong kind, or the weights hold fewer blocks than it announces.
@@ -196,7 +199,7 @@ def understand(folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trust
     except Exception as error:  # every configuration class has errors of its own
         raise configuration_error(folder.name, error, _culprit(raw, kind, ours)) from None
     _check_settings(folder, raw, config, kind, ours)
-    if not folder.has_weights:
+    if not (weights and folder.has_weights):
         return Source(folder, config, {}, trusted)
     _check_blocks(folder, config)
     return _as_held(Source(folder, config, {}, trusted))
