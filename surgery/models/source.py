@@ -42,32 +42,41 @@ OUR_OWN = ("base_model_type", "surgery", "per_layer_config", "allow_global_per_l
 """Settings of a checkpoint of this tool, which its own class takes."""
 UNUSED_SETTINGS = {
     "says where the files come from or what wrote them": (
-        "_name_or_path", "architectures", "model_surgery_recipe", "model_type", "transformers_version",
-        "unsloth_fixed", "unsloth_version", "transformers_weights", "license", "is_llama_config", "model_name",
+        "_model_name_or_path", "_name_or_path", "architectures", "is_llama_config", "license", "model_name",
+        "model_surgery_recipe", "model_type", "transformers_version", "transformers_weights", "unsloth_fixed",
+        "unsloth_version",
     ),
     "belongs to training": (
-        "embedding_dropout", "ffn_dropout", "gradient_checkpointing", "initializer_factor", "layer_init_scheme",
+        "gradient_checkpointing", "initializer_factor", "layer_init_scheme",
         "neftune_noise_alpha", "pretraining_tp", "z_loss_coefficient", "auxiliary_loss_weight", "rescale_every",
     ),
     "belongs to another task or another program": (
-        "adapters", "classifier_dropout", "finetuning_task", "id2label", "label2id", "n_special", "num_labels",
+        "adapters", "finetuning_task", "id2label", "label2id", "n_special", "num_labels",
         "_num_labels", "predict_special_tokens", "prefix", "problem_type", "summary_activation",
-        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        "summary_proj_to_labels", "summary_type", "summary_use_proj",
         "task_specific_params", "tf_legacy_loss", "torchscript", "transformers.js_config", "tokenizer_class",
         "use_bfloat16", "vocab_type", "rope_interleaved",
     ),
     "says how it is computed and not what": (
         "_attn_implementation_autoset", "_flash_attn_2_enabled", "cache_implementation", "fused_mlp", "use_flash_attn",
-        "flash_attn", "fused_bias_fc", "fused_dropout_add_ln", "output_past", "use_cache", "use_fused_rms_norm",
-        "use_fused_cross_entropy", "use_fused_rope", "torch_dtype",
+        "flash_attn", "fused_bias_fc", "fused_dropout_add_ln", "is_decoder", "output_past", "torch_dtype", "use_cache",
+        "use_fused_cross_entropy", "use_fused_rms_norm", "use_fused_rope",
     ),
     "repeats another setting": (
         "_sliding_window_pattern", "max_sequence_length", "model_max_length", "n_ctx", "n_embed", "seq_length",
     ),
-    "counts where nothing is padded or nothing generated": ("sep_token_id", "decoder_start_token_id"),
+    "says which tensors there are, and these are compared": (
+        "attention_bias", "enable_bias", "lm_head_bias", "mlp_bias", "qk_layernorm", "qkv_bias", "use_bias",
+        "use_qkv_bias",
+    ),
+    "counts with a sliding window, for which there is another setting": ("max_window_layers",),
+    "counts where something is padded or begun by a token of its own": ("sep_token_id", "decoder_start_token_id"),
 }  # fmt: skip
 """Settings that no configuration class takes and that change no number, by the reason. A setting that is absent, false
-or empty asks for nothing."""
+or empty asks for nothing, and a factor of 1 neither."""
+TRAINING = re.compile(r"(drop|dropout|_std|_dropout_prob|initializer_range)$")
+"""Further settings of training, by the end of the name."""
+FACTORS = ("factor", "mod", "multiplier", "scale", "scaling")
 REASONS = {name: reason for reason, names in UNUSED_SETTINGS.items() for name in names}
 ROPE_ALWAYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
 """Settings of a rotary encoding of any type; `finetuned` records a training."""
@@ -252,11 +261,16 @@ def _check_sizes(config: Any) -> None:
 def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: str, ours: bool) -> None:
     """Refuse a setting that asks for something and that neither the model's classes nor the table know."""
     declared = set(config.__dataclass_fields__) | set(config.attribute_map) | set(config.attribute_map.values())
-    declared |= {*RUNS_CODE, *(OUR_OWN if ours else ()), *(("head_dim",) if _repeats_head_size(given, config) else ())}
+    declared |= {*RUNS_CODE, *REASONS, *(OUR_OWN if ours else ())}
+    repeated = {
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "hidden_activation": getattr(config, "hidden_act", None),
+    }
     for name, value in given.items():
         # What a class takes in under another name (a rotary base, say) is gone from its attributes.
         taken = name in declared or name not in vars(config)
-        if value and not taken and name not in REASONS and not _read_by_model(name, kind):
+        idle = not value or (value == 1 and name.endswith(FACTORS)) or value == repeated.get(name)
+        if not (idle or taken or TRAINING.search(name) or _read_by_model(name, kind)):
             raise UnsupportedArchitecture(
                 f"{name!r} in the config.json of {folder.name} is not understood ({config.model_type} has no such "
                 "setting), so its numbers could be wrong: choose a model of a known kind, or remove the setting if it "
@@ -277,17 +291,14 @@ def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: st
                 raise CorruptFile(f"{name} of the rotary encoding of {folder.name} is {value!r}: put it right.")
 
 
-def _repeats_head_size(given: dict[str, Any], config: Any) -> bool:
-    """Whether a size of heads is named that follows from the other sizes: for programs that do not compute it."""
-    return given.get("head_dim") == config.hidden_size // config.num_attention_heads
-
-
 def _read_by_model(name: str, kind: str) -> bool:
-    """Whether the model's code reads a setting that its configuration class does not declare."""
+    """Whether the code of the model or of its configuration reads a setting that the latter does not declare."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    code = inspect.getsource(sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__module__])
-    return re.search(rf"""config(\.|, "){re.escape(name)}\b""", code) is not None
+    config = CONFIG_MAPPING[kind]
+    modules = (MODEL_FOR_CAUSAL_LM_MAPPING[config].__module__, config.__module__)
+    code = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+    return re.search(rf"""(config\.|config, "|kwargs\.(get|pop)\("){re.escape(name)}\b""", code) is not None
 
 
 def _check_blocks(folder: Folder, config: Any) -> None:
