@@ -14,6 +14,7 @@ import torch
 
 from analysis.errors import TextError, brief
 from analysis.files import LARGEST_TEXT, check_text_source, hub_parts, too_large
+from analysis.model.architecture import Architecture
 
 Purpose = Literal["calibration", "evaluation"]
 JOIN = "\n\n"
@@ -79,23 +80,38 @@ def fingerprint_of(ids: torch.Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = None, spread: bool = False) -> Windows:
+def make_windows(
+    tokenizer: Any,
+    text: Text,
+    window: int,
+    count: int | None = None,
+    spread: bool = False,
+    model: Architecture | None = None,
+) -> Windows:
     """Tokenise once without special tokens and cut non-overlapping windows from the start.
+
+    Every window begins with BOS where the tokenizer puts one before a text. A text that begins with BOS, as
+    conversations do whose chat template writes it, gets none besides.
 
     Args:
         window: tokens in a window, at least 2.
         count: number of windows; all that the text holds when None.
         spread: take window floor(i x available / count) for each i, instead of the first ones: a text of many topics
             is seen in all its parts.
+        model: what the windows are for: they are to be no longer than its positions, with no id beyond its vocabulary.
 
     Raises:
-        TextError: the text is blank, broken or too short, or the numbers make no sense.
+        TextError: the text is blank, broken or too short, the numbers make no sense, or the model cannot take them.
     """
     checked(text)
+    if model is not None:
+        check_length(window, model)
     if window < 2 or (count is not None and count < 1):
         raise TextError("A window needs at least 2 tokens, and there must be at least 1 window.")
     encoding = tokenizer(text.content, add_special_tokens=False, verbose=False)
     bos = _default_bos(tokenizer)
+    if encoding["input_ids"][:1] == [bos]:
+        bos = None
     body = window - (bos is not None)
     if body < 1:
         raise TextError("A window must hold at least one token besides BOS: choose a longer window.")
@@ -111,7 +127,33 @@ def make_windows(tokenizer: Any, text: Text, window: int, count: int | None = No
     ids = ids[torch.arange(wanted) * available // wanted] if spread else ids[:wanted]
     if bos is not None:
         ids = torch.cat([torch.full((wanted, 1), bos, dtype=torch.long), ids], dim=1)
+    if model is not None:
+        check_ids(ids, model.vocabulary_size)
     return Windows(ids, text.source, text.fingerprint, bos is not None, spread, text.skipped)
+
+
+def check_length(window: int, model: Architecture) -> None:
+    """Raise TextError for windows that are longer than a model's positions."""
+    if model.context_length and window > model.context_length:
+        raise TextError(
+            f"The model takes at most {model.context_length:,} tokens a window and {window:,} were asked for: choose "
+            "shorter windows."
+        )
+
+
+def check_ids(ids: torch.Tensor, rows: int) -> None:
+    """Raise TextError for token ids for which a model has no embedding.
+
+    Args:
+        ids: of any shape, not empty.
+        rows: of the embeddings.
+    """
+    largest = int(ids.max())
+    if largest >= rows:
+        raise TextError(
+            f"The tokenizer gives this text the id {largest:,} and the model has {rows:,} tokens: use the tokenizer "
+            "that belongs to the model, or leave that token out of the text."
+        )
 
 
 def _default_bos(tokenizer: Any) -> int | None:

@@ -10,7 +10,7 @@ from surgery.common.ranges import check_blocks, parse_blocks
 from surgery.errors import InputError
 from surgery.pruning.budget import Budget, Rules
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
+from surgery.recipe.texts import WINDOW, TextChoice
 from surgery.session.state import Target
 from surgery.session.view import View
 from ui.presenters import suggest_form as forms
@@ -94,19 +94,20 @@ def text_choice(
     count = whole(windows, "“Windows”", 1, MOST_TOKENS)
     if length * count > MOST_TOKENS:
         raise InputError(f"Take at most {MOST_TOKENS:,} tokens in all: give fewer or shorter windows.")
+    usual = length == WINDOW  # nobody has touched the field
     if source == "pasted":
         if not (pasted or "").strip():
             raise InputError("Paste some text first.")
         if len(pasted) > LONGEST_PASTE:
             raise InputError(f"The pasted text is longer than {LONGEST_PASTE:,} characters: upload it as a file.")
-        return TextChoice("pasted", length, count, content=pasted)
+        return TextChoice("pasted", length, count, content=pasted, shorten=usual)
     if source == "file":
         if not upload:
             raise InputError("Upload a text file first.")
-        return TextChoice(upload, length, count)
+        return TextChoice(upload, length, count, shorten=usual)
     if source not in ("embedded", "wikitext-2") and not str(source or "").startswith("hub:"):
         raise InputError("Choose a text from the list, or write hub:owner/name for a data set of the Hub.")
-    return TextChoice(source, length, count)
+    return TextChoice(source, length, count, shorten=usual)
 
 
 def suggestion(method: str, unit: str, amounts: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Budget, Rules]:

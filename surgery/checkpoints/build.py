@@ -13,6 +13,7 @@ from analysis.model.architecture import Architecture, Block
 from surgery.errors import RecipeError
 from surgery.folders.modeling import classes, family_of
 from surgery.models.checks import quiet
+from surgery.models.loading import Loaded
 from surgery.models.places import places
 from surgery.structure.channels import model_around
 from surgery.structure.narrow import build_block
@@ -30,6 +31,8 @@ class Built:
     model: Any
     plain: bool
     """Whether it is an ordinary model of its family, which transformers loads without further code."""
+    dtype: torch.dtype | None = None
+    """The number type that it is to be written in; the model's own if None."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,25 @@ class Draft:
     """See `Built`."""
 
 
-def build_model(base: nn.Module, source: Architecture, structure: Structure) -> Built:
+def build_model(base: nn.Module, source: Architecture, structure: Structure, dtype: torch.dtype | None = None) -> Built:
     """The edited model as a model of the transformers library.
 
     Args:
         base: the loaded model; never changed, and nothing is shared with it.
         structure: what to build; its compensations must have been computed. Quantisation is left out.
+        dtype: the number type that it is to be written in, see `stored_dtype`; the base's if None.
 
     Raises:
         RecipeError: nothing is left, or the family's code cannot express the result.
     """
     draft = draft_model(base, source, structure)
-    return Built(_made(base, draft, {name: tensor.clone() for name, tensor in draft.tensors.items()}), draft.plain)
+    model = _made(base, draft, {name: tensor.clone() for name, tensor in draft.tensors.items()})
+    return Built(model, draft.plain, dtype)
+
+
+def stored_dtype(loaded: Loaded, structure: Structure) -> torch.dtype:
+    """The number type of a structure's checkpoint: the source's, unless some of its weights were computed anew."""
+    return _dtype(loaded.model) if structure.computed else loaded.dtype
 
 
 def readable_model(base: nn.Module, source: Architecture, structure: Structure) -> Any:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis.files import check_folder
 from surgery.errors import CorruptFile, brief
-from surgery.folders.files import LARGEST_JSON
+from surgery.folders.folder import Folder
 from surgery.folders.modeling import classes, family_of
 from surgery.models.checks import quiet
+from surgery.models.source import configuration_of
+from surgery.models.tokenizer import open_tokenizer
 
 
 def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
@@ -25,21 +25,20 @@ def load_packed(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     Raises:
         CorruptFile: a file is absent or damaged.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source = str(folder)
-    check_folder(folder)
+    files = Folder(folder)
     try:
         with quiet():
-            config, model_class = None, AutoModelForCausalLM
-            raw = _json(folder / "config.json")
+            raw, model_class = files.json("config.json"), AutoModelForCausalLM
             family = family_of(raw)
+            kind = family or str(raw["model_type"])
+            config = configuration_of(raw, kind, family is not None)
             if family is not None:  # our own modelling file: the copy in the folder is not run
-                config_class, model_class = classes(family)
-                config = config_class.from_pretrained(source)
+                model_class = classes(family)[1]
             options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-            model = model_class.from_pretrained(source, config=config, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, trust_remote_code=False)
+            model = model_class.from_pretrained(str(folder), config=config, **options)
+            tokenizer = open_tokenizer(folder, folder.name, model.config, files.settings("tokenizer_config.json"))
             if adapter is not None:
                 model = _with_adapter(model, adapter)
     except CorruptFile:
@@ -55,10 +54,3 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would look for a pickle
         raise CorruptFile(f"The adapter of {folder.parent.name} has no adapter_model.safetensors: ship it again.")
     return PeftModel.from_pretrained(model, str(folder))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > LARGEST_JSON:
-        raise CorruptFile(f"{path.name} is too large: ship the model again.")
-    document = json.loads(path.read_text("utf-8"))
-    return document if isinstance(document, dict) else {}

@@ -21,6 +21,7 @@ from surgery.common.scratch import ScratchFolder
 from surgery.folders.files import PlannedCheckpoint
 from surgery.models.checks import quiet
 from surgery.models.loading import Loaded
+from surgery.models.tokenizer import write_tokenizer
 from surgery.structure.structure import Structure
 
 
@@ -53,7 +54,7 @@ class Planner:
             self._scratch = ScratchFolder(Path(tempfile.gettempdir()))
             folder = self._scratch.path
             with quiet():
-                self._tokenizer.save_pretrained(folder)
+                write_tokenizer(self._tokenizer, folder)
                 if self._base.generation_config is not None:
                     self._base.generation_config.save_pretrained(folder)
             (folder / "config.json").write_text("{}", "utf-8")

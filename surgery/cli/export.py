@@ -49,6 +49,7 @@ def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
     from surgery.gguf.mixes import check_type
     from surgery.gguf.write import write_gguf
     from surgery.models import embedded
+    from surgery.models.from_checkpoint import understood_files
     from surgery.models.loading import DEFAULT
     from surgery.workbench.workbench import Workbench
 
@@ -56,7 +57,7 @@ def _gguf(source: Path, out: Path, type_name: str) -> dict[str, Any]:
 
     def work(job: Context) -> Any:
         folder = embedded.directory(job.report) if str(source) == DEFAULT else source
-        return write_gguf(folder, out, type_name, job.report, job.stop)
+        return write_gguf(understood_files(folder), out, type_name, job.report, job.stop)
 
     made = run_job(Workbench(), "Writing GGUF", work)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,6 @@ from surgery.cli.console import emit, prepare, run_job
 from surgery.cli.options import JsonOption, ModelOptions, RecipeOption, SpreadOption, TextOptions
 from surgery.common.numbers import MOST
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
 
 if TYPE_CHECKING:
     from surgery.fit.fit import Fit
@@ -66,7 +66,7 @@ def fit(
     fitting = None
     if make:
         measured = opened.windows(text.measured())
-        cut = TextChoice(calibration, text.window, calibration_windows, "calibration", spread=spread)
+        cut = replace(text.analysed(spread), source=calibration, windows=calibration_windows)
         fitting = run_job(
             bench,
             "Making it fit",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from surgery.training.data import HealingText
     from surgery.workbench.open_model import OpenModel
 
+HEALING_WINDOW = 512
+"""Tokens in a window of a healing text where no number is given."""
 MOST_WINDOWS = 4096
 """Windows that are taken from a text where no number is given."""
 PrecisionOption = Annotated[
@@ -31,7 +33,12 @@ class HealingTextOptions:
     text: Annotated[str, typer.Option("--text", help="The healing text: as elsewhere, hub: sets are streamed.")] = (
         "embedded"
     )
-    window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")] = 512
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window", min=2, help=f"Tokens in a window; {HEALING_WINDOW} if absent, or what the model takes."
+        ),
+    ] = None
     windows: Annotated[int | None, typer.Option("--windows", min=2, help="Windows; all that there are if absent.")] = (
         None
     )
@@ -40,9 +47,10 @@ class HealingTextOptions:
         """The text in windows. Raises TextError: unreadable, empty or too short."""
         from surgery.training.data import largest_count, load_healing_text
 
-        words = model.loaded.tokenizer
-        count = self.windows or largest_count(words, self.text, self.window, MOST_WINDOWS)
-        return load_healing_text(words, self.text, self.window, count, answers_only=answers_only)
+        words, inside = model.loaded.tokenizer, model.architecture
+        window = self.window or min(HEALING_WINDOW, inside.context_length or HEALING_WINDOW)
+        count = self.windows or largest_count(words, self.text, window, MOST_WINDOWS)
+        return load_healing_text(words, self.text, window, count, answers_only=answers_only, model=inside)
 
     def load_for(self, model: OpenModel, edit: Heal) -> HealingText:
         """The text that a recipe's heal edit names, cut as it says. Raises TextError as `load` does."""
@@ -50,7 +58,13 @@ class HealingTextOptions:
 
         named = edit.text
         return load_healing_text(
-            model.loaded.tokenizer, self.text, named.window, named.windows, named.spread, edit.answers_only
+            model.loaded.tokenizer,
+            self.text,
+            named.window,
+            named.windows,
+            named.spread,
+            edit.answers_only,
+            model=model.architecture,
         )
 
 
@@ -61,7 +75,8 @@ def check_edit(recipe: Recipe, text: HealingTextOptions, precision: str, setting
         RecipeError: a setting is not valid; the message names it.
     """
     windows = MOST_WINDOWS if text.windows is None else text.windows
-    reference = TextReference(source="text", fingerprint="text", window=text.window, windows=windows)
+    window = text.window or HEALING_WINDOW
+    reference = TextReference(source="text", fingerprint="text", window=window, windows=windows)
     _edit(recipe, reference, 1, "float32" if precision == "auto" else precision, settings)
 
 

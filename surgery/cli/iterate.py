@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from surgery.cli.console import emit, prepare, run_job
-from surgery.cli.healing import HealingTextOptions, PrecisionOption, check_edit, edit_of
+from surgery.cli.healing import HEALING_WINDOW, HealingTextOptions, PrecisionOption, check_edit, edit_of
 from surgery.cli.options import FieldsOf, JsonOption, ModelOptions, RevisionOption, TrustOption
 from surgery.common.files import check_free
 from surgery.errors import InputError
@@ -50,7 +50,9 @@ def iterate(
     from surgery.pruning.suggest import check_request
 
     fields = settings | {"alpha": 2.0 * settings["rank"], "where": where}
-    choice = TextChoice(calibration, text.window, calibration_windows, "calibration")
+    choice = TextChoice(
+        calibration, text.window or HEALING_WINDOW, calibration_windows, "calibration", shorten=text.window is None
+    )
     asked = {"--method": method, "--rounds": rounds, "--steps": steps}
     if model.endswith(".json"):
         known = [name for name, value in (asked | {"--blocks": blocks, "--params": params}).items() if value]

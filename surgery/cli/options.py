@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from inspect import Parameter
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,7 +21,7 @@ from surgery.common.numbers import LARGEST, MOST, real, whole
 from surgery.common.scratch import sweep
 from surgery.errors import InputError
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
+from surgery.recipe.texts import WINDOW, TextChoice
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")]
 SpreadOption = Annotated[
@@ -74,16 +74,19 @@ class TextOptions:
     text: Annotated[
         str, typer.Option("--text", help="embedded, wikitext-2, hub:owner/name, or a .txt, .jsonl or .parquet file.")
     ] = "embedded"
-    window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window.")] = 256
+    window: Annotated[
+        int | None,
+        typer.Option("--window", min=2, help=f"Tokens in a window; {WINDOW} if absent, or what the model takes."),
+    ] = None
     windows: Annotated[int, typer.Option("--windows", min=1, help="Number of windows.")] = 4
 
     def measured(self, spread: bool = False) -> TextChoice:
         """The text to measure on."""
-        return TextChoice(self.text, self.window, self.windows, spread=spread)
+        return TextChoice(self.text, self.window or WINDOW, self.windows, spread=spread, shorten=self.window is None)
 
     def analysed(self, spread: bool) -> TextChoice:
         """The text to calibrate on."""
-        return TextChoice(self.text, self.window, self.windows, "calibration", spread=spread)
+        return replace(self.measured(spread), purpose="calibration")
 
 
 def calibration_texts(name: str | None) -> list[TextChoice]:

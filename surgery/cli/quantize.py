@@ -48,7 +48,9 @@ def quantize(
     calibration: Annotated[
         str, typer.Option("--calibration", help="The text of importance matrix, GPTQ and repair.")
     ] = "embedded",
-    calibration_window: Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens in a window.")] = 512,
+    calibration_window: Annotated[
+        int | None, typer.Option("--calibration-window", min=2, help="Tokens in a window; 512 if absent.")
+    ] = None,
     calibration_windows: Annotated[int, typer.Option("--calibration-windows", min=1, help="Windows of it.")] = 16,
     spread: SpreadOption = False,
     text: TextOptions = TextOptions(),
@@ -75,7 +77,9 @@ def quantize(
     else:
         choice.check(out)
     bench, opened = prepare(ModelOptions(source, revision, trust))
-    chosen = TextChoice(calibration, calibration_window, calibration_windows, "calibration", spread=spread)
+    chosen = TextChoice(
+        calibration, calibration_window or 512, calibration_windows, "calibration", None, spread, not calibration_window
+    )
     measured = text.measured()
     if one_file:
         work = _Gguf(opened, _folder(source), out, type_name, chosen if imatrix else None, measured).run
@@ -131,6 +135,7 @@ class _Gguf:
 
     def _write(self, job: Context, reference: TextReference | None, texts: list[TextChoice]) -> Exported:
         from surgery.gguf.write import write_gguf
+        from surgery.models.from_checkpoint import understood_files
         from surgery.quantization.gguf_codecs import importance_of
 
         importance = None
@@ -138,4 +143,5 @@ class _Gguf:
             whole = self.opened.evaluator.dense
             importance = importance_of(whole, self.opened.moments(whole, reference, texts))
         report = part_of(job.report, 0.6, 1.0)
-        return write_gguf(self.folder, self.out, self.type_name, report, job.stop, importance, self.folder.name)
+        files = understood_files(self.folder)
+        return write_gguf(files, self.out, self.type_name, report, job.stop, importance, self.folder.name)

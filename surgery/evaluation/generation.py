@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from analysis.text import render_chat
+from analysis.text import check_ids, render_chat
 from surgery.errors import InputError
 from surgery.evaluation.sampling import Sampling
 from surgery.folders.end_tokens import end_tokens_of
@@ -69,7 +69,7 @@ class Writer:
         turn: held while the model computes.
 
     Raises:
-        InputError: prompt and answer are longer than the model's positions.
+        InputError: prompt and answer are longer than the model's positions, or it has no embedding for a token.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Writer:
             raise InputError(
                 f"The prompt has {ids.shape[1]:,} tokens, and the model holds {most:,} with the answer: shorten it."
             )
+        check_ids(ids, model.get_input_embeddings().num_embeddings)
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.turn: AbstractContextManager[Any] = turn or nullcontext()
         self.ids: list[int] = []

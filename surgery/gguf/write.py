@@ -43,7 +43,7 @@ class Exported:
 
 
 def write_gguf(
-    checkpoint: Path,
+    checkpoint: Path | CheckpointFiles,
     out: Path,
     type_name: str = "F16",
     report: Report | None = None,
@@ -54,7 +54,7 @@ def write_gguf(
     """Write a checkpoint directory as a GGUF file, reading and holding one tensor at a time.
 
     Args:
-        checkpoint: a folder that `build` or save_pretrained wrote, uniform or with `per_layer_config`.
+        checkpoint: a folder that `build` or save_pretrained wrote, uniform or with `per_layer_config`, or its files.
         out: the file; written under a temporary name beside it and renamed.
         type_name: the file's type, see `recipe.GgufType` and `gguf_mixes`.
         importance: the importance matrix; linears that it does not name are encoded without.
@@ -66,9 +66,10 @@ def write_gguf(
         Cancelled: stopped; nothing is left behind.
     """
     check_type(type_name)
-    plan = GgufPlan(CheckpointFiles(checkpoint))
+    files = checkpoint if isinstance(checkpoint, CheckpointFiles) else CheckpointFiles(checkpoint)
+    plan = GgufPlan(files)
     chosen = plan.kinds(type_name, importance is not None)
-    called = name or checkpoint.resolve().name
+    called = name or files.directory.resolve().name
     needed = plan.file_bytes(type_name, called, importance is not None)
     refuse_without_room(out.absolute().parent, needed, "Writing GGUF", 0)
     with new_gguf(out, plan.layout.architecture) as writer:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from surgery.checkpoints.build import build_model
+from surgery.checkpoints.build import build_model, stored_dtype
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import check_free
 from surgery.common.progress import Report, silent
@@ -148,7 +148,8 @@ def _round(
     if healed.outcome.ending == "cancelled":
         raise Cancelled("Cancelled.")
     results.save(healed.recipe, healed.adapter, healed.student, healed.report(), folder / "healed")
-    built = build_model(model.loaded.model, model.architecture, healed.structure)
+    dtype = stored_dtype(model.loaded, healed.structure)
+    built = build_model(model.loaded.model, model.architecture, healed.structure, dtype)
     saved = save_checkpoint(built, model.loaded.tokenizer, healed.recipe, folder / "checkpoint")
     outcome = healed.outcome
     return Round(number, folder / "healed" / "recipe.json", saved.path, saved.parameters, outcome.before, outcome.after)

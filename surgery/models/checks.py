@@ -31,9 +31,10 @@ def check_whole(name: str, info: dict[str, Any]) -> None:
         )
 
 
-def configuration_error(source: str, error: Exception) -> InputError:
-    """Name what a configuration class raised."""
-    return CorruptFile(f"The configuration of {source} cannot be used ({brief(error)}): download the model again.")
+def configuration_error(source: str, error: Exception, setting: str = "") -> InputError:
+    """Name what a configuration class raised, and the setting that it raised it for, where that is known."""
+    what = f"{setting} in the configuration" if setting else "The configuration"
+    return CorruptFile(f"{what} of {source} cannot be used ({brief(error)}): put it right, or download it again.")
 
 
 def needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
-from analysis.files import check_folder, size_of
+from analysis.files import size_of
 from surgery.errors import (
     CorruptFile,
     DoesNotFit,
@@ -24,19 +23,14 @@ from surgery.errors import (
     UnsupportedArchitecture,
     brief,
 )
+from surgery.folders.files import CheckpointFiles
+from surgery.folders.folder import INDEX, SINGLE, Folder
 from surgery.folders.modeling import classes, family_of
-from surgery.models.checks import (
-    LENIENT,
-    MOST_BLOCKS,
-    TOO_LARGE,
-    check_whole,
-    configuration_error,
-    exists,
-    must_fit,
-    needed_bytes,
-)
+from surgery.models.checks import LENIENT, TOO_LARGE, check_whole, exists, float32_bytes, must_fit
 from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory, says
 from surgery.models.room import refuse_large_download
+from surgery.models.source import Source, homeless, understand
+from surgery.models.tokenizer import open_tokenizer
 
 HUB = (
     Failure(
@@ -94,21 +88,11 @@ WEIGHTS = (
     Failure(anything, CorruptFile, "{source} could not be loaded ({reason}): download it again."),
 )
 """What keeps weights from being loaded: absent, only pickled, damaged, or too large."""
-TOKENIZER = (
-    Failure(
-        says("trust_remote_code"),
-        RemoteCodeNeeded,
-        "The tokenizer of {source} needs Python code of its own: read that code, and allow it with "
-        "trust_remote_code if you trust it.",
-    ),
-    Failure(offline, NoNetwork, "The tokenizer of {source} could not be downloaded ({reason}): check the network."),
-    Failure(
-        anything,
-        CorruptFile,
-        "The tokenizer of {source} is absent or damaged ({reason}): put the original tokenizer.json beside it.",
-    ),
-)
-"""What keeps a tokenizer from being loaded: its code is not run, the network is gone, or files absent or damaged."""
+ADAPTER = "adapter_config.json"
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""What is downloaded of a Hub id before its weights."""
+QUANTISED_BY = ("quantization_config", "compression_config", "quantization")
+"""Settings under which transformers, compressed-tensors and MLX say how weights are quantised."""
 CONFIGURATION = (
     Failure(
         lambda said: said.quantisation is not None,
@@ -119,6 +103,12 @@ CONFIGURATION = (
         lambda said: not said.well_formed,
         CorruptFile,
         "config.json of {source} names no model type: take the file of the original checkpoint.",
+    ),
+    Failure(
+        lambda said: said.wrapped and not said.causal,
+        UnsupportedArchitecture,
+        "{source} is a model of text and images or sound ({said.classes:.120}), whose text model cannot be opened by "
+        "itself yet: choose a checkpoint of the text model alone.",
     ),
     Failure(
         lambda said: said.own_code and not said.known and not said.trusted,
@@ -140,16 +130,27 @@ CONFIGURATION = (
 """What a configuration can announce that makes a checkpoint unfit, before any of it is loaded."""
 
 
-def located(source: str, revision: str | None) -> str:
-    """The source itself if it is a directory or a Hub id whose configuration can be had; else a named error."""
+def located(source: str, revision: str | None, trusted: bool = False) -> Folder:
+    """The folder of a model: the source itself if it is a directory, else the small files of that Hub id.
+
+    Args:
+        trusted: whether the model's own code is fetched with them.
+
+    Raises:
+        InputError: of the class that names what is wrong.
+    """
     path = Path(source)
     if exists(path.is_dir):
-        check_folder(path)
+        if (path / ADAPTER).is_file():
+            raise NotACausalLanguageModel(
+                f"The folder {source[:200]!r} is an adapter of {_base_of(Folder(path))[:100]!r} and no whole model: "
+                "merge it into that model first (PEFT's merge_and_unload), and give the folder of the result."
+            )
         if not (path / "config.json").is_file():
             raise UnknownModel(
                 f"The folder {source[:200]!r} has no config.json: give the folder that save_pretrained wrote."
             )
-        return source
+        return Folder(path, source)
     size_of(path)
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source:
         raise UnknownModel(f"There is no folder {source[:200]!r}: check the path.")
@@ -157,41 +158,97 @@ def located(source: str, revision: str | None) -> str:
 
     try:
         huggingface_hub.hf_hub_download(source, "config.json", revision=revision)
+        patterns = [*SMALL_FILES, *(["*.py"] if trusted else [])]
+        place = huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=patterns)
+        return Folder(Path(place), source, remote=True)
     except Exception as error:
         words = {"source": source, "shown": source[:100], "revision": revision, "reason": brief(error)}
         raise (named(HUB, error, **words) or error) from None
-    refuse_large_download(source, revision)
-    return source
 
 
-def load_checkpoint(source: str, revision: str | None, trust_remote_code: bool, gpu: bool) -> tuple[Any, Any]:
-    """A Hub id's or folder's model and tokenizer. Raises InputError: of the class that names what is wrong."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _base_of(folder: Folder) -> str:
+    return str(folder.json(ADAPTER).get("base_model_name_or_path"))
 
-    config = configuration(source, revision, trust_remote_code)
-    placement = _placement(needed_bytes(source, config, trust_remote_code), gpu)
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+
+def _fetch_weights(folder: Folder, revision: str | None) -> None:
+    """Download the safetensors weights of a Hub id into its folder: the single file, or those that the index names."""
+    import huggingface_hub
+
+    try:
+        try:
+            huggingface_hub.hf_hub_download(folder.name, SINGLE, revision=revision)
+        except hub.EntryNotFoundError:
+            for file in sorted(set(folder.settings(INDEX).get("weight_map", {}).values())):
+                huggingface_hub.hf_hub_download(folder.name, file, revision=revision)
+    except Exception as error:
+        raise (named(WEIGHTS, error, source=folder.name, reason=brief(error)) or error) from None
+
+
+def load_checkpoint(folder: Folder, revision: str | None, trusted: bool, gpu: bool) -> tuple[Any, Any, Source]:
+    """The model and the tokenizer of a folder, and what its files say. Raises InputError: which names what is wrong."""
+    from transformers import AutoModelForCausalLM
+
+    if folder.remote:
+        refuse_large_download(folder.name, revision)
+        must_fit(float32_bytes(understood(folder, trusted, weights=False).empty))
+        _fetch_weights(folder, revision)
+    source = understood(folder, trusted)
+    placement = _placement(float32_bytes(source.empty), source.dtype, gpu)
+    source.check_held()
     try:
         model_class: Any = AutoModelForCausalLM
-        family = family_of(config)
+        family = family_of(source.config.to_dict())
         if family is not None:
             model_class = classes(family)[1]
         model, info = model_class.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, **LENIENT, **placement, **common
+            str(folder.directory),
+            config=source.config,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trusted,
+            **LENIENT,
+            **placement,
         )
     except Exception as error:  # a damaged file can raise anything
-        raise (named(WEIGHTS, error, source=source, reason=brief(error)) or error) from None
-    check_whole(source, info)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **common)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise tokenizer_error(source, error) from None
-    return model, tokenizer
+        raise (named(WEIGHTS, error, source=folder.name, reason=brief(error)) or error) from None
+    check_whole(folder.name, info)
+    if source.converted and info["unexpected_keys"]:
+        raise homeless(folder.name, min(info["unexpected_keys"]))
+    return model, folder_tokenizer(source), source
 
 
-def tokenizer_error(source: str, error: Exception) -> Exception:
-    """Name what kept a tokenizer from being loaded."""
-    return named(TOKENIZER, error, source=source, reason=brief(error)) or error
+def folder_tokenizer(source: Source) -> Any:
+    """The tokenizer of a folder that is understood. Raises InputError: it is absent, damaged or has code of its own."""
+    folder = source.folder
+    settings = folder.settings("tokenizer_config.json")
+    return open_tokenizer(folder.directory, folder.name, source.config, settings, source.trusted)
+
+
+def understood_files(directory: Path) -> CheckpointFiles:
+    """The files of a checkpoint folder, once they are understood as they are for loading.
+
+    Raises:
+        InputError: of the class that names what is wrong.
+    """
+    files = CheckpointFiles(directory)
+    source = understood(files)
+    source.check_held()
+    files.config |= source.changes
+    return files
+
+
+def quantisation_of(raw: dict[str, Any]) -> str | None:
+    """The method by which a config.json says that its weights are quantised; None where they are plain.
+
+    compressed-tensors calls a format `dense` that holds plain weights (2:4 sparse models were published so).
+    """
+    for given in filter(None, map(raw.get, QUANTISED_BY)):
+        if not isinstance(given, dict):
+            return str(given)[:40]
+        forms = (given.get("format"), (given.get("sparsity_config") or {}).get("format", "dense"))
+        if forms != ("dense", "dense"):
+            return str(given.get("quant_method", "unknown"))[:40]
+    return None
 
 
 @dataclass(frozen=True)
@@ -209,24 +266,26 @@ class _Announced:
     own_code: bool
     trusted: bool
     """Whether the checkpoint's own code may be run."""
+    wrapped: bool
+    """Whether its text model stands inside a model of text and images or sound."""
 
     @classmethod
     def read(cls, raw: dict[str, Any], trusted: bool) -> _Announced:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        quantised, model_type = raw.get("quantization_config"), raw.get("model_type")
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+        quantised, model_type = quantisation_of(raw), raw.get("model_type")
         base = family_of(raw)
         kind = base or model_type
         known = isinstance(kind, str) and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         return cls(
-            str(method)[:40] if quantised else None,
+            quantised,
             model_type,
             raw.get("architectures") or [],
             base,
             known,
             "auto_map" in raw,
             trusted,
+            isinstance(raw.get("text_config"), dict),
         )
 
     @property
@@ -247,48 +306,33 @@ class _Announced:
         return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in self.class_names)
 
 
-def configuration(source: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The checkpoint's configuration, once it is known to be a loadable causal language model.
+def understood(folder: Folder, trusted: bool = False, weights: bool = True) -> Source:
+    """What a folder's files say, once it is known to be a causal language model all of whose settings are understood.
+
+    Args:
+        trusted: whether its own code may be run.
+        weights: whether the headers of its weights are read, where it has any.
 
     Raises:
         InputError: of the class that names what is wrong.
     """
     import transformers
 
-    raw = _raw_configuration(source, revision)
-    said = _Announced.read(raw, trust_remote_code)
-    refused = named(CONFIGURATION, said, source=source, said=said, version=transformers.__version__)
+    raw = folder.json("config.json")
+    said = _Announced.read(raw, trusted)
+    refused = named(CONFIGURATION, said, source=folder.name, said=said, version=transformers.__version__)
     if refused is not None:
         raise refused
-    blocks = raw.get("num_hidden_layers")
-    try:
-        if isinstance(blocks, int) and blocks > MOST_BLOCKS:
-            raise ValueError(f"{blocks} blocks")
-        if said.base is not None:
-            # A checkpoint of this tool: its modelling file is our own, so the copy that it carries is not run.
-            return classes(said.base)[0].from_pretrained(source, revision=revision)
-        return transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # every configuration class has errors of its own
-        raise configuration_error(source, error) from None
+    plain = {name: value for name, value in raw.items() if name not in QUANTISED_BY}
+    return understand(folder, plain, str(said.base or said.model_type), said.base is not None, trusted, weights)
 
 
-def _raw_configuration(source: str, revision: str | None) -> dict[str, Any]:
-    from transformers.utils import cached_file
-
-    try:
-        raw = json.loads(Path(cached_file(source, "config.json", revision=revision)).read_text("utf-8"))
-    except (ValueError, RecursionError):
-        raise CorruptFile(f"config.json of {source} is not valid JSON: download it again.") from None
-    except OSError as error:
-        raise CorruptFile(f"config.json of {source} cannot be read ({brief(error)}): download it again.") from None
-    return raw if isinstance(raw, dict) else {}
-
-
-def _placement(float32_bytes: int, gpu: bool) -> dict[str, Any]:
-    """Device and type: float32 on the CPU; on a GPU its best type, spread by accelerate where one does not hold it."""
+def _placement(float32_bytes: int, stored: torch.dtype, gpu: bool) -> dict[str, Any]:
+    """Device and type: float32 on the CPU; on a GPU the type of the files, spread where one GPU does not hold it."""
     if not (gpu and torch.cuda.is_available()):
         must_fit(float32_bytes)
         return {"dtype": torch.float32}
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    dtype = torch.float32 if stored == torch.bfloat16 and not torch.cuda.is_bf16_supported() else stored
     free = torch.cuda.mem_get_info()[0]
-    return {"dtype": dtype, "device_map": "cuda" if float32_bytes // 2 < 0.8 * free else "auto"}
+    needed = float32_bytes * dtype.itemsize // 4
+    return {"dtype": dtype, "device_map": "cuda" if needed < 0.8 * free else "auto"}

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from analysis.model.architecture import Architecture
 from analysis.model.describe import describe
 from surgery.common.progress import silent
+from surgery.folders.folder import Folder
 from surgery.models import embedded
-from surgery.models.checks import empty, float32_bytes, must_fit, quiet
-from surgery.models.from_checkpoint import configuration, load_checkpoint, located, tokenizer_error
+from surgery.models.checks import float32_bytes, must_fit, quiet
+from surgery.models.from_checkpoint import folder_tokenizer, load_checkpoint, located, understood
 from surgery.models.from_gguf import load_gguf
 
 DEFAULT = "default"
@@ -34,6 +36,8 @@ class Loaded:
     fingerprint: str
     note: str = ""
     """What a person should know of its numbers."""
+    dtype: torch.dtype = torch.float32
+    """The number type that the source stores its weights in, whatever they are computed in here."""
 
 
 def load(
@@ -58,22 +62,25 @@ def load(
     report = progress or silent
     with quiet():
         if source == DEFAULT:
-            folder = embedded.directory(progress)
+            folder = Folder(embedded.directory(progress), "the embedded model")
             report(0.5, "Loading the embedded model")
-            model, tokenizer = load_checkpoint(str(folder), None, False, gpu)
+            model, tokenizer, held = load_checkpoint(folder, None, False, gpu)
+            dtype = held.dtype
             note = "Its weights were rounded to 4 bits once already (Q4_1), before they came here."
         elif source.lower().endswith(".gguf"):
             report(0.1, "Converting the GGUF file")
             model, tokenizer = load_gguf(Path(source))
+            dtype = model.dtype
             note = "Its weights come from a GGUF file, turned back into floating point."
         else:
             report(0.1, f"Loading {source}")
-            model, tokenizer = load_checkpoint(located(source, revision), revision, trust_remote_code, gpu)
-            note = ""
+            folder = located(source, revision, trust_remote_code)
+            model, tokenizer, held = load_checkpoint(folder, revision, trust_remote_code, gpu)
+            dtype, note = held.dtype, " ".join(held.notes)
     model.eval().requires_grad_(False)
     architecture = describe(model)
     report(1.0, "Loaded")
-    return Loaded(source, revision, model, tokenizer, architecture, fingerprint(model), note)
+    return Loaded(source, revision, model, tokenizer, architecture, fingerprint(model), note, dtype)
 
 
 def load_empty(folder: Path) -> tuple[Any, Any]:
@@ -85,17 +92,10 @@ def load_empty(folder: Path) -> tuple[Any, Any]:
     Raises:
         InputError: a file is absent or damaged, or there is no memory for the model's weights in float32.
     """
-    from transformers import AutoTokenizer
-
-    source = str(folder)
     with quiet():
-        config = configuration(source, None, False)
-        model = empty(source, config, False)
-        must_fit(float32_bytes(model))
-        try:
-            return model.eval(), AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
-        except Exception as error:  # the tokenizers library raises plain Exception
-            raise tokenizer_error(source, error) from None
+        source = understood(Folder(folder, str(folder)))
+        must_fit(float32_bytes(source.empty))
+        return source.empty.eval(), folder_tokenizer(source)
 
 
 def fingerprint(model: nn.Module) -> str:

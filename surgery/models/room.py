@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from surgery.common.files import refuse_without_room
+from surgery.folders.folder import INDEX, SINGLE
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PATIENCE = 5.0
 """Seconds that the Hub has for its answer."""
 

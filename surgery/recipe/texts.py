@@ -11,6 +11,9 @@ from surgery.recipe.base import TextReference
 if TYPE_CHECKING:  # the command line reads its options before torch is loaded
     from analysis.text import Purpose, Windows
 
+WINDOW = 256
+"""Tokens in a window where no number is given."""
+
 
 def shown_source(source: str) -> str:
     """A text's name without the folders of this computer."""
@@ -31,11 +34,13 @@ def text_reference(windows: Windows) -> TextReference:
 @dataclass(frozen=True)
 class TextChoice:
     """Which text is measured or analysed, and how it is cut. `content` holds a pasted text; with `spread` the windows
-    are evenly spaced over the text, else they are its first ones."""
+    are evenly spaced over the text, else they are its first ones. With `shorten` a window that is longer than the
+    model's positions becomes as long as these, for where nobody asked for that length; else it is refused."""
 
     source: str = "embedded"
-    window: int = 256
+    window: int = WINDOW
     windows: int = 4
     purpose: Purpose = "evaluation"
     content: str | None = None
     spread: bool = False
+    shorten: bool = False

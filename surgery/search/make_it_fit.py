@@ -220,7 +220,7 @@ def make_it_fit(
     kv_type: str = "F16",
     options: FitOptions = FitOptions(),
     windows: Windows | None = None,
-    calibration: TextChoice = TextChoice(windows=16, purpose="calibration"),
+    calibration: TextChoice = TextChoice(windows=16, purpose="calibration", shorten=True),
     report: Report = silent,
     stop: Event | None = None,
     found: Callable[[Fitting], None] = lambda fitting: None,
@@ -246,7 +246,7 @@ def make_it_fit(
     room = room_on(model.resolve(base), device, context, options.types[0], kv_type)
     known = Fitting(room, complete=False)
     try:
-        windows = model.windows(TextChoice()) if windows is None else windows
+        windows = model.windows(TextChoice(shorten=True)) if windows is None else windows
         early, cut = part_of(report, 0.0, CHOOSING), model.windows(calibration)
         search = _Search(model, base, device, context, kv_type, options, cut, early, stop)
         candidates = search.candidates()

@@ -208,12 +208,15 @@ class SessionHeal:
         preset, chosen = PRESETS[preset_name], text or TextChoice()
         job.report(0.0, "Reading the healing text")
         tokenizer = model.loaded.tokenizer
+        window = min(HEALING_WINDOW, model.architecture.context_length or HEALING_WINDOW)
         if chosen.content is None:
-            count = largest_count(tokenizer, chosen.source, HEALING_WINDOW, MOST_WINDOWS)
+            count = largest_count(tokenizer, chosen.source, window, MOST_WINDOWS)
         else:
             given_text = Text(chosen.source, chosen.content)
-            count = min(make_windows(tokenizer, given_text, HEALING_WINDOW).count, MOST_WINDOWS)
-        healing = load_healing_text(tokenizer, chosen.source, HEALING_WINDOW, count, content=chosen.content)
+            count = min(make_windows(tokenizer, given_text, window).count, MOST_WINDOWS)
+        healing = load_healing_text(
+            tokenizer, chosen.source, window, count, content=chosen.content, model=model.architecture
+        )
         check_apart(healing.documents, model.text(self.state.text).content)
         precision = best_precision(device_of(model.loaded.model))
         settings = {"steps": 1, "evaluate_every": 1, "precision": precision, **preset.settings}

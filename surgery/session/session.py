@@ -92,7 +92,7 @@ class Session:
                 history=state.editor.history if state.editor else None,
                 structure=state.structure,
                 locked=state.locked,
-                text=state.text,
+                text=state.text if state.model is None else state.model.fitted(state.text),
                 target=state.target,
                 device=state.device,
                 job=job,

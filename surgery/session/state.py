@@ -64,9 +64,9 @@ class SessionState:
         self.model: OpenModel | None = None
         self.editor: Editor | None = None
         self.dense: Structure | None = None
-        self.text = TextChoice()
+        self.text = TextChoice(shorten=True)
         """To measure on."""
-        self.calibration = TextChoice(windows=16, purpose="calibration")
+        self.calibration = TextChoice(windows=16, purpose="calibration", shorten=True)
         """To analyse and to compensate on."""
         self.texts: dict[str, TextChoice] = {}
         """Calibration texts that were chosen here, by fingerprint: the ones that a compensation may be computed on."""

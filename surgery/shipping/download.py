@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from surgery.checkpoints.build import build_model
+from surgery.checkpoints.build import build_model, stored_dtype
 from surgery.checkpoints.save import save_checkpoint
 from surgery.common.files import disk_errors, refuse_without_room, zip_folder
 from surgery.common.progress import Report, silent
@@ -57,9 +57,8 @@ class Download:
 
 
 def checkpoint_bytes(model: OpenModel, structure: Structure) -> int:
-    """Bytes of the weights that a build would write, in the type the model is loaded in."""
-    source = model.architecture
-    return round(structure.parameters * sum(source.bytes_by_dtype.values()) / source.parameters)
+    """Bytes of the weights that a build would write."""
+    return structure.parameters * stored_dtype(model.loaded, structure).itemsize
 
 
 def pack(
@@ -75,7 +74,7 @@ def pack(
     """
     refuse_without_room(download.folder, 2 * checkpoint_bytes(model, structure))
     report(0.0, "Building the model")
-    built = build_model(model.loaded.model, model.architecture, structure)
+    built = build_model(model.loaded.model, model.architecture, structure, stored_dtype(model.loaded, structure))
     name = f"{file_name(model.loaded.id)}-{recipe.key}"
     path = download.folder / f"{name}.zip"
     with (

@@ -34,8 +34,12 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     """Every file of the folder, the sums last."""
     documented = job.recipe.model_copy(update={"results": _results(job)})
     parts = write_weights(job, documented, made, report, stop)
-    runs = {"transformers": stock_run(made, part, job.sample.ids[:1]) for part in parts if part.kind == "checkpoint"}
-    runs |= {"llama.cpp": _run(job, part, made, stop) for part in parts if part.kind == "gguf"}
+    runs: dict[str, Run | None] = {}
+    for part in parts:
+        if part.kind == "checkpoint":
+            runs["transformers"] = stock_run(made, part, job.sample.ids[:1])
+        if part.kind == "gguf":
+            runs["llama.cpp"] = _run(job, part, made, stop)
     record = _record(job, parts).model_copy(
         update={
             "runs": {name: run for name, run in runs.items() if run is not None},
@@ -123,7 +127,7 @@ def record_of(
         dense_parameters=source.parameters,
         blocks=len(structure.kept),
         dense_blocks=len(source.blocks),
-        dense_bytes=sum(source.bytes_by_dtype.values()),
+        dense_bytes=source.parameters * model.loaded.dtype.itemsize,
         protocol=protocol,
         sample_text=sample_text,
         parts=tuple(parts),

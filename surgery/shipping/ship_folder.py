@@ -69,7 +69,7 @@ def ship(
     model: OpenModel,
     recipe: Recipe,
     out: Path,
-    text: TextChoice = TextChoice(),
+    text: TextChoice = TextChoice(shorten=True),
     options: ShipOptions = ShipOptions(),
     calibration: Sequence[TextChoice] = (),
     report: Report = silent,
@@ -121,7 +121,7 @@ def check_options(recipe: Recipe, options: ShipOptions) -> None:
 
 def sample_windows(model: OpenModel) -> Windows:
     """The windows of the embedded text whose logits are kept."""
-    length = min(SAMPLE_TOKENS, model.architecture.context_length)
+    length = min(SAMPLE_TOKENS, model.architecture.context_length or SAMPLE_TOKENS)
     return model.windows(TextChoice(window=length, windows=SAMPLE_WINDOWS))
 
 

@@ -14,12 +14,12 @@ import torch
 
 from analysis.text import Windows
 from surgery.checkpoints.adapter import save_adapter
-from surgery.checkpoints.build import build_model
+from surgery.checkpoints.build import build_model, stored_dtype
 from surgery.checkpoints.gguf_adapter import write_gguf_adapter
 from surgery.checkpoints.save import RECIPE_FILE
 from surgery.common.progress import Report, part_of
 from surgery.evaluation.estimate import Estimate
-from surgery.folders.files import INDEX
+from surgery.folders.folder import INDEX
 from surgery.formats.table import format_of
 from surgery.gguf.write import write_gguf
 from surgery.recipe.recipe import Recipe
@@ -89,7 +89,7 @@ class Shipping:
 
     @property
     def dtype(self) -> str:
-        """Number type of the model as it is loaded, and of its checkpoint."""
+        """Number type of the model as it is loaded and computed."""
         return next(iter(self.model.architecture.bytes_by_dtype))
 
 
@@ -116,11 +116,12 @@ def write_weights(job: Shipping, recipe: Recipe, made: Path, report: Report, sto
 def _write_checkpoint(job: Shipping, recipe: Recipe, folder: Path, form: MeasuredForm, report: Report) -> Part:
     """A checkpoint in floating point, or as the recipe packs it."""
     report(0.0, "Building the model")
-    built = build_model(job.model.loaded.model, job.model.architecture, form.structure)
-    tokenizer, inside = job.model.loaded.tokenizer, part_of(report, 0.2, 1.0)
+    loaded, inside = job.model.loaded, part_of(report, 0.2, 1.0)
+    dtype = stored_dtype(loaded, form.structure)
+    built = build_model(loaded.model, job.model.architecture, form.structure, dtype)
     packed = job.packed
     row = format_of(packed)
-    saved = row.save(built, form.structure, tokenizer, recipe, folder, inside)
+    saved = row.save(built, form.structure, loaded.tokenizer, recipe, folder, inside)
     size, adapter = saved.bytes, ""
     if packed is not None and _repaired(form.structure):
         adapter = ADAPTER
@@ -130,7 +131,7 @@ def _write_checkpoint(job: Shipping, recipe: Recipe, folder: Path, form: Measure
         kind="checkpoint",
         files=tuple(name for name in saved.files if name.endswith(".safetensors")),
         bytes=size,
-        type=job.dtype if packed is None else f"{packed.type} ({packed.format})",
+        type=saved.dtype if packed is None else f"{packed.type} ({packed.format})",
         library=row.library,
         plain=saved.plain,
         adapter=adapter,

@@ -196,6 +196,12 @@ class Structure:
         return bool(self.compensations or self.healing or self.quantize or self.eora)
 
     @property
+    def computed(self) -> bool:
+        """Whether floating weights have values that the source's files do not hold, or will have."""
+        pending = bool(self.compensations or self.healing)
+        return pending or any(spec.refit or spec.biases or spec.merged == "mean" for spec in self.kept)
+
+    @property
     def floating(self) -> Structure:
         """The same without quantisation and what comes after it: what a checkpoint is built from."""
         blocks = tuple(replace(spec, codecs=(), repair=None) for spec in self.blocks)

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from analysis.files import hub_parts
+from analysis.model.architecture import Architecture
 from analysis.text import (
     JOIN,
     Skipped,
     Text,
     Windows,
+    check_ids,
+    check_length,
     file_rows,
     hub_rows,
     load_text,
@@ -92,6 +95,7 @@ def load_healing_text(
     spread: bool = False,
     answers_only: bool = False,
     content: str | None = None,
+    model: Architecture | None = None,
 ) -> HealingText:
     """A healing text cut into windows.
 
@@ -101,19 +105,22 @@ def load_healing_text(
         spread: windows evenly spaced over the text; a streamed text is read only as far as needed.
         answers_only: learn from what the assistant says in `messages` alone (a .jsonl file or a `hub:` set).
         content: a pasted text, instead of the source's.
+        model: what is healed: windows are to be no longer than its positions, with no id beyond its vocabulary.
 
     Raises:
-        TextError: unreadable, too short, or without conversations where they are asked for.
+        TextError: unreadable, too short, without conversations where they are asked for, or not for that model.
     """
+    if model is not None:
+        check_length(window, model)
     if content is not None:
         text = Text("pasted", content)
     elif answers_only:
-        return _conversations(tokenizer, source, window, count)
+        return _conversations(tokenizer, source, window, count, model)
     elif source.startswith("hub:"):
         text = _streamed(source, window * count, tokenizer)
     else:
         text = load_text(source, "calibration", tokenizer)
-    windows = make_windows(tokenizer, text, window, count, spread)
+    windows = make_windows(tokenizer, text, window, count, spread, model)
     learnt = torch.ones_like(windows.ids, dtype=torch.bool)
     return HealingText(windows, learnt, documents_of(text.content))
 
@@ -185,7 +192,9 @@ def answer_spans(tokenizer: Any, messages: list[dict[str, Any]], source: str = "
     return whole, spans
 
 
-def _conversations(tokenizer: Any, source: str, window: int, count: int) -> HealingText:
+def _conversations(
+    tokenizer: Any, source: str, window: int, count: int, model: Architecture | None = None
+) -> HealingText:
     """Conversations one after the other, packed without gaps."""
     skipped = Skipped(source)
     needed = window * count
@@ -215,6 +224,8 @@ def _conversations(tokenizer: Any, source: str, window: int, count: int) -> Heal
     if not mask[:, 1:].any():
         raise TextError("The conversations have no answer of an assistant: leave answers-only off.")
     cut = torch.tensor(ids[:needed]).view(count, window)
+    if model is not None:
+        check_ids(cut, model.vocabulary_size)
     windows = Windows(cut, source, digest.hexdigest()[:16], bos=False, skipped=skipped.rows)
     return HealingText(windows, mask, documents)
 

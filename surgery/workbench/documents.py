@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 
 def inspection(model: OpenModel) -> dict[str, Any]:
     """What `inspect` prints: lists have one entry a block."""
-    source = model.architecture
+    source, dtype = model.architecture, model.loaded.dtype
     blocks = source.blocks
     return {
         "model": model.reference.model_dump(exclude_none=True),
@@ -61,7 +61,7 @@ def inspection(model: OpenModel) -> dict[str, Any]:
         "activation": [block.mlp.activation if block.mlp else None for block in blocks],
         "gated": [block.mlp.gated if block.mlp else None for block in blocks],
         "expansion_ratio": [block.mlp.expansion_ratio if block.mlp else 0.0 for block in blocks],
-        "bytes": source.bytes_by_dtype,
+        "bytes": {str(dtype).removeprefix("torch."): source.parameters * dtype.itemsize},
         "editable": {
             "blocks": len(blocks),
             "attention": sum(block.attention is not None for block in blocks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from analysis.importance import registry
 from analysis.importance.registry import Evidence, Method
 from analysis.model.runner import Runner
 from analysis.statistics.collect import Statistics, collect
-from analysis.text import Text, Windows, load_text, make_windows
+from analysis.text import Text, Windows, check_length, load_text, make_windows
 from surgery.calibration.moments import Moments
 from surgery.common.cache import ByteCache
 from surgery.common.progress import Report, raise_if_set, silent
@@ -32,6 +33,7 @@ from surgery.structure.resolve import resolve
 from surgery.structure.structure import Structure
 from surgery.workbench.completion import Completer
 
+log = logging.getLogger(__name__)
 SMALL_CACHE = 64 * 2**20
 STATISTICS_CACHE = 256 * 2**20
 GRADIENTS_CACHE = 256 * 2**20
@@ -129,9 +131,10 @@ class OpenModel:
             RecipeError: none of them is the text of that fingerprint.
         """
         for text in (TextChoice(purpose="calibration"), *texts):
-            windows = self.windows(replace(text, window=wanted.window, windows=1))
+            text = replace(text, window=wanted.window, shorten=False)
+            windows = self.windows(replace(text, windows=1))
             if windows.text_fingerprint == wanted.fingerprint:
-                return self.windows(replace(text, window=wanted.window, windows=wanted.windows, spread=wanted.spread))
+                return self.windows(replace(text, windows=wanted.windows, spread=wanted.spread))
         raise RecipeError(
             f"The recipe's compensation was computed on {wanted.source!r} (fingerprint {wanted.fingerprint}), which is "
             "not the text given here: name that text as the calibration text."
@@ -144,13 +147,30 @@ class OpenModel:
         tokenizer = None if choice.source == "embedded" else self.loaded.tokenizer
         return load_text(choice.source, choice.purpose, tokenizer)
 
+    def fitted(self, choice: TextChoice) -> TextChoice:
+        """The choice with windows that the model's positions allow, where it may be shortened."""
+        positions = self.architecture.context_length
+        too_long = choice.shorten and 0 < positions < choice.window
+        return replace(choice, window=positions) if too_long else choice
+
     def windows(self, choice: TextChoice) -> Windows:
-        """The token windows of a text. Raises TextError: unreadable, empty or too short."""
+        """The token windows of a text. That windows were shortened is logged.
+
+        Raises:
+            TextError: unreadable, empty or too short, or the model takes no such windows or tokens.
+        """
+        asked, choice = choice, self.fitted(choice)
+        check_length(choice.window, self.architecture)
         text = self.text(choice)
         key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
         if known is None:
-            known = make_windows(self.loaded.tokenizer, text, choice.window, choice.windows, choice.spread)
+            if choice.window < asked.window:
+                words = "The model takes at most %s tokens a window: windows have that length instead of %s."
+                log.warning(words, choice.window, asked.window)
+            known = make_windows(
+                self.loaded.tokenizer, text, choice.window, choice.windows, choice.spread, self.architecture
+            )
             self._windows.put(key, known, known.ids.numel() * 8)
         return known
 

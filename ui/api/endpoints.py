@@ -25,7 +25,7 @@ from surgery.pruning.budget import Allocation, Budget, Rules, parse_expansion_ra
 from surgery.pruning.suggest import check_request
 from surgery.pruning.suggest import suggest as suggest_recipe
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
+from surgery.recipe.texts import WINDOW, TextChoice
 from surgery.workbench import documents
 from surgery.workbench.limits import HUB_ID, hosted
 from surgery.workbench.open_model import OpenModel
@@ -197,7 +197,8 @@ class Api:
         named = text in TEXTS or (text.startswith("hub:") and HUB_ID.fullmatch(text[4:]))
         if not named and len(text) > LONGEST_PASTE:
             raise InputError(f"The text is longer than {LONGEST_PASTE:,} characters: give a shorter one.")
-        choice = TextChoice(text if named else "pasted", window, windows, purpose, content=None if named else text)
+        content, usual = None if named else text, window == WINDOW
+        choice = TextChoice(text if named else "pasted", window, windows, purpose, content, shorten=usual)
         self.limits.check_text(choice)
         return choice
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgery.checkpoints.build import stored_dtype
 from surgery.evaluation.estimate import perplexity_of
 from surgery.session.view import View
 from surgery.shipping.download import checkpoint_bytes
@@ -71,7 +72,7 @@ def build_text(view: View) -> Html:
     """How large a build would be, or what the last one is."""
     if view.model is None or view.structure is None or view.history is None:
         return Html()
-    dtype = next(iter(view.model.architecture.bytes_by_dtype))
+    dtype = str(stored_dtype(view.model.loaded, view.structure)).removeprefix("torch.")
     size = bytes_text(checkpoint_bytes(view.model, view.structure))
     count = count_text(view.structure.parameters)
     words = f"The recipe makes a checkpoint of about {size} ({count} parameters in {dtype})."

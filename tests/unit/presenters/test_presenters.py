@@ -381,7 +381,7 @@ def test_texts_that_make_no_sense_are_refused(fields: tuple, said: str) -> None:
 
 
 def test_texts_and_targets_that_make_sense() -> None:
-    assert inputs.text_choice("embedded", "", None, 256, 4) == TextChoice("embedded", 256, 4)
+    assert inputs.text_choice("embedded", "", None, 256, 4) == TextChoice("embedded", 256, 4, shorten=True)
     assert inputs.text_choice("pasted", "words", None, 64, 1) == TextChoice("pasted", 64, 1, content="words")
     assert inputs.text_choice("file", "", "/tmp/a.txt", 64, 1) == TextChoice("/tmp/a.txt", 64, 1)
     assert inputs.text_choice("hub:a/b", "", None, 64, 1).source == "hub:a/b"
