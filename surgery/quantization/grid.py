@@ -132,9 +132,7 @@ def check_groups(rows: Mapping[str, int], size: int | None) -> None:
     common = math.gcd(*rows.values())
     divisors = ", ".join(str(step) for step in range(SMALLEST_GROUP, min(common, 256) + 1) if common % step == 0)
     advice = f"a group size of {divisors}, or none for whole rows" if divisors else "none, for whole rows"
-    raise InputError(
-        f"{name} has rows of {rows[name]} weights, which groups of {size} do not divide: choose {advice}."
-    )
+    raise InputError(f"{name} has rows of {rows[name]} weights, which groups of {size} do not divide: choose {advice}.")
 
 
 def scale_type_for(dtype: torch.dtype) -> torch.dtype:

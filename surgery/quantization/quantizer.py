@@ -82,7 +82,8 @@ def _quantised(sweep: Sweep, spec: BlockSpec, edit: Quantize, encode: Encode) ->
 
 def row_lengths(structure: Structure) -> dict[str, int]:
     """Inputs of every linear of the kept blocks, by what it is called in a message."""
-    architecture, found = structure.architecture, {}
+    architecture = structure.architecture
+    found: dict[str, int] = {}
     for spec in structure.kept:
         block = architecture.blocks[spec.source]
         rows = {}

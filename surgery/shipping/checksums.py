@@ -129,7 +129,11 @@ def _names(folder: Path) -> list[str]:
     """Paths of everything in a folder but its sums, hidden files too, sorted; of folders those alone that are empty,
     lead elsewhere, or cannot be read."""
     found: list[Path] = []
-    for place, folders, files in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
+
+    def unreadable(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         inside = [*files, *(name for name in folders if Path(place, name).is_symlink())]
         found += [Path(place, name) for name in inside] if folders or files else [Path(place)]
     return sorted(path.relative_to(folder).as_posix() for path in found if path not in (folder, folder / SUMS))

@@ -32,13 +32,11 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     """Every file of the folder, the sums last."""
     documented = job.recipe.model_copy(update={"results": _results(job)})
     parts = write_weights(job, documented, made, report, stop)
-    runs = {"transformers": stock_run(made, part, job.sample.ids[:1]) for part in parts if part.kind == "checkpoint"}
-    record = _record(job, parts).model_copy(
-        update={
-            "runs": {name: run for name, run in runs.items() if run is not None},
-            "tokenizer": spelling_of(job.model.loaded.tokenizer),
-        }
-    )
+    record = _record(job, parts)
+    checkpoint = record.part("checkpoint")
+    run = stock_run(made, checkpoint, job.sample.ids[:1]) if checkpoint is not None else None
+    tried = {"runs": {} if run is None else {"transformers": run}}
+    record = record.model_copy(update={**tried, "tokenizer": spelling_of(job.model.loaded.tokenizer)})
     notes = tuple(note for part in parts for note in part.notes)
     Sample(
         ids=job.sample.ids,
