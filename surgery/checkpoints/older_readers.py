@@ -1,7 +1,7 @@
 """What readers of the older form of config.json look for, beside what transformers 5 writes.
 
-transformers 4, mlx-lm and CTranslate2 read the rotary base at the top level alone and take a default where it is absent,
-without a word; transformers 5 keeps it inside `rope_parameters`.
+transformers 4, mlx-lm and CTranslate2 read the rotary base at the top level alone, and take a default without a word
+where it is absent; transformers 5 keeps it inside `rope_parameters`.
 """
 
 from __future__ import annotations

@@ -165,9 +165,8 @@ def zip_folder(folder: Path, path: Path, report: Callable[[float], None] = lambd
     with _renamed(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for entry in files:
             name = f"{folder.name}/{entry.relative_to(folder).as_posix()}"
-            info = zipfile.ZipInfo.from_file(
-                entry, name, strict_timestamps=False
-            )  # with its mode: without, only the owner may read it
+            # With its mode, as without one only the owner may read what is unpacked.
+            info = zipfile.ZipInfo.from_file(entry, name, strict_timestamps=False)
             with entry.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                 while chunk := source.read(CHUNK):
                     target.write(chunk)

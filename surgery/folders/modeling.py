@@ -117,9 +117,8 @@ def classes(base_model_type: str) -> tuple[Any, Any]:
         def to_json_string(self, use_diff: bool = True) -> str:
             """As the family's own classes read it and refuse to build from it; see the top of this file."""
             entries = json.loads(super().to_json_string(use_diff))
-            stated: dict[str, Any] = {
-                name: CONSENT for name in ACTIVATIONS if isinstance(getattr(self, name, None), str)
-            }
+            named = [name for name in ACTIVATIONS if isinstance(getattr(self, name, None), str)]
+            stated: dict[str, Any] = dict.fromkeys(named, CONSENT)
             if hasattr(base_config, "validate_architecture") and self.hidden_size % self.num_attention_heads:
                 stated["num_attention_heads"] = 1  # which every family's own check lets pass
             entries["surgery"]["config"] = {name: getattr(self, name) for name in stated}

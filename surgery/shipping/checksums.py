@@ -130,6 +130,7 @@ def _names(folder: Path) -> list[str]:
     """Paths of everything in a folder but its sums, hidden files too, sorted; of folders those alone that are empty,
     lead elsewhere, or cannot be read."""
     found: list[Path] = []
+
     def unreadable(error: OSError) -> None:
         found.append(Path(error.filename))
 

@@ -11,7 +11,7 @@ from surgery.shipping.record import Spelling
 PROBE = (
     "The quick brown fox, it's 1,234.5 km away; we'll see 007 of them by 10:59!\n\n"
     "  def f(x):\n\treturn x == 'y' or [x[0], {\"k\": -1e-3}]  # ok?\n"
-    "Stra\u00dfe na\u00efve \u0416\u0443\u043a \u65e5\u672c\u8a9e \u0939\u093f \u0645\u0631 \U0001f600\u200d \u00a0x\r\n"
+    "Stra\u00dfe na\u00efve \u0416\u0443\u043a \u65e5\u672c\u8a9e \u0939\u093f \u0645\u0631 \U0001f600 \u00a0x\r\n"
 )
 """Words, numbers, spaces, code and other scripts."""
 

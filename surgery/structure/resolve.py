@@ -96,8 +96,8 @@ class _Draft:
                 self._once(edit.op, self.eora)
                 if self.quantize is None or self.quantize.type == "F32":
                     raise RecipeError(
-                        f"{edit.op}: nothing is quantised, so there is nothing to repair: quantise the model in an edit "
-                        "before this one, or take this one out."
+                        f"{edit.op}: nothing is quantised, so there is nothing to repair: quantise the model before, "
+                        "or take this edit out."
                     )
                 self.eora = edit
             case recipes.Iterate():

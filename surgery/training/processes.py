@@ -1,4 +1,4 @@
-"""Several processes that train together (`accelerate launch -m surgery heal ...`): sums over all of them."""
+"""Several processes that train together, started by accelerate or torchrun: sums over all of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ from typing import Any
 
 import torch
 
+from surgery.errors import InputError, brief
+
+LAUNCH = "`ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m surgery heal ...` (on GPUs without the variable)"
+"""How several are started."""
+
 
 class Processes:
     """The processes of a launch; one alone without one.
 
     Every process draws the same windows and takes every n-th of a step's micro-batches; gradients are summed, so that
     a step is the same however many there are.
+
+    Raises:
+        InputError: fewer found each other than the environment announces.
     """
 
     def __init__(self) -> None:
         self._state: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        announced = os.environ.get("WORLD_SIZE", "1")
+        if announced != "1":
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=not torch.cuda.is_available())
+            try:
+                self._state = PartialState(cpu=not torch.cuda.is_available())
+            except Exception as error:  # accelerate's and torch's own, of whatever kind
+                raise _alone(announced, brief(error)) from None
+            if announced != str(self.count):  # each would take itself for the one that writes
+                raise _alone(announced, f"{self.count} found each other")
 
     @property
     def count(self) -> int:
@@ -54,3 +68,10 @@ class Processes:
         """Until all are here."""
         if self._state is not None:
             self._state.wait_for_everyone()
+
+
+def _alone(announced: str, reason: str) -> InputError:
+    return InputError(
+        f"WORLD_SIZE announces {announced[:20]!r} processes, which cannot train together ({reason}): start them by "
+        f"{LAUNCH}, or unset WORLD_SIZE."
+    )

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ from surgery.errors import InputError, TextError
 from surgery.healing.rounds import budgets
 from surgery.pruning.budget import Budget
 from surgery.training.data import HealingText, answer_spans, check_apart, documents_of, load_healing_text
+from surgery.training.processes import Processes
 from tests.tiny_checkpoints import tokenizer
 from tests.unit.cli.test_commands import ROOT, folder, run  # noqa: F401
 
@@ -52,6 +55,26 @@ def test_heal_evaluate_build(folder, cut, tmp_path):  # noqa: F811
     )
     assert again["adapter"] == found["adapter"], "a recipe is healed again to the same result"
     assert "there already" in run("heal", made, "--out", out, "--steps", 2, *options, code=2)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(cut, tmp_path):
+    """Each would take itself for the one that writes."""
+    made, options = cut
+    for size in ("2", "many"):
+        command = [sys.executable, "-m", "surgery", "heal", made, "--out", tmp_path / "out", "--steps", "2", *options]
+        done = subprocess.run(
+            list(map(str, command)), cwd=ROOT, env=os.environ | {"WORLD_SIZE": size}, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and done.stderr.startswith("WORLD_SIZE announces"), done.stderr
+        assert "torchrun --nproc_per_node 2" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_processes_than_announced_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", lambda cpu: SimpleNamespace(num_processes=1, process_index=0))
+    with pytest.raises(InputError, match=r"announces '2' processes, .* \(1 found each other\)"):
+        Processes()
 
 
 def test_minutes_and_presets_say_what_they_will_do(cut, tmp_path):
