@@ -21,7 +21,7 @@ IGNORED = (
     (r"[^.]+\.vocab_size", "the rows of the embeddings count"),
     (r"[^.]+\.rope\.scaling\.finetuned", "a note that no computation reads"),
     (r"[^.]+\.tensor_data_layout", "a note that no computation reads"),
-    (r"tokenizer\.ggml\.(fim_\w+|prefix|suffix|middle|mask|seperator)_token_id", "a name for a token, of no effect"),
+    (r"tokenizer\.ggml\.(fim_(pre|suf|mid)|prefix|suffix|middle|mask|seperator)_token_id", "a name of a token"),
     (r"tokenizer\.ggml\.add_sep_token", "a separator, which stands between two texts only"),
     (r"tokenizer\.ggml\.token_type_count", "kinds of segments, which no model that generates text has"),
     (r"tokenizer\.(huggingface\.json|rwkv\.world)", "a copy of the tokenizer that the other keys hold"),

@@ -48,6 +48,8 @@ ENDS = frozenset((
     "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 ))  # fmt: skip
 """Tokens at which llama.cpp ends an answer whatever the file says of them."""
+END_KEYS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""Keys of tokens at which llama.cpp ends an answer, beside the end token's."""
 BY_NAME = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """GGUF's names of special tokens, and transformers'."""
 PHI3 = re.compile("phi-?3", re.IGNORECASE)
@@ -230,7 +232,7 @@ def _add_special(keys: Keys, backend: Tokenizer, vocabulary: _Vocabulary) -> Non
 
 
 def _ends(keys: Keys, vocabulary: _Vocabulary, ids: dict[str, int]) -> tuple[int, ...]:
-    numbers = [ids.get("eos"), *(keys.raw(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))]
+    numbers = [ids.get("eos"), *(keys.raw(f"tokenizer.ggml.{name}_token_id") for name in END_KEYS)]
     numbers += sorted(vocabulary.numbers[token] for token in ENDS & vocabulary.numbers.keys())
     known = (number for number in numbers if isinstance(number, int) and 0 <= number < len(vocabulary.tokens))
     return tuple(dict.fromkeys(known))

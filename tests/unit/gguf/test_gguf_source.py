@@ -206,6 +206,9 @@ def test_files_that_hold_no_model(kind: str, tiny: Path, tmp_path: Path) -> None
         load(str(rewritten(tiny, tmp_path / "other.gguf", keys={"general.type": kind})))
 
 
+NUMBERS = {"eos": 1, "eot": 5, "eom": 7, "fim_pad": 9, "fim_rep": 10, "fim_sep": 11}
+
+
 def test_all_end_tokens_are_kept_and_end_an_answer(tmp_path: Path) -> None:
     model = tiny_models.build("llama")
     with torch.no_grad():
@@ -214,9 +217,9 @@ def test_all_end_tokens_are_kept_and_end_an_answer(tmp_path: Path) -> None:
     words = tiny_checkpoints.tokenizer()
     folder = tiny_checkpoints.save(model, tmp_path / "checkpoint", words)
     file = write_gguf(folder, tmp_path / "model.gguf", "F32").path
-    ends = {f"tokenizer.ggml.{name}_token_id": number for name, number in (("eos", 1), ("eot", 5), ("eom", 7))}
+    ends = {f"tokenizer.ggml.{name}_token_id": number for name, number in NUMBERS.items()}
     opened = load(str(rewritten(file, tmp_path / "ends.gguf", keys=ends)))
-    assert opened.model.generation_config.eos_token_id == [1, 5, 7]
+    assert opened.model.generation_config.eos_token_id == list(NUMBERS.values())
     with torch.no_grad():
         opened.model.lm_head.weight.zero_()
         opened.model.lm_head.weight[5] = 1.0  # with the sign of the state: 5 or one of the others is always first
@@ -226,7 +229,7 @@ def test_all_end_tokens_are_kept_and_end_an_answer(tmp_path: Path) -> None:
         pass
     assert writer.answer.ended and writer.answer.tokens == 0
     opened.model.save_pretrained(tmp_path / "saved")
-    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [1, 5, 7]
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == list(NUMBERS.values())
 
 
 def test_tokens_at_which_llama_cpp_ends_by_their_text(tiny: Path, tmp_path: Path) -> None:
