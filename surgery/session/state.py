@@ -64,7 +64,7 @@ class SessionState:
         self.model: OpenModel | None = None
         self.editor: Editor | None = None
         self.dense: Structure | None = None
-        self.text = TextChoice(shorten=True)
+        self.text = TextChoice(windows=bench.limits.windows, shorten=True)
         """To measure on."""
         self.calibration = TextChoice(windows=16, purpose="calibration", shorten=True)
         """To analyse and to compensate on."""

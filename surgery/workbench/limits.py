@@ -68,6 +68,10 @@ class Limits:
         default=1, ge=1, le=64, description="a whole number of models from 1 on"
     )
     """Models that are fetched and loaded at the same time."""
+    windows: Annotated[int, BeforeValidator(int)] = Field(
+        default=4, ge=1, le=512, description="a whole number of windows from 1 to 512"
+    )
+    """Windows of 256 tokens on which a model is measured when it opens; fewer answer sooner on a slow machine."""
 
     def check_model(self, source: str) -> None:
         """Refuse a model that is not to be opened here. Raises InputError, which names what is allowed."""
@@ -120,7 +124,7 @@ def hosted(limits: Limits) -> Limits:
 
 
 def read_limits(environment: Mapping[str, str]) -> Limits:
-    """From MODEL_SURGERY_MODELS, _TOKENS, _UPLOAD, _MINUTES, _LOCAL_FILES and _DOWNLOADS, each optional.
+    """From MODEL_SURGERY_MODELS, _TOKENS, _UPLOAD, _MINUTES, _LOCAL_FILES, _DOWNLOADS and _WINDOWS, each optional.
 
     On a Space (SPACE_ID is set) the defaults are those of a public server.
 

@@ -33,9 +33,12 @@ HARMLESS = re.compile(r"AbortError|Connection errored out|ERR_ABORTED|net::ERR_"
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running page. A session that is closed is freed after a second, not after an hour."""
+    """The address of a running page. A session that is closed is freed after a second, not after an hour.
+
+    It measures on one window, so that a number takes a quarter of the usual time.
+    """
     embedded.directory()  # the first start of all downloads and converts, which is not what is tested here
-    with running(ROOT / "app.py", tmp_path_factory.mktemp("server")) as (address, _):
+    with running(ROOT / "app.py", tmp_path_factory.mktemp("server"), {"MODEL_SURGERY_WINDOWS": "1"}) as (address, _):
         yield address
 
 

@@ -89,7 +89,7 @@ def test_keep_a_link_a_ready_recipe_and_a_report(profile: Callable[..., Any], tm
     context = profile()
     page = opened(context)
     tool(page, "Keep")
-    shown(page, "#lines", "python -m surgery evaluate default --text embedded --window 256 --windows 4")
+    shown(page, "#lines", "python -m surgery evaluate default --text embedded --window 256 --windows 1")
     choose(page, "ready-choice", page.locator("#ready-choice input").input_value())
     page.click("#ready-take")
     ready = wait_measured(page, "attention part")

@@ -66,7 +66,9 @@ class Setup(Panel):
         )
         with gr.Row(elem_classes="ms-pair"):
             self.window = gr.Number(256, label="Tokens a window", precision=0, elem_id="window", min_width=100)
-            self.windows = gr.Number(4, label="Windows", precision=0, elem_id="windows", min_width=100)
+            self.windows = gr.Number(
+                self.bench.limits.windows, label="Windows", precision=0, elem_id="windows", min_width=100
+            )
         self.use_text = gr.Button("Measure on this text", elem_id="use-text", size="md")
 
     def _device_fields(self) -> None:

@@ -31,9 +31,9 @@ def test_everything_can_be_set() -> None:
     found = read_limits({
         "MODEL_SURGERY_MODELS": "default, HuggingFaceTB/SmolLM2-360M", "MODEL_SURGERY_TOKENS": "4096",
         "MODEL_SURGERY_UPLOAD": "2 MB", "MODEL_SURGERY_MINUTES": "2.5", "MODEL_SURGERY_LOCAL_FILES": "0",
-        "MODEL_SURGERY_DOWNLOADS": "3",
+        "MODEL_SURGERY_DOWNLOADS": "3", "MODEL_SURGERY_WINDOWS": "2",
     })  # fmt: skip
-    assert found == Limits(frozenset({"default", "HuggingFaceTB/SmolLM2-360M"}), 4096, "2mb", 2.5, False, 3)
+    assert found == Limits(frozenset({"default", "HuggingFaceTB/SmolLM2-360M"}), 4096, "2mb", 2.5, False, 3, 2)
 
 
 SPACE = {"SPACE_ID": "owner/space"}
@@ -54,7 +54,7 @@ def test_a_public_space_has_the_defaults_of_a_public_server() -> None:
     ("name", "text", "field", "value"),
     [("MODELS", "any", "models", frozenset()), ("MODELS", "owner/name", "models", frozenset({"owner/name"})),
      ("MINUTES", "any", "minutes", None), ("MINUTES", "60", "minutes", 60.0), ("LOCAL_FILES", "1", "local_files", True),
-     ("DOWNLOADS", "2", "downloads", 2), ("TOKENS", "4096", "tokens", 4096)],
+     ("DOWNLOADS", "2", "downloads", 2), ("WINDOWS", "1", "windows", 1), ("TOKENS", "4096", "tokens", 4096)],
 )  # fmt: skip
 def test_each_default_of_a_space_can_be_raised_alone(name: str, text: str, field: str, value: Any) -> None:
     found = read_limits(SPACE | {f"MODEL_SURGERY_{name}": text})
