@@ -48,7 +48,8 @@ const loadSeconds = (performance.now() - begun) / 1000;
 await note("model");
 const speeds = [];
 if (!request.vocabulary_only) {
-    const context = await model.createContext({contextSize: request.context, batchSize: request.batch,
+    const sliding = (model.fileInsights.swaSize ?? 0) > 0 ? 1 : 0;  // node-llama-cpp adds a token to their batch
+    const context = await model.createContext({contextSize: request.context, batchSize: request.batch - sliding,
         threads: request.threads, flashAttention: request.flash,
         experimentalKvCacheKeyType: request.kv, experimentalKvCacheValueType: request.kv});
     await note("context");

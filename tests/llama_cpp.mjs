@@ -1,8 +1,10 @@
 // Runs a GGUF file in llama.cpp: node llama_cpp.mjs FOLDER_OF_NODE_MODULES MODEL.gguf < request.json > answer.json
 // Request: {"prompts": [[token ids], ...], "tokens": n, "texts": ["...", ...], "probabilities": true, "threads": 1,
-//           "lora": "ADAPTER.gguf"}
+//           "lora": "ADAPTER.gguf", "back": [[token ids], ...], "contexts": [{"size": n, "kv": "F16"}, ...]}
 // Answer:  {"greedy": [[token ids], ...], "tokenized": [[token ids], ...], "probabilities": [[[id, p], ...], ...],
-//           "load_seconds": s, "tokens_per_second": r}
+//           "load_seconds": s, "tokens_per_second": r, "texts": ["...", ...],
+//           "buffers": {name: MiB of the model's}, "contexts": [{name: MiB}, ...]}
+// "back" turns ids into texts at once, as llama.cpp's own detokenizer does. Sizes are what llama.cpp logs.
 import {readFileSync} from "node:fs";
 import {join, resolve} from "node:path";
 import {pathToFileURL} from "node:url";
@@ -13,8 +15,19 @@ const {getLlama} = await import(pathToFileURL(entry).href);
 const request = JSON.parse(readFileSync(0, "utf8"));
 
 const begun = performance.now();
-const llama = await getLlama({gpu: false, build: "never", logLevel: "error", progressLogs: false});
-const model = await llama.loadModel({modelPath: resolve(file), gpuLayers: 0});
+let buffers = {};
+
+function logger(level, message) {
+    if (level === "error" || level === "fatal") process.stderr.write(message + "\n");
+    for (const [, name, size] of message.matchAll(/(\w+) buffer size =\s*([\d.]+) MiB/g))
+        buffers[name] = (buffers[name] ?? 0) + Number(size);
+}
+
+const llama = await getLlama({gpu: false, build: "never", logLevel: "info", logger, progressLogs: false});
+const model = await llama.loadModel({modelPath: resolve(file), gpuLayers: 0, useMmap: false});
+const settled = () => new Promise((done) => setTimeout(done, 50));  // the log comes after what it tells of
+await settled();
+const modelBuffers = buffers;
 const loadSeconds = (performance.now() - begun) / 1000;
 
 const count = request.tokens ?? 0;
@@ -50,6 +63,18 @@ if (prompts.length > 0) {
     }
 }
 const tokenized = (request.texts ?? []).map((text) => [...model.tokenize(text, true)]);
-const answer = {greedy, tokenized, probabilities, load_seconds: loadSeconds,
+const texts = (request.back ?? []).map((ids) => model.detokenize(ids, true));
+const contexts = [];
+for (const {size, kv} of request.contexts ?? []) {
+    buffers = {};
+    // node-llama-cpp adds a token to the batch of a model with a sliding window
+    const sliding = (model.fileInsights.swaSize ?? 0) > 0 ? 1 : 0;
+    const context = await model.createContext({contextSize: size, batchSize: Math.min(size, 512) - sliding, threads: 1,
+        flashAttention: true, experimentalKvCacheKeyType: kv, experimentalKvCacheValueType: kv});
+    await settled();
+    contexts.push(buffers);
+    await context.dispose();
+}
+const answer = {greedy, texts, buffers: modelBuffers, contexts, tokenized, probabilities, load_seconds: loadSeconds,
     tokens_per_second: seconds > 0 ? generated / seconds : 0};
 process.stdout.write(JSON.stringify(answer), () => process.exit(0));

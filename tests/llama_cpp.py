@@ -28,6 +28,8 @@ def run(
     threads: int = 1,
     timeout: float = 300,
     lora: Path | None = None,
+    back: list[list[int]] | None = None,
+    contexts: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Load a GGUF file and answer; see llama_cpp.mjs. Fails with llama.cpp's own words where it does not load."""
     assert (FOLDER / "node_modules" / "node-llama-cpp").is_dir(), f"run `make {FOLDER.parent.name}/.llama` first"
@@ -38,6 +40,8 @@ def run(
         "probabilities": probabilities,
         "threads": threads,
         "lora": str(lora) if lora else None,
+        "back": back or [],
+        "contexts": contexts or [],
     }
     done = subprocess.run(
         ["node", str(SCRIPT), str(FOLDER), str(file)],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from surgery.checkpoints.adapter import adapter_matrices
+from surgery.errors import UnsupportedArchitecture
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.tensors import interleave, turned
 from surgery.gguf.write import new_gguf
@@ -26,7 +27,12 @@ def write_gguf_adapter(structure: Structure, plan: GgufPlan, out: Path, name: st
         InputError: there is no repair, or the file cannot be written.
     """
     matrices = adapter_matrices(structure)
-    names = {tensor.source.removesuffix(".weight"): tensor.name for tensor in plan.tensors if tensor.source}
+    if plan.layout.mixed == "openelm":
+        raise UnsupportedArchitecture(
+            "llama.cpp holds queries, keys and values of these blocks in one matrix, beside which an adapter of each "
+            "has no place: give every block the same widths and heads, or take EoRA out."
+        )
+    names = {tensor.sources[0].removesuffix(".weight"): tensor.name for tensor in plan.tensors if tensor.sources}
     with new_gguf(out, plan.layout.architecture) as writer:
         writer.add_type("adapter")
         writer.add_name(name)

@@ -13,6 +13,7 @@ import torch
 from analysis.text import render_chat
 from surgery.errors import InputError
 from surgery.evaluation.sampling import Sampling
+from surgery.folders.end_tokens import end_tokens_of
 
 LONGEST_PROMPT = 20_000
 """Characters."""
@@ -91,9 +92,7 @@ class Writer:
         self._next = ids.to(next(model.parameters()).device)
         self._cache: Any = None
         self._generator = torch.Generator().manual_seed(sampling.seed)
-        ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self._ends = set(ends) if isinstance(ends, list | tuple) else {ends}
+        self._ends = set(end_tokens_of(model, tokenizer))
 
     @torch.inference_mode()
     def step(self) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gguf
 
 from surgery.errors import InputError
+from surgery.fit.weights import mixed_in_gguf
+from surgery.gguf.families import FAMILIES
+from surgery.gguf.layout import needs_attention
 from surgery.structure.structure import Structure
 
 KV_TYPES = ("F16", "Q8_0", "Q4_0", "F32")
@@ -35,25 +38,34 @@ def kv_cache_bytes(structure: Structure, context: int, kv_type: str = "F16", bat
     sliding one.
 
     Args:
-        context: tokens. llama.cpp rounds them up to a multiple of 256.
+        context: tokens.
         kv_type: of the elements, one whose blocks divide the heads' size.
-        batch: tokens that llama.cpp puts through together: they stand beside those of a window, and one more, rounded
-            up to a multiple of 256. 0 for a program that keeps the window alone.
+        batch: tokens that llama.cpp puts through together. It rounds tokens up to a multiple of 256, keeps the windows
+            of some families only and a batch beside them, and caches the attentions of zeros that some of its graphs
+            need. 0 for a program that keeps the window alone.
 
     Raises:
         InputError: unknown type.
     """
     check_kv_type(kv_type)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kv_type]]
+    source = structure.architecture
+    family = FAMILIES.get(source.family)
+    mixed = mixed_in_gguf(structure) if batch else ""
+    whole = _padded(context) if batch else context
     total = 0
-    for spec in structure.blocks:
-        attention = structure.architecture.blocks[spec.source].attention
-        if attention is not None and spec.attention:
-            tokens = min(context, _cells(attention.window, batch)) if attention.window else context
-            total += 2 * len(spec.kv_heads) * attention.head_size * tokens * size // block
+    for position, spec in enumerate(structure.kept):
+        attention = source.blocks[spec.source].attention
+        if attention is None:
+            continue
+        zeros = 1 if mixed and needs_attention(mixed, position) else 0
+        heads = len(spec.kv_heads) if spec.attention else zeros
+        window = attention.window if not batch or (family is not None and family.slides) else None
+        tokens = whole if window is None else min(whole, _padded(window + batch) if batch else window)
+        total += 2 * heads * attention.head_size * tokens * size // block
     return total
 
 
-def _cells(window: int, batch: int) -> int:
-    """Tokens that a sliding attention keeps."""
-    return -(-(window + batch + 1) // CELLS) * CELLS if batch else window
+def _padded(tokens: int) -> int:
+    """Tokens that llama.cpp's caches hold for so many."""
+    return -(-tokens // CELLS) * CELLS

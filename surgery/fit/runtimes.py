@@ -72,8 +72,11 @@ def activation_bytes(structure: Structure, runtime: Runtime, kind: WeightType, c
     rotated copies, keys and values and theirs, `ATTENTION_COPIES` of the residual stream) and the MLP (gate, up and
     their product, or up alone, and `RESIDUAL_COPIES`); then the attention mask (F16 over the context), a row of logits
     and its copy, and the copy of a layer's input for dot products. llama.cpp with flash attention, its default where it
-    can: scores are never kept (without it they take heads x batch x context more). On a GPU a row of logits is held for
-    every token of the batch; in a process's memory llama.cpp reserves as much and touches what is asked for.
+    can: scores are never kept (without it they take heads x batch x context more).
+
+    On a GPU a row of logits is held for every token of the batch. llama.cpp reserves them, beside two states as wide as
+    the residual stream, in the place of the blocks' peak where that is smaller, since one follows the other, and logs
+    it all as its compute and output buffers; in a process's memory it touches the rows that are asked for.
 
     Args:
         context: tokens, all of them in use.
@@ -92,10 +95,13 @@ def activation_bytes(structure: Structure, runtime: Runtime, kind: WeightType, c
             width = len(spec.neurons)
             widest = max(widest, (3 if block.mlp.gated else 1) * width + RESIDUAL_COPIES * hidden)
             inputs = max(inputs, width, hidden)
-    logits = source.vocabulary_size * ((tokens if gpu else 1) + 1)
     mask = 2 * tokens * context if tokens > 1 else 0
     copies = DOT_BYTES[_dot(kind)] * inputs * tokens if runtime is LLAMA_CPP else 0
-    return int(4 * (tokens * widest + logits) + mask + copies)
+    blocks = 4 * tokens * widest + mask + copies
+    row = 4 * source.vocabulary_size
+    if gpu and runtime is LLAMA_CPP:
+        return int(max(blocks, tokens * (row + 8 * hidden)) + row)
+    return int(blocks + row * ((tokens if gpu else 1) + 1))
 
 
 def _dot(kind: WeightType) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from surgery.errors import InputError
-from surgery.fit.weights import Shapes, class_of, heads_per_group, weight_shapes
+from surgery.fit.weights import Shapes, class_of, shared, weight_shapes
 from surgery.formats.format import WeightType
 from surgery.formats.table import FORMATS, PLAIN, format_of
 from surgery.recipe.storage import Quantize
@@ -54,7 +54,7 @@ def stored(structure: Structure, kind: WeightType) -> Stored:
     """The file of a structure, by arithmetic."""
     shapes = weight_shapes(structure, kind.format.one_file)
     floating = max(1, round(structure.architecture.bytes_per_parameter))
-    types, sizes = kind.format.weigh(kind, shapes, heads_per_group(structure), floating)
+    types, sizes = kind.format.weigh(kind, shapes, shared(structure), floating)
     return Stored(kind, shapes, types, sizes)
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 from analysis.model.architecture import Attention, Block, Mlp
 from surgery.gguf.families import FAMILIES
-from surgery.gguf.layout import FILLER_WIDTH
+from surgery.gguf.layout import FILLER_WIDTH, needs_attention
+from surgery.gguf.mixes import Shared
 from surgery.structure.structure import BlockSpec, Structure
 
 TensorClass = Literal["embeddings", "attention", "mlp", "norms", "head"]
@@ -31,26 +32,29 @@ def weight_shapes(structure: Structure, gguf: bool = True) -> Shapes:
     """Shapes of the tensors, (outputs, inputs) or (values,), by llama.cpp's name.
 
     Args:
-        gguf: whether as a GGUF file holds it (a head of its own where llama.cpp wants one, and the zeros that its
-            `deci` graph needs), or as a checkpoint does. Rotary factors (some hundred bytes) are left out.
+        gguf: whether as a GGUF file holds it (a head of its own where llama.cpp wants one, and what a graph with sizes
+            of each block needs), or as a checkpoint does. Rotary factors (some hundred bytes) are left out.
     """
     source = structure.architecture
     found = dict(_outer(structure, gguf))
     kept = structure.kept
-    zeros = gguf and _differing(structure)
+    mixed = mixed_in_gguf(structure) if gguf else ""
     for position, spec in enumerate(kept):
         block = source.blocks[spec.source]
         parts = dict(_block(block, spec))
-        if zeros:
-            parts = {**_zeros(block, spec, position), **parts}
+        if mixed:
+            parts = {**_zeros(block, spec, mixed, position), **parts}
+        if mixed == "openelm":
+            parts = _fused(parts)
         found.update({f"blk.{position}.{role}": shape for role, shape in parts.items()})
     return found
 
 
-def heads_per_group(structure: Structure) -> int:
-    """Query heads per key/value head in the first block, by which some mixes go; 1 without attention."""
+def shared(structure: Structure) -> Shared:
+    """What some of llama.cpp's mixes go by."""
     first = next(iter(structure.kept), None)
-    return len(first.query_heads) // len(first.kv_heads) if first is not None and first.kv_heads else 1
+    group = len(first.query_heads) // len(first.kv_heads) if first is not None and first.kv_heads else 1
+    return Shared(group, architecture_in_gguf(structure))
 
 
 def class_of(name: str) -> TensorClass:
@@ -118,20 +122,33 @@ def _mlp(mlp: Mlp, spec: BlockSpec) -> dict[str, Shape]:
     return {**inputs, "ffn_down": (hidden, width), "total": (total,)}
 
 
-def _differing(structure: Structure) -> bool:
-    """Whether the file is a `deci` one, in which some sublayers that are gone have to be there as zeros."""
+def mixed_in_gguf(structure: Structure) -> str:
+    """llama.cpp's architecture with sizes of each block, where the file is one of these; else empty."""
     family = FAMILIES.get(structure.architecture.family)
-    return family is not None and not family.no_deci and not structure.uniform
+    return "" if family is None or family.no_mixed or structure.uniform else family.mixed
 
 
-def _zeros(block: Block, spec: BlockSpec, position: int) -> dict[str, Shape]:
-    """The zeros that stand for what is gone (see `gguf_layout.BlockSizes`), with their norm."""
+def architecture_in_gguf(structure: Structure) -> str:
+    """llama.cpp's architecture of the file; empty where there is none."""
+    family = FAMILIES.get(structure.architecture.family)
+    return "" if family is None else mixed_in_gguf(structure) or family.architecture
+
+
+def _fused(parts: dict[str, Shape]) -> dict[str, Shape]:
+    """With queries, keys and values as one matrix."""
+    inputs = [parts.pop(f"attn_{role}.weight") for role in ("q", "k", "v")]
+    return {"attn_qkv.weight": (sum(rows for rows, _ in inputs), inputs[0][1]), **parts}
+
+
+def _zeros(block: Block, spec: BlockSpec, mixed: str, position: int) -> dict[str, Shape]:
+    """The zeros that stand for what is gone (see `gguf.layout.BlockSizes`), with their norms."""
     attention, hidden = block.attention, block.attention.hidden_size if block.attention else 0
     found: dict[str, Shape] = {}
-    if position == 0 and not spec.attention and block.mlp is not None and attention is not None:
+    if needs_attention(mixed, position) and not spec.attention and block.mlp is not None and attention is not None:
         size = attention.head_size
         found |= {f"attn_{role}.weight": (size, hidden) for role in ("q", "k", "v")}
         found |= {"attn_output.weight": (hidden, size), "attn_norm.weight": (hidden,)}
+        found |= {f"attn_{role}_norm.weight": (size,) for role in ("q", "k")} if mixed == "openelm" else {}
     if not spec.mlp and attention is not None:
         found |= {f"ffn_{role}.weight": (FILLER_WIDTH, hidden) for role in ("gate", "up")}
         found |= {"ffn_down.weight": (hidden, FILLER_WIDTH), "ffn_norm.weight": (hidden,)}

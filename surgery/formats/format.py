@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from surgery.calibration.moments import Moments
     from surgery.checkpoints.build import Built
     from surgery.checkpoints.save import Saved
+    from surgery.gguf.mixes import Shared
     from surgery.gguf.plan import GgufPlan
     from surgery.recipe.base import TextReference
     from surgery.recipe.recipe import Recipe
@@ -103,13 +104,13 @@ class StorageFormat(ABC):
 
     @abstractmethod
     def weigh(
-        self, kind: WeightType, shapes: Mapping[str, Shape], heads_per_group: int, floating: int
+        self, kind: WeightType, shapes: Mapping[str, Shape], shared: Shared, floating: int
     ) -> tuple[dict[str, str], dict[str, int]]:
         """GGML's type of each tensor (empty for a checkpoint), and the bytes of each.
 
         Args:
             shapes: (outputs, inputs) or (values,), by llama.cpp's name.
-            heads_per_group: query heads per key/value head in the first block.
+            shared: what some of llama.cpp's mixes go by.
             floating: bytes of a number that stays in floating point.
         """
 

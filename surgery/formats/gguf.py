@@ -12,6 +12,7 @@ from surgery.formats.format import Shape, Sources, StorageFormat, WeightType
 if TYPE_CHECKING:
     from threading import Event
 
+    from surgery.gguf.mixes import Shared
     from surgery.gguf.plan import GgufPlan
     from surgery.structure.structure import Structure
 
@@ -39,13 +40,13 @@ class Gguf(StorageFormat):
         plan(structure)
 
     def weigh(
-        self, kind: WeightType, shapes: Mapping[str, Shape], heads_per_group: int, floating: int
+        self, kind: WeightType, shapes: Mapping[str, Shape], shared: Shared, floating: int
     ) -> tuple[dict[str, str], dict[str, int]]:
         """Every tensor in the type that the mix gives it, see `StorageFormat.weigh`."""
         from surgery.gguf.mixes import kinds
         from surgery.gguf.types import bytes_of
 
-        chosen = kinds(shapes, kind.type, heads_per_group, kind.importance)
+        chosen = kinds(shapes, kind.type, shared, kind.importance)
         types = {name: found.name for name, found in chosen.items()}
         return types, {name: bytes_of(shapes[name], chosen[name]) for name in shapes}
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from surgery.checkpoints.build import Built
     from surgery.checkpoints.save import Saved
+    from surgery.gguf.mixes import Shared
     from surgery.quantization.quantizer import Encode
     from surgery.recipe.recipe import Recipe
     from surgery.structure.structure import Codec, Structure
@@ -47,7 +48,7 @@ class PackedFormat(StorageFormat):
         """
 
     def weigh(
-        self, kind: WeightType, shapes: Mapping[str, Shape], heads_per_group: int, floating: int
+        self, kind: WeightType, shapes: Mapping[str, Shape], shared: Shared, floating: int
     ) -> tuple[dict[str, str], dict[str, int]]:
         """Matrices of blocks quantised, the rest in floating point, see `StorageFormat.weigh`."""
         return {}, {

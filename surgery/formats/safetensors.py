@@ -13,6 +13,7 @@ from surgery.formats.format import Shape, Sources, StorageFormat, WeightType
 if TYPE_CHECKING:
     from threading import Event
 
+    from surgery.gguf.mixes import Shared
     from surgery.structure.structure import Structure
 
 
@@ -30,7 +31,7 @@ class Safetensors(StorageFormat):
         return "F32", "F16"
 
     def weigh(
-        self, kind: WeightType, shapes: Mapping[str, Shape], heads_per_group: int, floating: int
+        self, kind: WeightType, shapes: Mapping[str, Shape], shared: Shared, floating: int
     ) -> tuple[dict[str, str], dict[str, int]]:
         """Every value in the same type, see `StorageFormat.weigh`."""
         return {}, {name: prod(shape) * kind.bits // 8 for name, shape in shapes.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from surgery.errors import CorruptFile, UnsupportedArchitecture
 
@@ -87,10 +87,14 @@ class Family:
     """The class's default of `tie_word_embeddings`."""
     transposed: bool = False
     """Whether linears are stored input first (Conv1D)."""
+    slides: bool = False
+    """Whether llama.cpp computes, and keeps, a sliding window of this family."""
     rotary: frozenset[str] = frozenset({"default", "linear", "yarn"})
     """Kinds of rotary scaling that llama.cpp computes as transformers does; empty without rotary embeddings."""
-    no_deci: str = ""
-    """Why blocks that differ cannot be expressed; empty where `deci` computes the same."""
+    mixed: Literal["deci", "openelm"] = "deci"
+    """The architecture that reads widths and head counts block by block and computes the same; see `no_mixed`."""
+    no_mixed: str = ""
+    """Why blocks that differ cannot be expressed; empty where `mixed` computes the same."""
     names: Mapping[str, str] = field(default_factory=lambda: STANDARD_NAMES)
     details: Callable[[Config, Any], None] = lambda config, writer: None
     """Writes the keys of this family alone."""
@@ -111,7 +115,7 @@ class Family:
     def context(self, config: Config) -> tuple[int, tuple[str, ...]]:
         """Tokens of context for which llama.cpp computes what transformers does, and a note where that is less."""
         context, window = int(needed(config, self.names["context"])), _window(config)
-        if self.architecture in ("gemma2", "gemma3") or window is None or window >= context:
+        if self.slides or window is None or window >= context:
             return context, ()
         return window, (
             f"llama.cpp has no sliding window here, so the context length is the window's {window} tokens.",
@@ -145,14 +149,17 @@ def sliding_period(types: list[str]) -> int | None:
     return None
 
 
-def _gemma_types(config: Config, blocks: int, period: int) -> list[str]:
-    types = config.get("layer_types") or [SLIDING if (i + 1) % period else "full_attention" for i in range(blocks)]
-    if sliding_period(types) is None:
-        raise UnsupportedArchitecture(
-            "llama.cpp cannot express the order of sliding and full attention that is left: remove blocks in whole "
-            "periods of it."
-        )
-    return list(types)
+def _gemma_types(config: Config, period: int) -> list[str]:
+    """Whether each block slides, as transformers says it."""
+    blocks = range(int(needed(config, "num_hidden_layers")))
+    return list(config.get("layer_types") or [SLIDING if (i + 1) % period else "full_attention" for i in blocks])
+
+
+def _add_sliding(writer: Any, window: int, types: list[str]) -> None:
+    """The window and which blocks have it: by a period where one says it, else block by block."""
+    writer.add_sliding_window(window)
+    period = sliding_period(types)
+    writer.add_sliding_window_pattern([kind == SLIDING for kind in types] if period is None else period)
 
 
 def _gemma_scale(config: Config, head_size: int, blocks: int, hidden: int, heads: int, large: int) -> None:
@@ -166,15 +173,16 @@ def _gemma_scale(config: Config, head_size: int, blocks: int, hidden: int, heads
 
 
 def _gemma2_conditions(config: Config, head_size: int, blocks: int, hidden: int, heads: int) -> None:
-    _gemma_types(config, blocks, 2)
     _gemma_scale(config, head_size, blocks, hidden, heads, 46)
 
 
 def _gemma2_details(config: Config, writer: Any) -> None:
     writer.add_attn_logit_softcapping(float(needed(config, "attn_logit_softcapping")))
     writer.add_final_logit_softcapping(float(needed(config, "final_logit_softcapping")))
-    writer.add_sliding_window(int(needed(config, "sliding_window")))
-    writer.add_sliding_window_pattern(sliding_period(_gemma_types(config, int(config["num_hidden_layers"]), 2)))
+    types, window = _gemma_types(config, 2), int(needed(config, "sliding_window"))
+    if SLIDING not in types:  # llama.cpp runs no Gemma 2 without a sliding block; one as wide as the context is full
+        types, window = [SLIDING] * len(types), int(needed(config, STANDARD_NAMES["context"]))
+    _add_sliding(writer, window, types)
 
 
 def _gemma3_conditions(config: Config, head_size: int, blocks: int, hidden: int, heads: int) -> None:
@@ -183,16 +191,16 @@ def _gemma3_conditions(config: Config, head_size: int, blocks: int, hidden: int,
             "llama.cpp has no soft cap on Gemma 3's attention and no bidirectional one: use the checkpoint with "
             "transformers."
         )
-    _gemma_types(config, blocks, int(config.get("sliding_window_pattern") or 6))
     _gemma_scale(config, head_size, blocks, hidden, heads, 62)
 
 
 def _gemma3_details(config: Config, writer: Any) -> None:
-    types = _gemma_types(config, int(config["num_hidden_layers"]), int(config.get("sliding_window_pattern") or 6))
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(float(config["final_logit_softcapping"]))
-    writer.add_sliding_window(int(needed(config, "sliding_window")))
-    writer.add_sliding_window_pattern(sliding_period(types))
+    types = _gemma_types(config, int(config.get("sliding_window_pattern") or 6))
+    if SLIDING not in types:  # without the key llama.cpp knows no window, and with it wants one that has it
+        return
+    _add_sliding(writer, int(needed(config, "sliding_window")), types)
     local = (config.get("rope_parameters") or {}).get(SLIDING) or {"rope_theta": config.get("rope_local_base_freq")}
     writer.add_rope_freq_base_swa(float(needed(local, "rope_theta")))
 
@@ -215,7 +223,6 @@ def _smollm3_conditions(config: Config, head_size: int, blocks: int, hidden: int
 
 
 POST_NORMS = "its post norms have no place in the `deci` graph"
-QK_NORMS = "its norms on queries and keys have no place in the `deci` graph"
 _GEMMA: dict[str, Any] = {
     "activation": "gelu_pytorch_tanh",
     "gain_offset": 1.0,
@@ -232,23 +239,23 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("llama", biases=EVERY_BIAS, interleaved=True),
     "qwen2": Family("qwen2", biases=ATTENTION_IN, square=True),
     "qwen3": Family("qwen3", norms=("attn_norm", "attn_q_norm", "attn_k_norm", "ffn_norm"), head_size=128,
-                    no_deci=QK_NORMS),
-    "gemma": Family("gemma", no_deci="its scaled embeddings and GeGLU are not those of the `deci` graph", **_GEMMA),
-    "gemma2": Family("gemma2", norms=_SANDWICH, no_deci=POST_NORMS, conditions=_gemma2_conditions,
-                     details=_gemma2_details, **_GEMMA),
-    "gemma3_text": Family("gemma3", norms=(*_SANDWICH, "attn_q_norm", "attn_k_norm"), no_deci=POST_NORMS,
-                          conditions=_gemma3_conditions, details=_gemma3_details, **_GEMMA),
+                    mixed="openelm"),
+    "gemma": Family("gemma", no_mixed="its scaled embeddings and GeGLU are not those of the `deci` graph", **_GEMMA),
+    "gemma2": Family("gemma2", norms=_SANDWICH, no_mixed=POST_NORMS, conditions=_gemma2_conditions,
+                     slides=True, details=_gemma2_details, **_GEMMA),
+    "gemma3_text": Family("gemma3", norms=(*_SANDWICH, "attn_q_norm", "attn_k_norm"), no_mixed=POST_NORMS,
+                          conditions=_gemma3_conditions, details=_gemma3_details, slides=True, **_GEMMA),
     "phi3": Family("phi3", square=True, fused=True, rotary=frozenset({"default"}),
-                   no_deci="its fused projections are not those of the `deci` graph"),
+                   no_mixed="its fused projections are not those of the `deci` graph"),
     "olmo2": Family("olmo2", norms=("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"), square=True,
-                    wide_norms=True, own_head=True, no_deci=POST_NORMS),
+                    wide_norms=True, own_head=True, no_mixed=POST_NORMS),
     "granite": Family("granite", biases=EVERY_BIAS, interleaved=True, details=_granite_details,
-                      no_deci="its multipliers have no place in the `deci` graph"),
+                      no_mixed="its multipliers have no place in the `deci` graph"),
     "smollm3": Family("smollm3", biases=ATTENTION_IN, interleaved=True, tied=True, conditions=_smollm3_conditions,
-                      no_deci="its blocks without rotary embeddings have no place in the `deci` graph"),
+                      no_mixed="its blocks without rotary embeddings have no place in the `deci` graph"),
     "gpt2": Family("gpt2", biases=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}), activation="gelu_new",
                    square=True, fused=True, gated=False, tied=True, transposed=True, rotary=frozenset(),
-                   names=GPT2_NAMES, no_deci="its LayerNorms and plain MLPs are not those of the `deci` graph"),
+                   names=GPT2_NAMES, no_mixed="its LayerNorms and plain MLPs are not those of the `deci` graph"),
 }  # fmt: skip
 
 REFUSED = {

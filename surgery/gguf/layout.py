@@ -1,14 +1,14 @@
 """What a checkpoint directory holds, as GGUF has to say it: sizes of every block, and the llama.cpp architecture.
 
-A uniform checkpoint becomes the family's own architecture. One whose blocks differ becomes `deci`, the one llama.cpp
-architecture that reads widths and head counts per block; it computes what Llama computes, so only families of that
-computation can take this way.
+A uniform checkpoint becomes the family's own architecture. One whose blocks differ becomes an architecture that reads
+widths and head counts per block: `deci` computes what Llama computes, and `openelm` what Qwen 3 does. Only families of
+these computations can take this way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from surgery.errors import CorruptFile, UnsupportedArchitecture
 from surgery.folders.files import CheckpointFiles
@@ -25,8 +25,8 @@ class BlockSizes:
     """One block of the GGUF file. A count of 0 means that the sublayer is absent from the file.
 
     `zero_attention` and `zero_mlp` mark sublayers that the checkpoint lacks and the file holds as zeros, because
-    llama.cpp's `deci` graph does not run without them: it takes the rotary size from block 0's heads, and it skips a
-    block without an MLP together with its attention.
+    llama.cpp's graph does not run without them: `deci` takes the rotary size from block 0's heads, and skips a block
+    without an MLP together with its attention; `openelm` wants both sublayers in every block.
     """
 
     source: int
@@ -44,7 +44,8 @@ class Layout:
 
     family_name: str
     family: Family
-    deci: bool
+    mixed: Literal["", "deci", "openelm"]
+    """The architecture with sizes of each block, where the family's own cannot hold the checkpoint."""
     hidden_size: int
     head_size: int
     vocabulary_size: int
@@ -57,12 +58,17 @@ class Layout:
     @property
     def architecture(self) -> str:
         """Name of the llama.cpp architecture."""
-        return "deci" if self.deci else self.family.architecture
+        return self.mixed or self.family.architecture
+
+    @property
+    def fused(self) -> bool:
+        """Whether Q, K and V are one tensor."""
+        return self.family.fused or self.mixed == "openelm"
 
     @property
     def interleaved(self) -> bool:
         """Whether this architecture rotates neighbouring rows of Q and K, and not the two halves of a head."""
-        return self.deci or self.family.interleaved
+        return self.mixed == "deci" or self.family.interleaved
 
 
 def lay_out(files: CheckpointFiles) -> Layout:
@@ -87,7 +93,7 @@ def lay_out(files: CheckpointFiles) -> Layout:
     layout = Layout(
         family_name=name,
         family=family,
-        deci=False,
+        mixed="",
         hidden_size=hidden,
         head_size=int(config.get("head_dim") or family.head_size or hidden // heads),
         vocabulary_size=int(needed(config, "vocab_size")),
@@ -139,18 +145,18 @@ def _per_block(config: dict[str, Any], count: int) -> dict[int, dict[str, Any]]:
 
 
 def _with_architecture(layout: Layout, files: CheckpointFiles) -> Layout:
-    """The family's own architecture where it can hold the checkpoint, else `deci`, else a refusal."""
+    """The family's own architecture where it can hold the checkpoint, else the mixed one, else a refusal."""
     obstacle = _obstacle(layout, files)
     if obstacle is None:
         return layout
-    reason = layout.family.no_deci or _deci_obstacle(layout, files.config)
+    reason = layout.family.no_mixed or _mixed_obstacle(layout, files)
     if reason:
         advice = "give every block the same widths and heads" if obstacle == DIFFERING else "build it without that"
         raise UnsupportedArchitecture(
             f"llama.cpp cannot run this {layout.family_name} checkpoint, because {obstacle} and {reason}: {advice}, or "
             "use the checkpoint with transformers."
         )
-    return _as_deci(layout)
+    return _as_mixed(layout)
 
 
 def _obstacle(layout: Layout, files: CheckpointFiles) -> str | None:
@@ -168,27 +174,36 @@ def _obstacle(layout: Layout, files: CheckpointFiles) -> str | None:
     return None
 
 
-def _deci_obstacle(layout: Layout, config: dict[str, Any]) -> str | None:
-    if layout.family.rotary_size(config, layout.head_size) != layout.head_size:
+def _mixed_obstacle(layout: Layout, files: CheckpointFiles) -> str | None:
+    """Why the architecture with sizes of each block cannot hold the checkpoint."""
+    if layout.family.rotary_size(files.config, layout.head_size) != layout.head_size:
         return "only a part of each head is rotated"
+    if layout.family.mixed == "openelm" and not layout.tied:
+        return "llama.cpp's `openelm` graph takes the embeddings as the head, and this head is its own"
+    if layout.family.mixed == "openelm" and (bias := next(filter(layout.family.bias_role, files.names), None)):
+        return f"llama.cpp's `openelm` graph has no place for the bias {bias}"
     return None
 
 
-def _as_deci(layout: Layout) -> Layout:
-    """The same model under `deci`, with zero sublayers where its graph needs some."""
-    blocks, notes = [], list(layout.notes)
+def _as_mixed(layout: Layout) -> Layout:
+    """The same model under the mixed architecture, with zero sublayers where its graph needs some."""
+    blocks, notes, mixed = [], list(layout.notes), layout.family.mixed
     # A block with neither sublayer passes its state on unchanged: it is left out.
     for index, block in enumerate(block for block in layout.blocks if block.query_heads or block.width):
-        if index == 0 and not block.query_heads:
+        if not block.query_heads and needs_attention(mixed, index):
             block = replace(block, query_heads=1, kv_heads=1, zero_attention=True)
-            notes.append("Block 0 holds an attention of zeros, without which llama.cpp loads no rotary size.")
         if not block.width:
             block = replace(block, width=FILLER_WIDTH, zero_mlp=True)
         blocks.append(block)
-    zeros = [str(index) for index, block in enumerate(blocks) if block.zero_mlp]
-    if zeros:
-        notes.append(
-            f"Block {', '.join(zeros)} holds an MLP of {FILLER_WIDTH} zero neurons, without which llama.cpp skips the "
-            "block's attention too."
-        )
-    return replace(layout, deci=True, blocks=tuple(blocks), notes=tuple(notes))
+    if attentions := ", ".join(str(index) for index, block in enumerate(blocks) if block.zero_attention):
+        why = "llama.cpp loads no rotary size" if mixed == "deci" else "llama.cpp's graph does not run"
+        notes.append(f"Block {attentions} holds an attention of zeros, without which {why}.")
+    if zeros := ", ".join(str(index) for index, block in enumerate(blocks) if block.zero_mlp):
+        why = "llama.cpp skips the block's attention too" if mixed == "deci" else "llama.cpp's graph does not run"
+        notes.append(f"Block {zeros} holds an MLP of {FILLER_WIDTH} zero neurons, without which {why}.")
+    return replace(layout, mixed=mixed, blocks=tuple(blocks), notes=tuple(notes))
+
+
+def needs_attention(mixed: str, position: int) -> bool:
+    """Whether a block that lost its attention holds one of zeros in a file of that architecture."""
+    return mixed == "openelm" or position == 0

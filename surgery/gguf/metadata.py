@@ -9,6 +9,7 @@ from surgery.gguf.families import needed
 from surgery.gguf.layout import Layout
 from surgery.gguf.mixes import file_type
 from surgery.gguf.rope import add_rope
+from surgery.gguf.sampling import add_sampling, generation_settings
 from surgery.gguf.tokenizer import GgufTokenizer
 
 
@@ -30,13 +31,14 @@ def add_metadata(
     writer.add_embedding_length(layout.hidden_size)
     writer.add_vocab_size(layout.vocabulary_size)
     widths, heads, kv = ([getattr(block, key) for block in blocks] for key in ("width", "query_heads", "kv_heads"))
-    writer.add_feed_forward_length(widths if layout.deci else widths[0])
-    writer.add_head_count(heads if layout.deci else heads[0])
-    writer.add_head_count_kv(kv if layout.deci else kv[0])
+    writer.add_feed_forward_length(widths if layout.mixed else widths[0])
+    writer.add_head_count(heads if layout.mixed else heads[0])
+    writer.add_head_count_kv(kv if layout.mixed else kv[0])
     writer.add_key_length(layout.head_size)
     writer.add_value_length(layout.head_size)
     epsilon = float(needed(files.config, family.names["epsilon"]))
     (writer.add_layer_norm_eps if "layer_norm" in family.names["epsilon"] else writer.add_layer_norm_rms_eps)(epsilon)
     add_rope(writer, layout, files.config)
     family.details(files.config, writer)
+    add_sampling(writer, generation_settings(files))
     tokenizer.write(writer)

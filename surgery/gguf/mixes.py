@@ -38,6 +38,7 @@ SHORT_ROWS = {
     Kind.Q6_K: Kind.Q8_0,
 }
 """Takes the place of a type with blocks of 256 in rows that are not whole blocks."""
+SEVENTY_BLOCKS = 80
 
 
 def file_type(type_name: str) -> gguf.LlamaFileType:
@@ -53,31 +54,49 @@ def check_type(type_name: str) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor stands: its role, its rank among the tensors of that role, the number of blocks."""
+    """Where a tensor stands: its role, its rank among the tensors of that role, and how many llama.cpp counts.
+
+    It counts the values that there are, and the blocks for every other role, whether each has such a tensor or not.
+    """
 
     role: str
     rank: int
-    blocks: int
+    count: int
 
     @property
     def first_eighth(self) -> bool:
-        return self.rank < self.blocks // 8
+        return self.rank < self.count // 8
 
     @property
     def more_bits(self) -> bool:
-        """The first and last eighth, and every third block between them."""
-        eighth = self.blocks // 8
-        return self.rank < eighth or self.rank >= 7 * self.blocks // 8 or (self.rank - eighth) % 3 == 2
+        """The first and last eighth, and every third one between them."""
+        eighth = self.count // 8
+        return self.rank < eighth or self.rank >= 7 * self.count // 8 or (self.rank - eighth) % 3 == 2
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How query heads share the keys and values of the first block, by which some mixes go."""
+
+    heads_per_group: int = 1
+    """Query heads per key/value head; 1 without attention."""
+    architecture: str = ""
+    """llama.cpp's name of the file's architecture."""
+
+    def seventy(self, blocks: int) -> bool:
+        """Whether llama.cpp takes a file of so many blocks for a 70B model, whose values it gives more bits."""
+        if blocks != SEVENTY_BLOCKS:
+            return False
+        return self.architecture in ("qwen2", "deci") or (self.architecture == "llama" and self.heads_per_group > 1)
 
 
 def kinds(
-    shapes: Mapping[str, Sequence[int]], type_name: str, heads_per_group: int = 1, importance: bool = False
+    shapes: Mapping[str, Sequence[int]], type_name: str, shared: Shared = Shared(), importance: bool = False
 ) -> dict[str, Kind]:
     """The type of every tensor of a file.
 
     Args:
         shapes: of the file's tensors by name, rows last, in the order of the file.
-        heads_per_group: query heads per key/value head in the first block.
 
     Raises:
         InputError: unknown type.
@@ -85,6 +104,7 @@ def kinds(
     check_type(type_name)
     tied = "output.weight" not in shapes
     blocks = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("blk.")), default=-1)
+    values = sum(_role(name) == "attn_v" and len(shape) > 1 for name, shape in shapes.items())
     ranks: dict[str, int] = {}
     found: dict[str, Kind] = {}
     for name in sorted(shapes, key=_block):
@@ -93,10 +113,12 @@ def kinds(
             found[name] = Kind.F32
             continue
         role = _role(name)
-        place = _Place(role, ranks.get(role, 0), blocks)
+        place = _Place(role, ranks.get(role, 0), values if role == "attn_v" else blocks)
         ranks[role] = place.rank + 1
         outer = role == "output" or (tied and role == "token_embd")
-        kind = _head_kind(type_name, shape[-1]) if outer else _kind(type_name, place, heads_per_group, importance)
+        kind = _head_kind(type_name, shape[-1]) if outer else _kind(type_name, place, shared, importance)
+        if role == "attn_v" and type_name not in PURE and shared.seventy(blocks) and kind in (Kind.Q3_K, Kind.Q4_K):
+            kind = Kind.Q5_K
         found[name] = _in_rows(kind, shape[-1])
     return {name: found[name] for name in shapes}
 
@@ -136,13 +158,13 @@ def _head_kind(type_name: str, row: int) -> Kind:
     return Kind.Q6_K
 
 
-def _kind(type_name: str, place: _Place, heads_per_group: int, importance: bool) -> Kind:
+def _kind(type_name: str, place: _Place, shared: Shared, importance: bool) -> Kind:
     """What the mix gives a tensor of a block, or embeddings that stand beside a head."""
     default = _default(type_name)
     if place.role == "token_embd":
         return Kind.Q8_0 if type_name == "MXFP4" else default
     if place.role == "attn_v":
-        return _values_kind(type_name, place, heads_per_group) or default
+        return _values_kind(type_name, place, shared.heads_per_group) or default
     if place.role == "ffn_down":
         return _down_kind(type_name, place, importance) or default
     if place.role == "attn_output":
@@ -177,7 +199,7 @@ def _down_kind(type_name: str, place: _Place, importance: bool) -> Kind | None:
         case "Q2_K":
             return Kind.Q3_K
         case "Q3_K_M":
-            return Kind.Q5_K if place.rank < place.blocks // 16 else Kind.Q4_K
+            return Kind.Q5_K if place.rank < place.count // 16 else Kind.Q4_K
         case "Q3_K_L":
             return Kind.Q5_K
         case "Q4_K_S":

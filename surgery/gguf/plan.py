@@ -14,7 +14,7 @@ import numpy as np
 from surgery.folders.files import CheckpointFiles
 from surgery.gguf.layout import Layout, lay_out
 from surgery.gguf.metadata import add_metadata
-from surgery.gguf.mixes import kinds
+from surgery.gguf.mixes import Shared, kinds
 from surgery.gguf.tensors import PlannedTensor, plan
 from surgery.gguf.tokenizer import GgufTokenizer, read_tokenizer
 from surgery.gguf.types import Kind, bytes_of
@@ -55,9 +55,9 @@ class GgufPlan:
     def kinds(self, type_name: str, importance: bool = False) -> dict[str, Kind]:
         """The type of each tensor by name; see `gguf_mixes.kinds`."""
         first = self.layout.blocks[0]
-        heads_per_group = first.query_heads // first.kv_heads if first.kv_heads else 1
+        shared = Shared(first.query_heads // first.kv_heads if first.kv_heads else 1, self.layout.architecture)
         shapes = {tensor.name: tensor.shape for tensor in self.tensors}
-        return kinds(shapes, type_name, heads_per_group, importance)
+        return kinds(shapes, type_name, shared, importance)
 
     def tensor_bytes(self, type_name: str, importance: bool = False) -> Mapping[str, int]:
         """Bytes of each tensor by name."""

@@ -41,5 +41,5 @@ def restored(stored: Mapping[str, StoredTensor], plan: GgufPlan) -> dict[str, np
     return {
         tensor.name: np.ascontiguousarray(tensor.restore(stored[tensor.name].values()))
         for tensor in plan.tensors
-        if tensor.source is not None
+        if tensor.sources
     }

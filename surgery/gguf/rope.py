@@ -37,7 +37,7 @@ def add_rope(writer: gguf.GGUFWriter, layout: Layout, config: dict[str, Any]) ->
         return
     rope = rope_parameters(config)
     kind = rope["rope_type"]
-    if kind not in (DECI_KINDS if layout.deci else layout.family.rotary):
+    if kind not in (DECI_KINDS if layout.mixed == "deci" else layout.family.rotary):
         raise UnsupportedArchitecture(
             f"GGUF export does not express rotary scaling of the type {str(kind)[:40]!r} for "
             f"{layout.architecture}: use the checkpoint with transformers."

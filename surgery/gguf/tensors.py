@@ -38,10 +38,17 @@ class PlannedTensor:
     name: str
     shape: tuple[int, ...]
     read: Read
-    source: str | None = None
-    """Name of the checkpoint's tensor; None for what no checkpoint holds."""
+    sources: tuple[str, ...] = ()
+    """Names of the checkpoint's tensors, whose rows follow each other; none for what no checkpoint holds."""
+    rows: tuple[int, ...] = ()
+    """Rows of each of them, where there are several."""
     restore: Change = field(default=_same, compare=False)
     """Takes the values back to what the checkpoint holds."""
+
+    def split(self, restored: np.ndarray) -> dict[str, np.ndarray]:
+        """Restored values as the checkpoint's tensors by name."""
+        parts = np.split(restored, np.cumsum(self.rows[:-1])) if self.rows else [restored]
+        return dict(zip(self.sources, parts, strict=True))
 
     @property
     def parameters(self) -> int:
@@ -57,6 +64,8 @@ def plan(files: CheckpointFiles, layout: Layout) -> list[PlannedTensor]:
         UnsupportedArchitecture: a tensor has no place in llama.cpp's architecture; the message names it.
     """
     made = {tensor.name: tensor for tensor in (*_constants(files, layout), *_stored(files, layout))}
+    if layout.mixed and layout.fused:
+        _fuse(made, len(layout.blocks))
     expected = dict(_expected(layout))
     for name, shape in expected.items():
         if name not in made:
@@ -69,6 +78,22 @@ def plan(files: CheckpointFiles, layout: Layout) -> list[PlannedTensor]:
     return [made[name] for name in sorted(made, key=_order)]
 
 
+def _fuse(made: dict[str, PlannedTensor], blocks: int) -> None:
+    """Put queries, keys and values of each block into one tensor."""
+    for number in range(blocks):
+        names = [f"blk.{number}.attn_{role}.weight" for role in ("q", "k", "v")]
+        if names[0] in made:
+            parts = [made.pop(name) for name in names]
+            rows = tuple(part.shape[0] for part in parts)
+            sources = tuple(source for part in parts for source in part.sources)
+            name, shape = f"blk.{number}.attn_qkv.weight", (sum(rows), *parts[0].shape[1:])
+            made[name] = PlannedTensor(name, shape, partial(_joined, parts), sources, rows)
+
+
+def _joined(parts: list[PlannedTensor], files: CheckpointFiles) -> np.ndarray:
+    return np.concatenate([part.read(files) for part in parts])
+
+
 def _order(name: str) -> tuple[int, str]:
     """Embeddings first, then block by block, then the rest."""
     block = re.match(r"blk\.(\d+)\.", name)
@@ -77,7 +102,7 @@ def _order(name: str) -> tuple[int, str]:
 
 def _stored(files: CheckpointFiles, layout: Layout) -> Iterator[PlannedTensor]:
     """The checkpoint's own tensors under their GGUF names."""
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.architecture)
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.family.architecture)
     names = gguf.get_tensor_name_map(architecture, len(layout.blocks))
     numbers = {block.source: number for number, block in enumerate(layout.blocks)}
     biases = layout.family.biases
@@ -88,7 +113,7 @@ def _stored(files: CheckpointFiles, layout: Layout) -> Iterator[PlannedTensor]:
         tried = (names.get_name(prefix + renumbered, (".weight", ".bias")) for prefix in PREFIXES) if renumbered else ()
         name = next((found for found in tried if found), None)
         role = layout.family.bias_role(source)
-        if name is None or (role is not None and role not in biases and not layout.deci):
+        if name is None or (role is not None and role not in biases and not layout.mixed):
             raise UnsupportedArchitecture(
                 f"The tensor {source} has no place in llama.cpp's architecture {layout.architecture}: use the "
                 "checkpoint with transformers."
@@ -119,7 +144,9 @@ def _changed(name: str, source: str, shape: tuple[int, ...], layout: Layout) -> 
         change, back = (partial(turn, head_size=layout.head_size) for turn in (interleave, separate))
     elif layout.family.gain_offset and role.endswith("norm.weight"):
         change, back = (partial(np.add, np.float32(sign * layout.family.gain_offset)) for sign in (1, -1))
-    return PlannedTensor(name, shape, lambda files: np.ascontiguousarray(change(files.read(source))), source, back)
+    return PlannedTensor(
+        name, shape, lambda files: np.ascontiguousarray(change(files.read(source))), (source,), (), back
+    )
 
 
 def turned(name: str, layout: Layout) -> bool:
@@ -143,7 +170,7 @@ def separate(rows: np.ndarray, head_size: int) -> np.ndarray:
 
 
 def _constants(files: CheckpointFiles, layout: Layout) -> Iterator[PlannedTensor]:
-    """Tensors that no checkpoint holds: rotary factors, and the zeros that `deci` needs (see BlockSizes)."""
+    """Tensors that no checkpoint holds: rotary factors, and the zeros that a graph needs (see BlockSizes)."""
     factors = frequency_factors(layout, files.config)
     if factors is not None:
         yield PlannedTensor("rope_freqs.weight", factors.shape, lambda _: factors)
@@ -178,7 +205,7 @@ def _attention(layout: Layout, block: BlockSizes) -> list[tuple[str, tuple[int, 
     wide = layout.family.wide_norms
     sizes = {"attn_q_norm": query if wide else layout.head_size, "attn_k_norm": kv if wide else layout.head_size}
     norms = [name for name in layout.family.norms if "ff" not in name]
-    if layout.family.fused:
+    if layout.fused:
         inputs: list[tuple[str, tuple[int, ...]]] = [("attn_qkv", (query + 2 * kv, hidden))]
     else:
         inputs = [("attn_q", (query, hidden)), ("attn_k", (kv, hidden)), ("attn_v", (kv, hidden))]

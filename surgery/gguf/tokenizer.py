@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import gguf
 from surgery.errors import CorruptFile, InputError
 from surgery.folders.files import CheckpointFiles
 from surgery.gguf.layout import Layout
+from surgery.gguf.special_tokens import added_around, special_tokens
 
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
@@ -28,14 +30,20 @@ TEKKEN = (
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BYTE_LEVEL: dict[tuple[tuple[str, ...], bool], str] = {
-    (("bytes with words",), False): "gpt-2",
+    (("bytes with words",), False): "trillion",
     (("digits", "bytes with words"), False): "smollm",
     ((f"split {CL100K}", "bytes"), True): "llama-bpe",
     ((f"split {CL100K}", "bytes"), False): "dbrx",
     ((f"split {CL100K.replace('{1,3}', '')}", "bytes"), False): "qwen2",
     ((f"split {TEKKEN}", "bytes"), True): "tekken",
 }
-"""llama.cpp's name of a pre-tokenizer by its steps and `ignore_merges`; each is compared by running llama.cpp."""
+"""llama.cpp's name of a pre-tokenizer by its steps and `ignore_merges`; each is compared by running llama.cpp.
+
+The name also decides whether llama.cpp leaves out spaces when it turns ids into text: of those that split alike, one that
+keeps them is taken. `trillion` splits as `gpt-2` does.
+"""
+CLEANED = frozenset({"llama-bpe", "dbrx"})
+"""Names under which llama.cpp leaves out spaces, and beside which none splits alike and keeps them."""
 SPACE = "\u2581"
 PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
 
@@ -52,7 +60,7 @@ class GgufTokenizer:
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     special: dict[str, int] = field(default_factory=dict)
-    """`bos`, `eos`, `unk`, `pad`, `eot`, where the tokenizer has them."""
+    """By the name of their key, see `special_tokens`."""
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool = False
@@ -89,7 +97,7 @@ class GgufTokenizer:
         else:
             writer.add_token_merges(self.merges)
         for name, number in self.special.items():
-            getattr(writer, f"add_{name}_token_id")(number)
+            writer.add_uint32(getattr(gguf.Keys.Tokenizer, f"{name.upper()}_ID"), number)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
         if self.chat_template:
@@ -100,22 +108,32 @@ def read_tokenizer(files: CheckpointFiles, layout: Layout) -> GgufTokenizer:
     """Translate tokenizer.json, tokenizer_config.json and the chat template.
 
     Raises:
-        CorruptFile: a file is absent or damaged, or the vocabulary is larger than the embeddings.
+        CorruptFile: a file is absent or damaged.
         InputError: llama.cpp has no tokenizer that does the same.
     """
     document = files.json("tokenizer.json")
-    settings = files.json("tokenizer_config.json") if files.has("tokenizer_config.json") else {}
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the first is of older checkpoints
+        settings |= files.json(name) if files.has(name) else {}
     try:
+        left_out = _without_rows(document, layout.vocabulary_size)
         tokens, types = _vocabulary(document, layout.vocabulary_size)
         made = _byte_level(document, tokens, types) or _sentencepiece(document, tokens, types)
-        numbers = {token: number for number, token in enumerate(tokens)}
-        made.special = _special(files, settings, document, numbers)
-        made.add_bos, made.add_eos = _added_around(document, made.special)
+        made.special, notes = special_tokens(files, settings, tokens, types)
+        made.notes += notes
+        made.add_bos, made.add_eos = added_around(document, made.special)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CorruptFile(
             f"tokenizer.json of {files.directory.name} is malformed ({type(error).__name__}: {error}): take the "
             "file of the original checkpoint."
         ) from None
+    if left_out:
+        made.notes.append(
+            f"{len(left_out)} tokens have no row in the embeddings and are left out ({left_out[0]!r:.40} first): texts "
+            "that hold them are split otherwise."
+        )
+    if made.pre in CLEANED:
+        made.notes.append("llama.cpp leaves out spaces before punctuation where it writes a whole answer at once.")
     made.strips = any(token.get("rstrip") and token["special"] for token in document.get("added_tokens") or [])
     if made.strips and not made._is_phi3:
         made.notes.append("llama.cpp keeps the spaces after special tokens, which this tokenizer strips.")
@@ -123,23 +141,33 @@ def read_tokenizer(files: CheckpointFiles, layout: Layout) -> GgufTokenizer:
     return made
 
 
-def _vocabulary(document: dict[str, Any], rows: int) -> tuple[list[str], list[gguf.TokenType]]:
-    """Tokens and their types for every row of the embeddings; rows without a token get a name of their own."""
-    model = document["model"]
+def _without_rows(document: dict[str, Any], rows: int) -> list[str]:
+    """Take tokens that have no row out of a tokenizer, with every merge that needs one; gives their texts.
+
+    Raises InputError: it is not BPE.
+    """
+    model, added = document["model"], document.get("added_tokens") or []
     if model["type"] != "BPE":
         raise InputError(
             f"llama.cpp has no tokenizer like this one (model {str(model['type'])[:40]!r}): GGUF export needs "
             "byte-level BPE or SentencePiece BPE."
         )
-    tokens = [f"[PAD{number}]" for number in range(rows)]
-    types = [gguf.TokenType.UNUSED] * rows
-    added = document.get("added_tokens") or []
+    every = [*model["vocab"].items(), *((token["content"], token["id"]) for token in added)]
+    gone = sorted({token for token, number in every if number >= rows})
+    if gone:
+        lost = set(gone)
+        model["vocab"] = {token: number for token, number in model["vocab"].items() if number < rows}
+        model["merges"] = [pair for pair in _pairs(model) if lost.isdisjoint((*pair, "".join(pair)))]
+        document["added_tokens"] = [token for token in added if token["id"] < rows]
+    return gone
+
+
+def _vocabulary(document: dict[str, Any], rows: int) -> tuple[list[str], list[gguf.TokenType]]:
+    """Tokens and their types for every row of the embeddings; rows without a token get a name of their own."""
+    model, added = document["model"], document.get("added_tokens") or []
     ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
-    if ids and max(ids.values()) >= rows:
-        raise CorruptFile(
-            f"The tokenizer has {max(ids.values()) + 1} tokens and the embeddings {rows} rows: take the tokenizer of "
-            "the original checkpoint."
-        )
+    tokens = [_unlike(f"[PAD{number}]", ids) for number in range(rows)]
+    types = [gguf.TokenType.UNUSED] * rows
     for token, number in ids.items():
         tokens[number], types[number] = token, gguf.TokenType.NORMAL
     if model.get("byte_fallback"):
@@ -151,6 +179,13 @@ def _vocabulary(document: dict[str, Any], rows: int) -> tuple[list[str], list[gg
     if model.get("unk_token") in ids and model.get("byte_fallback"):
         types[ids[model["unk_token"]]] = gguf.TokenType.UNKNOWN
     return tokens, types
+
+
+def _unlike(name: str, known: Container[str]) -> str:
+    """The name, with a sign more before its bracket until no token is called so."""
+    while name in known:
+        name = f"{name[:-1]}_]"
+    return name
 
 
 def _byte_level(document: dict[str, Any], tokens: list[str], types: list[gguf.TokenType]) -> GgufTokenizer | None:
@@ -246,56 +281,6 @@ def _space_prefix(document: dict[str, Any]) -> bool | None:
     if not kinds and pre.get("type") == "Metaspace" and pre.get("replacement") == SPACE and pre.get("split") is False:
         return bool(pre.get("prepend_scheme") != "never")
     return None
-
-
-def _special(
-    files: CheckpointFiles, settings: dict[str, Any], document: dict[str, Any], numbers: dict[str, int]
-) -> dict[str, int]:
-    """Ids of the special tokens, by the tokenizer's own names; the model's configuration where it has none."""
-    found = {}
-    for name in ("bos", "eos", "unk", "pad"):
-        token = settings.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        number = numbers.get(token) if isinstance(token, str) else None
-        if number is None and not settings:
-            given = files.config.get(f"{name}_token_id")
-            number = given if isinstance(given, int) and 0 <= given < len(numbers) else None
-        if number is not None:
-            found[name] = number
-    generation = files.json("generation_config.json") if files.has("generation_config.json") else {}
-    ends = generation.get("eos_token_id")
-    others = [end for end in ends if end != found.get("eos")] if isinstance(ends, list) else []
-    if others and 0 <= int(others[0]) < len(numbers):
-        found["eot"] = int(others[0])
-    return found
-
-
-def _added_around(document: dict[str, Any], special: dict[str, int]) -> tuple[bool, bool]:
-    """Whether the post-processor puts BOS before and EOS after a text. Raises InputError: it adds something else."""
-    before: list[int] = []
-    after: list[int] = []
-    processor = document.get("post_processor") or {}
-    for part in processor.get("processors", [processor] if processor else []):
-        if part["type"] == "ByteLevel":
-            continue
-        if part["type"] != "TemplateProcessing":
-            raise InputError(
-                f"llama.cpp cannot express the tokenizer's post-processor {str(part['type'])[:40]!r}: use the "
-                "checkpoint with transformers."
-            )
-        side = before
-        for piece in part["single"]:
-            if "Sequence" in piece:
-                side = after
-            else:
-                side += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
-    bos, eos = special.get("bos"), special.get("eos")
-    if before not in ([], [bos]) or after not in ([], [eos]):
-        raise InputError(
-            "llama.cpp adds nothing but BOS before and EOS after a text, and this tokenizer adds other tokens: use the "
-            "checkpoint with transformers."
-        )
-    return bool(before), bool(after)
 
 
 def _chat_template(files: CheckpointFiles, settings: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ def encoded(
     tensor: PlannedTensor, files: CheckpointFiles, kind: Kind, importance: Importance | None = None
 ) -> np.ndarray:
     """One tensor of a checkpoint as the file holds it; errors as `encode`."""
-    columns = (importance or {}).get(tensor.source) if tensor.source else None
+    columns = (importance or {}).get(tensor.sources[0]) if tensor.sources else None
     values = tensor.read(files)
     try:
         return encode(values, kind, columns)

@@ -18,6 +18,7 @@ from surgery.gguf.header import GgufFile, open_gguf
 from surgery.gguf.keys import Keys
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.read import check_shapes, restored
+from surgery.gguf.sampling import SETTINGS
 from surgery.gguf.source import Source, read_source
 from surgery.gguf.source_rope import FACTORS
 from surgery.gguf.source_tokenizer import SourceTokenizer, source_tokenizer
@@ -30,14 +31,6 @@ GGUF = (
     Failure(out_of_memory, DoesNotFit, TOO_LARGE),
     Failure(anything, CorruptFile, "The GGUF file {source} cannot be read ({reason}): choose another file."),
 )
-SAMPLING = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
-}
-"""GGUF's names of what a draw goes by, and transformers'."""
 HEAD = "output.weight"
 LLAMAS = {"llama", "deci"}
 """Architectures that compute the same where all blocks are alike."""
@@ -98,10 +91,10 @@ def _load(file: GgufFile, path: Path) -> tuple[Any, Any]:
 def _generation(keys: Keys, words: SourceTokenizer) -> dict[str, Any]:
     """Settings of generation: every token that ends an answer, and how the file advises to draw."""
     found: dict[str, Any] = {"eos_token_id": list(words.ends) if len(words.ends) > 1 else words.ids.get("eos")}
-    for name, called in SAMPLING.items():
-        value = keys.raw(f"general.sampling.{name}")
+    for setting in SETTINGS:
+        value = keys.raw(f"general.sampling.{setting.key}")
         if value is not None:
-            found |= {called: value, "do_sample": True}
+            found |= {setting.ours: value, "do_sample": True}
     return found if found.get("temperature", 1) else {"eos_token_id": found["eos_token_id"]}
 
 
@@ -161,8 +154,9 @@ def filled(
     values: dict[str, np.ndarray], plan: GgufPlan, architecture: Architecture, config: Any, model_class: Any
 ) -> Any:
     """A model of transformers in float32 with the weights that `read_tensors` gave; `config` is not changed."""
-    sources = {tensor.name: tensor.source for tensor in plan.tensors}
-    state = {str(sources[name]): torch.from_numpy(array) for name, array in values.items() if name != HEAD}
+    inner = (tensor for tensor in plan.tensors if tensor.name in values and tensor.name != HEAD)
+    parts = (part for tensor in inner for part in tensor.split(values[tensor.name]).items())
+    state = {source: torch.from_numpy(array) for source, array in parts}
     config, head = copy.deepcopy(config), f"{architecture.head}.weight"
     if HEAD in values:
         state[head] = torch.from_numpy(values[HEAD])

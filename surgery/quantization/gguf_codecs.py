@@ -28,17 +28,16 @@ def as_gguf(structure: Structure, plan: GgufPlan, type_name: str, moments: Momen
     outer: dict[str, Codec] = {}
     for tensor in plan.tensors:
         kind = chosen[tensor.name]
-        if tensor.source is None or kind == Kind.F32:
-            continue
-        codec = GgufCodec(kind.name, (importance or {}).get(tensor.source))
-        path = tensor.source.removesuffix(".weight")
-        if path.startswith(inside):
-            position, _, inner = path.removeprefix(inside).partition(".")
-            blocks.setdefault(int(position), {})[inner] = codec
-        elif tensor.name == "output.weight":
-            outer[structure.architecture.head] = codec
-        else:
-            outer[path] = codec
+        for source in tensor.sources if kind != Kind.F32 else ():
+            codec = GgufCodec(kind.name, (importance or {}).get(source))
+            path = source.removesuffix(".weight")
+            if path.startswith(inside):
+                position, _, inner = path.removeprefix(inside).partition(".")
+                blocks.setdefault(int(position), {})[inner] = codec
+            elif tensor.name == "output.weight":
+                outer[structure.architecture.head] = codec
+            else:
+                outer[path] = codec
     kept = enumerate(structure.kept)
     specs = tuple(replace(spec, codecs=in_order(blocks.get(place, {}))) for place, spec in kept)
     return replace(structure, blocks=specs, outer=in_order(outer), quantize=None)

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.save import RECIPE_FILE
-from surgery.common.progress import Report
+from surgery.common.progress import Report, silent
+from surgery.folders.end_tokens import end_tokens_of
 from surgery.pruning.recipe_summary import recipe_words
 from surgery.recipe.recipe import Recipe
 from surgery.recipe.texts import shown_source
 from surgery.shipping.checksums import write_sums
+from surgery.shipping.llama_run import llama_run
 from surgery.shipping.model_card import MODELFILE, model_card
 from surgery.shipping.modelfile import modelfile
 from surgery.shipping.origin import CARD, origin_of
-from surgery.shipping.record import RECORD, Origin, Part, Protocol, Sample, ShipRecord
+from surgery.shipping.record import RECORD, Origin, Part, Protocol, Run, Sample, ShipRecord
 from surgery.shipping.weights import Shipping, plain, write_weights
 from surgery.structure.structure import Structure, dense
 from surgery.workbench.open_model import OpenModel
@@ -31,7 +33,8 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     """Every file of the folder, the sums last."""
     documented = job.recipe.model_copy(update={"results": _results(job)})
     parts = write_weights(job, documented, made, report, stop)
-    record = _record(job, parts)
+    runs = {"llama.cpp": _run(job, part, made, stop) for part in parts if part.kind == "gguf"}
+    record = _record(job, parts).model_copy(update={"runs": runs})
     notes = tuple(note for part in parts for note in part.notes)
     Sample(
         ids=job.sample.ids,
@@ -44,8 +47,10 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     gguf = record.part("gguf")
     if gguf is not None:
         loaded: Any = job.model.loaded
-        generation, context = loaded.model.generation_config, job.model.architecture.context_length
-        text = modelfile(gguf.files[0], loaded.tokenizer, generation, context, gguf.adapter)
+        said, ends = loaded.model.generation_config, end_tokens_of(loaded.model, loaded.tokenizer)
+        context = job.model.gguf_plan(job.forms[-1].structure).layout.context_length
+        generation = {} if said is None else said.to_dict()
+        text = modelfile(gguf.files[0], loaded.tokenizer, generation, ends, context, gguf.adapter)
         (made / MODELFILE).write_text(text.text, "utf-8")
         notes += () if text.chat else (NO_TEMPLATE,)
     (made / CARD).write_text(model_card(record, documented, gguf is not None), "utf-8")
@@ -54,6 +59,12 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     report(0.95, "Writing the sums")
     write_sums(made, stop)
     return record, notes
+
+
+def _run(job: Shipping, part: Part, made: Path, stop: Event | None) -> Run:
+    """The GGUF file in llama.cpp, see `llama_run`."""
+    structure = job.forms[-1].structure
+    return llama_run(structure, job.model.gguf_plan(structure), part, made, job.importance is not None, silent, stop)
 
 
 def _results(job: Shipping) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.text import render_chat
 from surgery.errors import TextError
+from surgery.gguf.sampling import sampling
 
 LARGEST_CONTEXT = 8192
 """Tokens of context that are asked for: Ollama sets memory aside for all of them. A person may raise it."""
@@ -26,15 +28,26 @@ class Modelfile:
     """Whether it says how a conversation is written."""
 
 
-def modelfile(gguf: str, tokenizer: Any, generation: Any, context_length: int, adapter: str = "") -> Modelfile:
+def modelfile(
+    gguf: str,
+    tokenizer: Any,
+    generation: Mapping[str, Any],
+    ends: Sequence[int],
+    context_length: int,
+    adapter: str = "",
+) -> Modelfile:
     """The Modelfile of a GGUF file.
 
     Args:
         gguf: the file's name, beside the Modelfile.
         tokenizer: of the model; its chat template is tried out.
-        generation: the model's generation settings, for the tokens that end an answer.
-        context_length: that the model was trained for, in tokens.
+        generation: the model's generation settings, for how tokens are drawn.
+        ends: the tokens that end an answer.
+        context_length: of the file, in tokens.
         adapter: name of a GGUF LoRA file beside it, if there is one.
+
+    Raises:
+        CorruptFile: a generation setting is not a number.
     """
     lines = [f"FROM ./{gguf}", *([f"ADAPTER ./{adapter}"] if adapter else []), ""]
     system = chatml_system(tokenizer)
@@ -44,7 +57,8 @@ def modelfile(gguf: str, tokenizer: Any, generation: Any, context_length: int, a
         lines += [f'TEMPLATE """{CHATML}"""']
         lines += [f'SYSTEM """{system}"""'] if system and '"""' not in system else []
     lines += ["", f"PARAMETER num_ctx {min(context_length, LARGEST_CONTEXT)}"]
-    stops = _stops(tokenizer, generation) | (set() if system is None else {"<|im_end|>"})
+    lines += [f"PARAMETER {setting.parameter} {value:g}" for setting, value in sampling(generation)]
+    stops = {str(tokenizer.decode([end])) for end in ends} - {""} | (set() if system is None else {"<|im_end|>"})
     lines += [f'PARAMETER stop "{stop}"' for stop in sorted(stops) if '"' not in stop and stop.isprintable()]
     return Modelfile("\n".join([*lines, ""]), system is not None)
 
@@ -78,10 +92,3 @@ def _rendered(tokenizer: Any, talk: list[tuple[str, str]]) -> str | None:
         return render_chat(tokenizer, messages, "a trial", "leave it out", ask=True)
     except TextError:
         return None
-
-
-def _stops(tokenizer: Any, generation: Any) -> set[str]:
-    """Tokens that end an answer."""
-    ends = getattr(generation, "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return {str(tokenizer.decode([end])) for end in ends} - {""}

@@ -101,6 +101,19 @@ class Part(_Frozen):
     """None only in a card of a checkpoint that was built and not shipped."""
 
 
+class Run(_Frozen):
+    """A program that a form was tried in before it was shipped."""
+
+    version: str = Field(max_length=200)
+    """Empty where the program was not at hand."""
+    tried: tuple[str, ...] = Field(max_length=100)
+    """What was done with it there; nothing where it was not at hand, or where there was no memory."""
+    memory: dict[str, int] = Field(default_factory=dict, max_length=10)
+    """Bytes that the program says it took, by what for."""
+    predicted: dict[str, int] = Field(default_factory=dict, max_length=10)
+    """Bytes that the memory model gives for the same."""
+
+
 class ShipRecord(_Frozen):
     """Everything that a model card says and a verification compares, the recipe apart."""
 
@@ -121,6 +134,8 @@ class ShipRecord(_Frozen):
     sample_text: str = ""
     """Fingerprint of the embedded text from which the sample's token ids were cut."""
     parts: tuple[Part, ...] = Field(min_length=1)
+    runs: dict[str, Run] = Field(default_factory=dict, max_length=10)
+    """By the name of the program."""
 
     @property
     def shipped(self) -> Part:

@@ -70,7 +70,7 @@ def test_a_weight_store_holds_weights_but_no_working_data():
 def test_decoding_is_bound_by_bandwidth_or_compute():
     structure = dense(describe(build("llama_tied")))
     here = device()
-    found = fit(structure, here, 64, "F32")
+    found = fit(structure, here, 256, "F32")
     read = found.weights_bytes + found.kv_cache_bytes
     matrices = structure.parameters - 4 * 2 * 48 - 48
     by_bandwidth = here.bandwidth_bytes_per_second.value / read
@@ -128,18 +128,18 @@ def test_a_gpu_holds_a_row_of_logits_for_every_token_of_a_batch():
 def test_types_of_the_kv_cache():
     wide = describe(_make(LlamaForCausalLM, LlamaConfig, _GQA, head_dim=32))
     structure = dense(wide)
-    sixteen = kv_cache_bytes(structure, 64, "F16")
-    assert kv_cache_bytes(structure, 64, "F32") == 2 * sixteen
-    assert kv_cache_bytes(structure, 64, "Q8_0") == sixteen * 34 // 64
-    assert kv_cache_bytes(structure, 64, "Q4_0") == sixteen * 18 // 64
-    found = fit(structure, device(), 64, "F16", "Q4_0")
+    sixteen = kv_cache_bytes(structure, 256, "F16")
+    assert kv_cache_bytes(structure, 256, "F32") == 2 * sixteen
+    assert kv_cache_bytes(structure, 256, "Q8_0") == sixteen * 34 // 64
+    assert kv_cache_bytes(structure, 256, "Q4_0") == sixteen * 18 // 64
+    found = fit(structure, device(), 256, "F16", "Q4_0")
     assert (found.kv_type, found.kv_cache_bytes, found.notes) == ("Q4_0", sixteen * 18 // 64, ())
-    narrow = fit(dense(describe(build("llama"))), device(), 64, "F16", "Q4_0")
+    narrow = fit(dense(describe(build("llama"))), device(), 256, "F16", "Q4_0")
     assert narrow.kv_type == "F16" and "Q4_0" in narrow.notes[0]
-    plain = fit(structure, device(), 64, "safetensors-F32", "Q4_0")
+    plain = fit(structure, device(), 256, "safetensors-F32", "Q4_0")
     assert plain.kv_type == "F32" and plain.runtime == "transformers"
     with pytest.raises(InputError, match="Q5_0"):
-        fit(structure, device(), 64, "F16", "Q5_0")
+        fit(structure, device(), 256, "F16", "Q5_0")
 
 
 def test_a_sliding_cache_holds_the_window_and_the_batch_that_is_read():
@@ -148,8 +148,8 @@ def test_a_sliding_cache_holds_the_window_and_the_batch_that_is_read():
     token = 2 * full.kv_heads * full.head_size * 2
     assert (full.window, sliding.window) == (None, 8)
     assert kv_cache_bytes(structure, 100) == 2 * token * 100 + 2 * token * 8
-    assert kv_cache_bytes(structure, 1000, batch=512) == 2 * token * 1000 + 2 * token * 768
-    assert kv_cache_bytes(structure, 20, batch=20) == 4 * token * 20
+    assert kv_cache_bytes(structure, 1000, batch=512) == 2 * token * 1024 + 2 * token * 768
+    assert kv_cache_bytes(structure, 20, batch=20) == 4 * token * 256
 
 
 @pytest.mark.parametrize(("context", "kind"), [(0, "F16"), (10, "F17")])

@@ -12,7 +12,6 @@ from typing import Any
 import markdown_it
 import pytest
 import yaml
-from transformers import GenerationConfig
 
 from surgery.models.loading import Loaded
 from surgery.recipe.base import ModelReference, TextReference
@@ -235,9 +234,11 @@ def test_a_chatml_model_gets_a_template_and_others_do_not() -> None:
     )
     assert chatml_system(plain) == "" and chatml_system(greeting) == "Be kind."
     for made in (plain, greeting):
-        text = modelfile("x.gguf", made, GenerationConfig(eos_token_id=[1]), 32768)
+        text = modelfile("x.gguf", made, {"temperature": 0.6, "top_p": 0.9, "top_k": 20}, (1,), 32768)
         assert text.chat and text.text.startswith("FROM ./x.gguf\n") and f'TEMPLATE """{OLLAMA}"""' in text.text
-        assert "PARAMETER num_ctx 8192\n" in text.text
+        assert (
+            "PARAMETER num_ctx 8192\nPARAMETER temperature 0.6\nPARAMETER top_k 20\nPARAMETER top_p 0.9\n" in text.text
+        )
         assert 'PARAMETER stop "</s>"\nPARAMETER stop "<|im_end|>"\n' in text.text
         system = re.search('SYSTEM """(.*)"""', text.text)
         talk = [("user", "one"), ("assistant", "two"), ("user", "three")]
@@ -248,7 +249,7 @@ def test_a_chatml_model_gets_a_template_and_others_do_not() -> None:
     refusing = "{{ raise_exception('no') }}"
     trimmed = CHATML.replace("message['content']", "message['content'] | upper")
     for template in (other, refusing, trimmed, "{{ nothing.at.all }}", "{{ '<|im_start|>' }}" + CHATML):
-        text = modelfile("x.gguf", chat(template), None, 128)
+        text = modelfile("x.gguf", chat(template), {}, (), 128)
         assert not text.chat and 'TEMPLATE """' not in text.text and "num_ctx 128" in text.text
     assert chatml_system(tokenizer()) is None and chatml_system(tiny_workbench.CharacterTokenizer()) is None
 
@@ -258,4 +259,4 @@ def test_a_system_message_cannot_leave_its_quotes() -> None:
     made = chat(
         "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + escape + "<|im_end|>\n{% endif %}" + CHATML
     )
-    assert "temperature" not in modelfile("x.gguf", made, None, 128).text
+    assert "temperature" not in modelfile("x.gguf", made, {}, (), 128).text
