@@ -252,8 +252,8 @@ def test_all_end_tokens_are_kept_and_end_an_answer(tmp_path: Path) -> None:
 
 def test_tokens_at_which_llama_cpp_ends_by_their_text(tiny: Path, tmp_path: Path) -> None:
     tokens = list(gguf.GGUFReader(tiny).fields["tokenizer.ggml.tokens"].contents())
-    tokens[-1] = "<|eot_id|>"
-    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 2)}
+    tokens[-2:] = ["<end_of_turn>", "<|eot_id|>"]  # the first is ordinary text here
+    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 3) + [3]}
     opened = load(str(rewritten(tiny, tmp_path / "named.gguf", keys=keys)))
     assert opened.model.generation_config.eos_token_id == [1, len(tokens) - 1]
     assert opened.tokenizer("a<|eot_id|>")["input_ids"][-1] == len(tokens) - 1
