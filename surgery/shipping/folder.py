@@ -33,8 +33,9 @@ def write_folder(job: Shipping, made: Path, report: Report, stop: Event | None) 
     """Every file of the folder, the sums last."""
     documented = job.recipe.model_copy(update={"results": _results(job)})
     parts = write_weights(job, documented, made, report, stop)
-    runs = {"llama.cpp": _run(job, part, made, stop) for part in parts if part.kind == "gguf"}
-    record = _record(job, parts).model_copy(update={"runs": runs})
+    record = _record(job, parts)
+    if (file := record.part("gguf")) is not None:
+        record = record.model_copy(update={"runs": {"llama.cpp": _run(job, file, made, stop)}})
     notes = tuple(note for part in parts for note in part.notes)
     Sample(
         ids=job.sample.ids,
