@@ -1,9 +1,10 @@
 // Runs a GGUF file in llama.cpp: node llama_cpp.mjs FOLDER_OF_NODE_MODULES MODEL.gguf < request.json > answer.json
 // Request: {"prompts": [[token ids], ...], "tokens": n, "texts": ["...", ...], "probabilities": true, "threads": 1,
-//           "lora": "ADAPTER.gguf", "back": [[token ids], ...], "contexts": [{"size": n, "kv": "F16"}, ...]}
+//           "lora": "ADAPTER.gguf", "back": [[token ids], ...], "contexts": [{"size": n, "kv": "F16"}, ...],
+//           "ends": [token ids]}
 // Answer:  {"greedy": [[token ids], ...], "tokenized": [[token ids], ...], "probabilities": [[[id, p], ...], ...],
 //           "load_seconds": s, "tokens_per_second": r, "texts": ["...", ...],
-//           "buffers": {name: MiB of the model's}, "contexts": [{name: MiB}, ...]}
+//           "ends": [those ids at which an answer ends], "buffers": {name: MiB of the model's}, "contexts": [{name: MiB}, ...]}
 // "back" turns ids into texts at once, as llama.cpp's own detokenizer does. Sizes are what llama.cpp logs.
 import {readFileSync} from "node:fs";
 import {join, resolve} from "node:path";
@@ -75,6 +76,7 @@ for (const {size, kv} of request.contexts ?? []) {
     contexts.push(buffers);
     await context.dispose();
 }
-const answer = {greedy, texts, buffers: modelBuffers, contexts, tokenized, probabilities, load_seconds: loadSeconds,
+const ends = (request.ends ?? []).filter((id) => model.isEogToken(id));
+const answer = {greedy, texts, ends, buffers: modelBuffers, contexts, tokenized, probabilities, load_seconds: loadSeconds,
     tokens_per_second: seconds > 0 ? generated / seconds : 0};
 process.stdout.write(JSON.stringify(answer), () => process.exit(0));

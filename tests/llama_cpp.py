@@ -30,6 +30,7 @@ def run(
     lora: Path | None = None,
     back: list[list[int]] | None = None,
     contexts: list[dict[str, Any]] | None = None,
+    ends: list[int] | None = None,
 ) -> dict[str, Any]:
     """Load a GGUF file and answer; see llama_cpp.mjs. Fails with llama.cpp's own words where it does not load."""
     assert (FOLDER / "node_modules" / "node-llama-cpp").is_dir(), f"run `make {FOLDER.parent.name}/.llama` first"
@@ -42,6 +43,7 @@ def run(
         "lora": str(lora) if lora else None,
         "back": back or [],
         "contexts": contexts or [],
+        "ends": ends or [],
     }
     done = subprocess.run(
         ["node", str(SCRIPT), str(FOLDER), str(file)],

@@ -1,7 +1,7 @@
 """The real llama.cpp, where it is at hand: which program it is, and whether it runs a file.
 
-Looked for are `llama-cli` and `llama-server` on PATH, then the program that MODEL_SURGERY_LLAMA names, then the prebuilt
-one of `make llama`, which Node.js hosts. Every program is asked for its version first.
+Looked for are `llama-cli` and `llama-server` on PATH, then the program that MODEL_SURGERY_LLAMA names, then the
+prebuilt one of `make llama`, which Node.js hosts. Every program is asked for its version first.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ PREBUILT = Path(sys.prefix) / "llama"
 PROMPT = "Once upon a time"
 TOKENS = 32
 """That a file is made to write."""
+ON_PROCESSOR = ("-np", "1", "-t", "1", "-ngl", "0", "-dev", "none", "-lv", "4")
+"""One sequence in one thread, no GPU, and the log of the library too."""
 LONGEST = 300.0
 """Seconds after which a program is stopped."""
 VERSION_SECONDS = 20.0
@@ -111,23 +113,7 @@ def run_file(
         Cancelled: stopped; the program is ended.
     """
     lora = ["--lora", str(adapter)] if adapter is not None else []
-    shared = [
-        "-m",
-        str(file),
-        "-c",
-        str(context),
-        "-np",
-        "1",
-        "-t",
-        "1",
-        "-ngl",
-        "0",
-        "-dev",
-        "none",
-        "-lv",
-        "4",
-        *lora,
-    ]
+    shared = ["-m", str(file), "-c", str(context), *ON_PROCESSOR, *lora]
     if program.kind == "node-llama-cpp":
         asked = [str(SCRIPT), str(PREBUILT), str(file), str(context), str(TOKENS), PROMPT, *lora[1:]]
         return _finish([program.path, *asked], seconds, stop)

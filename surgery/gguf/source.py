@@ -15,7 +15,7 @@ from surgery.errors import CorruptFile, NotACausalLanguageModel, UnsupportedArch
 from surgery.gguf.families import ATTENTION_IN, EVERY_BIAS, FAMILIES, SLIDING
 from surgery.gguf.header import GgufFile
 from surgery.gguf.keys import Keys
-from surgery.gguf.layout import FILLER_WIDTH
+from surgery.gguf.layout import FILLER_WIDTH, needs_attention
 from surgery.gguf.source_rope import read_rope
 
 FULL = "full_attention"
@@ -24,9 +24,11 @@ Sizes = dict[str, int]
 
 def _families() -> dict[str, str]:
     """Model type of transformers by llama.cpp's architecture; the first of several that it computes alike."""
-    found = {"deci": "llama"}
+    found: dict[str, str] = {}
     for name, family in FAMILIES.items():
         found.setdefault(family.architecture, name)
+        if not family.no_mixed:
+            found.setdefault(family.mixed, name)
     return found
 
 
@@ -145,7 +147,7 @@ def _blocks(file: GgufFile, keys: Keys, blocks: int) -> tuple[list[Sizes], dict[
                 f"Block {number} of {file.name} has no MLP, or heads that do not share evenly: such blocks are not "
                 "understood here."
             )
-    gone = [_gone(file, number, block) for number, block in enumerate(sizes)]
+    gone = [_gone(keys, number, block) for number, block in enumerate(sizes)]
     if not any(block["heads"] for block in sizes):
         raise UnsupportedArchitecture(f"No block of {file.name} has an attention: such models are not understood here.")
     if len({tuple(block.values()) for block in sizes}) == 1 and not any(gone):
@@ -160,15 +162,16 @@ def _differing(block: Sizes, gone: list[str]) -> dict[str, Any]:
     return own if "mlp" in gone else own | {"intermediate_size": block["width"]}
 
 
-def _gone(file: GgufFile, number: int, block: Sizes) -> list[str]:
+def _gone(keys: Keys, number: int, block: Sizes) -> list[str]:
     """Sublayers that a block lacks, those that are there as zeros alone because llama.cpp wants some included."""
 
     def zeros(role: str, *biased: str) -> bool:
-        stored = file.tensors.get(f"blk.{number}.{role}.weight")
-        biases = (f"blk.{number}.{name}.bias" in file.tensors for name in (role, *biased))
+        tensors = keys.file.tensors
+        stored = tensors.get(f"blk.{number}.{role}.weight")
+        biases = (f"blk.{number}.{name}.bias" in tensors for name in (role, *biased))
         return stored is not None and not any(biases) and not stored.values().any()
 
-    filler = number == 0 and (block["heads"], block["kv_heads"]) == (1, 1)
+    filler = needs_attention(keys.architecture, number) and (block["heads"], block["kv_heads"]) == (1, 1)
     gone = ["attention"] if not block["heads"] or (filler and zeros("attn_output", *ATTENTION_IN)) else []
     return gone + (["mlp"] if block["width"] == FILLER_WIDTH and zeros("ffn_down", "ffn_up", "ffn_gate") else [])
 

@@ -47,7 +47,8 @@ ENDS = frozenset((
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
     "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 ))  # fmt: skip
-"""Tokens at which llama.cpp ends an answer whatever the file says of them."""
+"""Control tokens at which llama.cpp ends an answer whatever else the file says. It also does so where they are ordinary
+text in the file, such as Gemma's HTML tags: that is not followed."""
 END_KEYS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """Keys of tokens at which llama.cpp ends an answer, beside the end token's."""
 BY_NAME = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -136,8 +137,6 @@ def _vocabulary(keys: Keys) -> _Vocabulary:
             name = f"[{name}_{number}]"
         numbers[name] = number
     named = list(numbers)
-    for token in ENDS & numbers.keys():
-        kinds[numbers[token]] = int(gguf.TokenType.CONTROL)
     return _Vocabulary(named, kinds, numbers)
 
 
@@ -233,7 +232,7 @@ def _add_special(keys: Keys, backend: Tokenizer, vocabulary: _Vocabulary) -> Non
 
 def _ends(keys: Keys, vocabulary: _Vocabulary, ids: dict[str, int]) -> tuple[int, ...]:
     numbers = [ids.get("eos"), *(keys.raw(f"tokenizer.ggml.{name}_token_id") for name in END_KEYS)]
-    numbers += sorted(vocabulary.numbers[token] for token in ENDS & vocabulary.numbers.keys())
+    numbers += [vocabulary.numbers[token] for token in vocabulary.of(gguf.TokenType.CONTROL) if token in ENDS]
     known = (number for number in numbers if isinstance(number, int) and 0 <= number < len(vocabulary.tokens))
     return tuple(dict.fromkeys(known))
 

@@ -144,9 +144,11 @@ def _changed(name: str, source: str, shape: tuple[int, ...], layout: Layout) -> 
         change, back = (partial(turn, head_size=layout.head_size) for turn in (interleave, separate))
     elif layout.family.gain_offset and role.endswith("norm.weight"):
         change, back = (partial(np.add, np.float32(sign * layout.family.gain_offset)) for sign in (1, -1))
-    return PlannedTensor(
-        name, shape, lambda files: np.ascontiguousarray(change(files.read(source))), (source,), (), back
-    )
+
+    def read(files: CheckpointFiles) -> np.ndarray:
+        return np.ascontiguousarray(change(files.read(source)))
+
+    return PlannedTensor(name, shape, read, (source,), restore=back)
 
 
 def turned(name: str, layout: Layout) -> bool:

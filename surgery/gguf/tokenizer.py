@@ -39,8 +39,8 @@ BYTE_LEVEL: dict[tuple[tuple[str, ...], bool], str] = {
 }
 """llama.cpp's name of a pre-tokenizer by its steps and `ignore_merges`; each is compared by running llama.cpp.
 
-The name also decides whether llama.cpp leaves out spaces when it turns ids into text: of those that split alike, one that
-keeps them is taken. `trillion` splits as `gpt-2` does.
+The name also decides whether llama.cpp leaves out spaces when it turns ids into text: of those that split alike, one
+that keeps them is taken. `trillion` splits as `gpt-2` does.
 """
 CLEANED = frozenset({"llama-bpe", "dbrx"})
 """Names under which llama.cpp leaves out spaces, and beside which none splits alike and keeps them."""

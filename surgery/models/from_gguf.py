@@ -20,6 +20,7 @@ from surgery.gguf.header import GgufFile, open_gguf
 from surgery.gguf.keys import Keys
 from surgery.gguf.plan import GgufPlan
 from surgery.gguf.read import check_shapes, restored
+from surgery.gguf.sampling import SETTINGS
 from surgery.gguf.source import Source, read_source
 from surgery.gguf.source_rope import FACTORS
 from surgery.gguf.source_tokenizer import SourceTokenizer, source_tokenizer
@@ -31,14 +32,6 @@ GGUF = (
     Failure(out_of_memory, DoesNotFit, TOO_LARGE),
     Failure(anything, CorruptFile, "The GGUF file {source} cannot be read ({reason}): choose another file."),
 )
-SAMPLING = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
-}
-"""GGUF's names of what a draw goes by, and transformers'."""
 HEAD = "output.weight"
 LLAMAS = {"llama", "deci"}
 """Architectures that compute the same where all blocks are alike."""
@@ -99,10 +92,10 @@ def _load(file: GgufFile, path: Path) -> tuple[Any, Any]:
 def _generation(keys: Keys, words: SourceTokenizer) -> dict[str, Any]:
     """Settings of generation: every token that ends an answer, and how the file advises to draw."""
     found: dict[str, Any] = {"eos_token_id": list(words.ends) if len(words.ends) > 1 else words.ids.get("eos")}
-    for name, called in SAMPLING.items():
-        value = keys.raw(f"general.sampling.{name}")
+    for setting in SETTINGS:
+        value = keys.raw(f"general.sampling.{setting.key}")
         if value is not None:
-            found |= {called: value, "do_sample": True}
+            found |= {setting.ours: value, "do_sample": True}
     return found if found.get("temperature", 1) else {"eos_token_id": found["eos_token_id"]}
 
 

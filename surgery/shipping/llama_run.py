@@ -26,7 +26,7 @@ SHORTEST = 256
 def llama_run(
     structure: Structure, plan: GgufPlan, part: Part, folder: Path, importance: bool, report: Report, stop: Event | None
 ) -> Run:
-    """Run a file where a llama.cpp is at hand: context at the file's own length, or the longest that there is memory for.
+    """Run a file where a llama.cpp is at hand, with a context of the file's own length or what there is memory for.
 
     Args:
         structure: that the file holds.
@@ -54,8 +54,8 @@ def llama_run(
     ran = run_file(program, folder / part.files[0], context, adapter, stop)
     if ran.failure:
         raise UnsupportedArchitecture(
-            f"llama.cpp {program.version} does not run the GGUF file of this recipe ({ran.failure}): ship the checkpoint "
-            "alone, or choose other edits."
+            f"llama.cpp {program.version} does not run the GGUF file of this recipe ({ran.failure}): ship the "
+            "checkpoint alone, or choose other edits."
         )
     expected = predicted(structure, part.type, weights, context)
     return Run(version=program.version, tried=_tried(ran, context, expected), memory=ran.memory, predicted=expected)

@@ -219,7 +219,7 @@ def nonuniform(family, folder):
 
 @pytest.mark.parametrize(
     ("family", "word"),
-    [("qwen3", "norms on queries"), ("gemma", "GeGLU"), ("olmo2", "post norms"), ("phi3", "fused"),
+    [("qwen3", "embeddings as the head"), ("gemma", "GeGLU"), ("olmo2", "post norms"), ("phi3", "fused"),
      ("granite", "multipliers")],
 )  # fmt: skip
 def test_families_whose_blocks_may_not_differ(family, word, tmp_path):
@@ -238,11 +238,18 @@ def test_families_that_are_refused(family, word, saved, tmp_path):
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*"))
 
 
-def test_an_order_of_sliding_blocks_that_no_period_says(tmp_path):
+@pytest.mark.parametrize(
+    ("types", "pattern", "window"),
+    [([SLIDING, FULL] * 2, 2, WINDOW), ([SLIDING, FULL, FULL, SLIDING], [True, False, False, True], WINDOW),
+     ([FULL] * 4, 5, 128)],
+)  # fmt: skip
+def test_every_order_of_sliding_blocks(types, pattern, window, tmp_path):
+    """By a period, block by block, and with windows as wide as the context where llama.cpp wants one that slides."""
     config = {**GQA, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": WINDOW}
-    model = make(Gemma2ForCausalLM, Gemma2Config, config, layer_types=[SLIDING, FULL, SLIDING, SLIDING])
-    with pytest.raises(UnsupportedArchitecture, match="order of sliding"):
-        write_gguf(tiny_checkpoints.save(model, tmp_path / "m"), tmp_path / "model.gguf")
+    model = make(Gemma2ForCausalLM, Gemma2Config, config, layer_types=types)
+    keys, _ = read(write_gguf(tiny_checkpoints.save(model, tmp_path / "m"), tmp_path / "model.gguf").path)
+    assert keys["gemma2.attention.sliding_window_pattern"] == pattern
+    assert keys["gemma2.attention.sliding_window"] == window
 
 
 @pytest.mark.parametrize(
@@ -376,7 +383,7 @@ def test_vocabulary_types_and_special_tokens(tmp_path):
     words.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     keys = tokenizer_keys(words, tmp_path, generation_config__json=json.dumps({"eos_token_id": [1, 7]}))
     count = len(words)
-    assert keys["model"] == "gpt2" and keys["pre"] == "gpt-2"
+    assert keys["model"] == "gpt2" and keys["pre"] == "trillion"
     assert keys["tokens"][:count] == words.convert_ids_to_tokens(range(count))
     assert keys["tokens"][count:] == [f"[PAD{number}]" for number in range(count, 800)]
     types = keys["token_type"]
@@ -387,6 +394,77 @@ def test_vocabulary_types_and_special_tokens(tmp_path):
     assert keys["eot_token_id"] == 7 and "unknown_token_id" not in keys
     assert keys["add_bos_token"] is False and keys["add_eos_token"] is False
     assert keys["tokenizer.chat_template" if "tokenizer.chat_template" in keys else "chat_template"]
+
+
+END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({}, {}, [1]), ({"eos_token_id": 7}, {}, [1, 7]), ({"eos_token_id": [1, 5]}, {}, [1, 5]),
+        ({"eos_token_id": [5]}, {"eos_token_id": 6}, [1, 5, 6]), (None, {"eos_token_id": [6, 8]}, [1, 6, 8]),
+        ({"eos_token_id": 5}, {"eos_token_id": 2}, [1, 5]), (None, {"eos_token_id": 2}, [1, 2]),
+        ({"eos_token_id": [9, 8, 7, 6, 5, 4, 3]}, {}, [1, 9, 8, 7, 6, 5]), ({"eos_token_id": [800, 6]}, {}, [1, 6]),
+    ],
+)  # fmt: skip
+def test_end_tokens_in_every_shape(generation, config, expected, tmp_path):
+    """2 is what Llama's configuration says by itself: it does not count beside what somebody wrote."""
+    tiny_checkpoints.save(make(LlamaForCausalLM, LlamaConfig, GQA, vocab_size=800), tmp_path)
+    edit_json(tmp_path / "config.json", **config)
+    (tmp_path / "generation_config.json").unlink()
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    made = write_gguf(tmp_path, tmp_path / "model.gguf")
+    keys, _ = read(made.path)
+    names = [f"tokenizer.ggml.{name}_token_id" for name in END_KEYS]
+    assert [keys[name] for name in names if name in keys] == expected
+    assert any("does not end an answer" in note for note in made.notes) == (expected[-1] == 5 and len(expected) == 6)
+
+
+def test_a_model_without_an_end_token_ends_at_one_that_is_idle(tmp_path):
+    words = tiny_checkpoints.tokenizer(size=300)
+    words.eos_token = None
+    keys = tokenizer_keys(words, tmp_path)
+    assert keys["tokens"][keys["eos_token_id"]] == "<s>"  # of type control; without the key llama.cpp takes token 11
+
+
+def test_how_tokens_are_drawn(saved, tmp_path):
+    folder = saved()
+    settings = {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1}
+    edit_json(folder / "generation_config.json", **settings)
+    keys, _ = read(write_gguf(folder, tmp_path / "model.gguf").path)
+    found = {name.removeprefix("general.sampling."): value for name, value in keys.items() if "sampling" in name}
+    assert found == pytest.approx({"temp": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "penalty_repeat": 1.1})
+    for wrong in ("hot", float("nan"), -1, True):
+        edit_json(folder / "generation_config.json", temperature=wrong)
+        with pytest.raises(CorruptFile, match=r"generation_config\.json says temperature"):
+            write_gguf(folder, tmp_path / "model.gguf")
+
+
+def test_names_of_spare_rows_are_nobody_elses(tmp_path):
+    words = tiny_checkpoints.tokenizer(size=300)
+    count = len(words)
+    words.add_tokens([f"[PAD{count + 5}]", f"[PAD{count + 5}_]", f"[PAD{count + 9}]"])
+    names = tokenizer_keys(words, tmp_path)["tokens"]
+    assert len(set(names)) == len(names) == 800 and f"[PAD{count + 5}__]" in names
+
+
+def test_tokens_without_a_row_are_left_out(tmp_path):
+    """With every merge that needs one: llama.cpp would load it and lose characters."""
+    words = tiny_checkpoints.tokenizer()
+    words.add_tokens(["<tool>"])
+    rows = len(words) - 11
+    model = make(LlamaForCausalLM, LlamaConfig, GQA, vocab_size=rows)
+    made = write_gguf(tiny_checkpoints.save(model, tmp_path / "m", words), tmp_path / "model.gguf")
+    keys, tensors = read(made.path)
+    names = keys["tokenizer.ggml.tokens"]
+    assert len(names) == rows == tensors["token_embd.weight"].shape[1]
+    kept = set(names)
+    for merge in keys["tokenizer.ggml.merges"]:
+        left, right = merge.split(" ")
+        assert {left, right, left + right} <= kept
+    assert "<tool>" not in kept and any("11 tokens have no row" in note for note in made.notes)
 
 
 def test_bos_and_eos_as_the_tokenizer_adds_them(tmp_path):

@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from surgery.errors import InputError
-from surgery.gguf.mixes import check_type, file_type, kinds
+from surgery.gguf.mixes import Shared, check_type, file_type, kinds
 from surgery.gguf.types import Kind, bytes_of
 from surgery.recipe.storage import GgufType
 
@@ -39,7 +39,7 @@ def llama(blocks: int, hidden: int, width: int, values: int, vocabulary: int, ti
 
 
 def gigabytes(shapes, type_name, group, importance):
-    chosen = kinds(shapes, type_name, group, importance)
+    chosen = kinds(shapes, type_name, Shared(group), importance)
     return sum(bytes_of(shape, chosen[name]) for name, shape in shapes.items()) / 1e9
 
 

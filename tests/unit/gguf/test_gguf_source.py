@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from surgery.errors import CorruptFile, InputError, NotACausalLanguageModel, UnsupportedArchitecture
 from surgery.evaluation.generation import Writer
@@ -78,6 +86,16 @@ def test_blocks_that_differ_open_as_they_were(family: str, edit: str, tmp_path: 
     built = tiny_checkpoints.save_edited(tiny_models.build(family), EDITS[edit], tmp_path / "checkpoint")
     opened = same(built, write_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", "F32").path)
     assert opened.architecture.parameters >= sum(one.numel() for one in built.parameters())
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_blocks_of_qwen_3_that_differ_open_as_they_were(edit: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make(Qwen3ForCausalLM, Qwen3Config, GQA, head_dim=16, tie_word_embeddings=True)
+    built = tiny_checkpoints.save_edited(model, EDITS[edit], tmp_path / "checkpoint")
+    made = write_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", "F32")
+    assert made.architecture == "openelm"
+    same(built, made.path)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_bias", "qwen2", "granite"])
@@ -234,8 +252,8 @@ def test_all_end_tokens_are_kept_and_end_an_answer(tmp_path: Path) -> None:
 
 def test_tokens_at_which_llama_cpp_ends_by_their_text(tiny: Path, tmp_path: Path) -> None:
     tokens = list(gguf.GGUFReader(tiny).fields["tokenizer.ggml.tokens"].contents())
-    tokens[-1] = "<|eot_id|>"
-    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 2)}
+    tokens[-2:] = ["<end_of_turn>", "<|eot_id|>"]  # the first is ordinary text here
+    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 3) + [3]}
     opened = load(str(rewritten(tiny, tmp_path / "named.gguf", keys=keys)))
     assert opened.model.generation_config.eos_token_id == [1, len(tokens) - 1]
     assert opened.tokenizer("a<|eot_id|>")["input_ids"][-1] == len(tokens) - 1

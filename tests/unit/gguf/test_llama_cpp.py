@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -27,12 +29,14 @@ from transformers import (
     Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
 
 from surgery.gguf.families import FAMILIES as EXPORTED
-from surgery.gguf.tokenizer import BYTE_LEVEL
+from surgery.gguf.tokenizer import BYTE_LEVEL, CLEANED
 from surgery.gguf.write import write_gguf
 from surgery.models.loading import load
 from surgery.structure.structure import BlockSpec, dense
@@ -141,11 +145,29 @@ EDITS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_blocks_that_differ(family, edit, tmp_path):
-    reference = tiny_checkpoints.save_edited(tiny_models.build(family), EDITS[edit], tmp_path / "checkpoint")
+    tied = partial(make, Qwen3ForCausalLM, Qwen3Config, GQA, head_dim=16, tie_word_embeddings=True)
+    model = tied() if family == "qwen3" else tiny_models.build(family)
+    reference = tiny_checkpoints.save_edited(model, EDITS[edit], tmp_path / "checkpoint")
     made = same_in_llama_cpp(reference, tmp_path / "checkpoint", tmp_path / "model.gguf", 5e-6)
-    assert made.architecture == "deci"
+    assert made.architecture == ("openelm" if family == "qwen3" else "deci")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_every_choice_of_kept_gemma_blocks(family, tmp_path):
+    """Every order of three sliding and full blocks."""
+    for number, types in enumerate(itertools.product([SLIDING, FULL], repeat=3)):
+        torch.manual_seed(number)
+        size = {"num_hidden_layers": 3, "layer_types": list(types)}
+        if family == "gemma2":
+            model = make(Gemma2ForCausalLM, Gemma2Config, GEMMA, attn_logit_softcapping=3.0,
+                         final_logit_softcapping=4.0, **size)  # fmt: skip
+        else:
+            model = gemma3(rope_parameters={SLIDING: LOCAL, FULL: LINEAR}, **size)
+        folder = tiny_checkpoints.save(model, tmp_path / f"{number}")
+        same_in_llama_cpp(model, folder, tmp_path / "model.gguf", 5e-4)
 
 
 @torch.no_grad()
@@ -193,18 +215,22 @@ def same_ids(words, folder, texts=TEXTS):
     return made
 
 
-@pytest.mark.parametrize("key", BYTE_LEVEL, ids=BYTE_LEVEL.get)
-def test_every_byte_level_pre_tokenizer(key, tmp_path):
-    steps, ignore_merges = key
+def splitting(steps):
+    """A pre-tokenizer of these steps."""
     parts = {
         "digits": pre_tokenizers.Digits(individual_digits=True),
         "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         "bytes with words": pre_tokenizers.ByteLevel(add_prefix_space=False),
     }
-    splitting = pre_tokenizers.Sequence(
+    return pre_tokenizers.Sequence(
         [parts.get(step) or pre_tokenizers.Split(Regex(step.removeprefix("split ")), "isolated") for step in steps]
     )
-    words = tiny_checkpoints.tokenizer(splitting, 700, ignore_merges, tiny_checkpoints.TEXT + "".join(TEXTS))
+
+
+@pytest.mark.parametrize("key", BYTE_LEVEL, ids=BYTE_LEVEL.get)
+def test_every_byte_level_pre_tokenizer(key, tmp_path):
+    steps, ignore_merges = key
+    words = tiny_checkpoints.tokenizer(splitting(steps), 700, ignore_merges, tiny_checkpoints.TEXT + "".join(TEXTS))
     same_ids(words, tmp_path)
 
 
@@ -213,6 +239,44 @@ def test_sentencepiece_tokenizers(prepend, tmp_path):
     texts = [text for text in TEXTS if prepend != "metaspace" or not text.startswith("<s>")]
     made = same_ids(tiny_checkpoints.sentencepiece(prepend), tmp_path, texts)
     assert bool(made.notes) == (prepend == "metaspace")  # says where the two differ
+
+
+CODE = (
+    'if (x == "y !") { return [1, 2 , 3]; }  // it \' s , a . b ?\n\tprint("we \'re", 650841823, 0.5)',
+    'She said: " No ! " and he \'s gone . 12 , 34 ?\n\n  - x == y ! z',
+)
+
+
+@pytest.mark.parametrize("key", [key for key, name in BYTE_LEVEL.items() if name not in CLEANED], ids=BYTE_LEVEL.get)
+def test_text_comes_back_as_it_was(key, tmp_path):
+    words = tiny_checkpoints.tokenizer(splitting(key[0]), 700, key[1], tiny_checkpoints.TEXT + "".join(CODE))
+    tiny_checkpoints.save(make(LlamaForCausalLM, LlamaConfig, GQA, vocab_size=800), tmp_path, words)
+    made = write_gguf(tmp_path, tmp_path / "model.gguf", "F16")
+    answer = llama_cpp.run(made.path, back=[words(text, add_special_tokens=False)["input_ids"] for text in CODE])
+    assert answer["texts"] == list(CODE)
+
+
+def test_tokens_without_a_row_and_rows_without_a_token(tmp_path):
+    """Texts are split by the tokens that are left, and lose nothing."""
+    words = tiny_checkpoints.tokenizer(size=700, text=tiny_checkpoints.TEXT + "".join(TEXTS))
+    words.add_tokens(["[PAD395]"])
+    for rows in (len(words) - 30, len(words) + 30):
+        folder = tmp_path / str(rows)
+        tiny_checkpoints.save(make(LlamaForCausalLM, LlamaConfig, GQA, vocab_size=rows), folder, words)
+        made = write_gguf(folder, folder / "model.gguf", "F16")
+        ids = llama_cpp.run(made.path, texts=list(TEXTS))["tokenized"]
+        assert llama_cpp.run(made.path, back=ids)["texts"] == list(TEXTS)
+        assert max(map(max, ids)) < rows
+
+
+@torch.no_grad()
+def test_every_end_token_ends_an_answer(tmp_path):
+    """Whatever else the vocabulary holds, these alone."""
+    model = tiny_models.build("llama")
+    folder = tiny_checkpoints.save(model, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6, 7, 8, 9]}))
+    made = write_gguf(folder, tmp_path / "model.gguf", "F16")
+    assert llama_cpp.run(made.path, ends=list(range(128)))["ends"] == [1, 5, 6, 7, 8, 9]
 
 
 PROMPTS = ("The capital of France is", "Once upon a time, in 1984,", "def fibonacci(n):\n")
@@ -248,7 +312,9 @@ def test_the_embedded_model(edited, tmp_path):
     model = tiny_checkpoints.save_edited(loaded.model, specs, tmp_path / "checkpoint", loaded.tokenizer)
     made = write_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", "F32")
     prompts = [loaded.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    answer = llama_cpp.run(made.path, prompts, TOKENS, list(TEXTS))
+    back = [loaded.tokenizer(text)["input_ids"] for text in CODE]
+    answer = llama_cpp.run(made.path, prompts, TOKENS, list(TEXTS), back=back)
+    assert answer["texts"] == list(CODE)
     print(made, answer["load_seconds"], answer["tokens_per_second"])
     assert made.architecture == ("deci" if edited else "llama")
     assert answer["greedy"] == [greedy(model, prompt) for prompt in prompts]

@@ -51,7 +51,7 @@ def test_a_file_without_a_pre_tokenizer(words: Path, tmp_path: Path) -> None:
 def test_user_defined_tokens(words: Path, tmp_path: Path) -> None:
     reader = gguf.GGUFReader(words)
     tokens, types = (list(reader.fields[f"tokenizer.ggml.{name}"].contents()) for name in ("tokens", "token_type"))
-    tokens[-2:], types[-2:] = ["\u20ac\u00fc the", "<|im_end|>"], [4, 1]
+    tokens[-2:], types[-2:] = ["\u20ac\u00fc the", "<|im_end|>"], [4, 3]
     keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     file = rewritten(words, tmp_path / "user.gguf", keys=keys)
     same_ids(file, [*TEXTS, "a \u20ac\u00fc them", "x<|im_end|> y"])

@@ -36,7 +36,7 @@ MIXES = ("Q2_K", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "IQ4_XS", "IQ3_S", "IQ3
 llama = partial(_make, LlamaForCausalLM, LlamaConfig, SIZES)
 UNIFORM = {
     "llama": (partial(llama, num_hidden_layers=16), MIXES),
-    "phi3": (partial(_make, Phi3ForCausalLM, Phi3Config, SIZES, num_hidden_layers=9, head_dim=64), ("Q4_K_M", "Q5_K_M")),
+    "phi3": (partial(_make, Phi3ForCausalLM, Phi3Config, SIZES, num_hidden_layers=9, head_dim=64), ("Q4_K_M",)),
     "gemma2": (partial(_make, Gemma2ForCausalLM, Gemma2Config, SIZES, num_hidden_layers=10, query_pre_attn_scalar=16,
                        layer_types=[SLIDING, FULL] * 5), ("Q4_K_M", "Q3_K_M")),
     "80 blocks": (partial(llama, num_hidden_layers=80), ("Q4_K_M", "Q3_K_M")),
