@@ -49,8 +49,9 @@ $(VENV)/.app: requirements.txt
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.app requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.app requirements-dev.txt requirements-lm-eval.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-lm-eval.txt
 	touch $@
 
 # The rival of benchmarks/live.py, apart from our own packages: it is measured, never depended on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import logging
 import stat
@@ -31,10 +32,11 @@ from transformers.utils import logging as transformers_logging
 from analysis.model.describe import describe
 from surgery.checkpoints.build import build_model
 from surgery.checkpoints.older_readers import older_entries
+from surgery.checkpoints.packed import load_packed
 from surgery.checkpoints.save import save_checkpoint
 from surgery.errors import InputError
 from surgery.folders.modeling import CONSENT
-from surgery.models.loading import load
+from surgery.models.loading import load, load_empty
 from surgery.recipe.base import ModelReference
 from surgery.recipe.recipe import Recipe
 from surgery.structure.resolve import resolve
@@ -62,12 +64,13 @@ def write(family: str, edits: list[Any], out: Path) -> Any:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    """What transformers logs as a warning or worse; a question on the terminal fails."""
+    """What transformers logs as a warning or worse, and what it asks on the terminal, where the answer is yes."""
+    said: list[str] = []
 
     def asked(*words: Any) -> str:
-        raise AssertionError(f"asked on the terminal: {words}")
+        said.append(f"asked on the terminal: {words}")
+        return "y"
 
-    said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(builtins, "input", asked)
@@ -263,3 +266,27 @@ def test_sizes_of_groups_that_are_advised_divide_every_row(edit: Any, tmp_path: 
     odd = model.recipe().with_edits({"op": "prune_neurons", "removed": {"2": "0"}}, edit)
     with pytest.raises(InputError, match=r"do not divide: choose none, for whole rows\.$"):
         model.resolve(odd)
+
+
+@pytest.mark.parametrize("edits", [[], DIFFERING])
+@pytest.mark.parametrize("packed", [False, True])
+def test_code_beside_a_checkpoint_is_neither_run_nor_asked_for(
+    edits: list[Any], packed: bool, tmp_path: Path, warnings: list[str]
+) -> None:
+    """A harmless marker in every place where a library looks for code."""
+    made, marker = tmp_path / "made", tmp_path / "ran"
+    write("llama", edits, made)
+    (made / "marker.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    classes = {name: f"marker.{name}" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    tokenizer = {"AutoTokenizer": ["marker.Words", "marker.Words"]}
+    for file, entries in (("config.json", classes), ("tokenizer_config.json", tokenizer)):
+        document = json.loads((made / file).read_text())
+        (made / file).write_text(json.dumps(document | {"auto_map": entries, "tokenizer_class": "Words"}))
+    with contextlib.suppress(InputError):
+        if packed:
+            load_packed(made, None)
+        else:
+            load(str(made))
+    with contextlib.suppress(InputError):
+        load_empty(made)
+    assert not marker.exists() and not [words for words in warnings if "asked" in words]

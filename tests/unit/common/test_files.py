@@ -127,3 +127,5 @@ def test_a_zip_file_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pyt
     assert shares == [1.0]
     with zipfile.ZipFile(path) as archive:
         assert archive.read("folder/inner/file") == b"words" and archive.namelist() == ["folder/inner/file"]
+        mode = archive.getinfo("folder/inner/file").external_attr >> 16
+        assert mode == (folder / "inner" / "file").stat().st_mode, "others may read what they unpack too"
