@@ -38,6 +38,8 @@ from surgery.checkpoints.build import build_model
 from surgery.checkpoints.save import save_checkpoint
 from surgery.fit.fit import fit
 from surgery.fit.kv_cache import KV_TYPES
+from surgery.fit.runtimes import LLAMA_CPP, activation_bytes
+from surgery.fit.weight_types import TYPES
 from surgery.gguf.families import FAMILIES
 from surgery.gguf.write import write_gguf
 from surgery.recipe.base import ModelReference
@@ -97,6 +99,16 @@ def test_weights_and_cache_of_every_family(name: str, tmp_path: Path) -> None:
 
 def test_every_exported_family_is_weighed() -> None:
     assert {name.partition(",")[0] for name in MODELS} == set(FAMILIES)
+
+
+def test_what_llama_cpp_reserves_where_logits_need_most(tmp_path: Path) -> None:
+    model = _make(LlamaForCausalLM, LlamaConfig, SIZES, vocab_size=32768)
+    folder = tiny_checkpoints.save(model, tmp_path / "model", tiny_checkpoints.tokenizer(size=512))
+    file = write_gguf(folder, tmp_path / "model.gguf", "F16").path
+    answer = llama_cpp.run(file, contexts=[{"size": size, "kv": "F16"} for size in CONTEXTS])
+    for size, found in zip(CONTEXTS, answer["contexts"], strict=True):
+        made = activation_bytes(dense(describe(model)), LLAMA_CPP, TYPES["F16"], size, gpu=True)
+        assert made / 2**20 == pytest.approx(found["compute"] + found["output"], rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -11,7 +11,7 @@ from surgery.errors import DeviceError, InputError
 from surgery.fit.devices import FOLDER, Devices, read_device
 from surgery.fit.fit import fit
 from surgery.fit.kv_cache import kv_cache_bytes
-from surgery.fit.runtimes import LLAMA_CPP, activation_bytes
+from surgery.fit.runtimes import LLAMA_CPP, TRANSFORMERS, activation_bytes
 from surgery.fit.speed import BLOCK_OPERATIONS, DECODE_SHARES, PREFILL_SHARES, PROMPT_TOKENS
 from surgery.fit.weight_types import TYPES, stored
 from surgery.recipe.recipe import Recipe
@@ -121,8 +121,11 @@ def test_more_context_needs_more_and_a_smaller_model_less(name):
 def test_a_gpu_holds_a_row_of_logits_for_every_token_of_a_batch():
     structure = dense(describe(build("llama")))
     kind = TYPES["F16"]
+    on_cpu = activation_bytes(structure, TRANSFORMERS, kind, 512)
+    assert activation_bytes(structure, TRANSFORMERS, kind, 512, gpu=True) - on_cpu == 4 * 128 * (512 - 1)
+    # llama.cpp reserves both parts in one place: here the blocks need more than the logits
     on_cpu = activation_bytes(structure, LLAMA_CPP, kind, 4096)
-    assert activation_bytes(structure, LLAMA_CPP, kind, 4096, gpu=True) - on_cpu == 4 * 128 * (512 - 1)
+    assert activation_bytes(structure, LLAMA_CPP, kind, 4096, gpu=True) == on_cpu - 4 * 128
 
 
 def test_types_of_the_kv_cache():
