@@ -209,7 +209,6 @@ class _Draft:
                 )
 
     def _merge(self, edit: recipes.MergeKvHeads) -> None:
-        narrower = False
         for index in edit.blocks:
             attention = self._sublayer(edit.op, index, "attention").attention
             assert attention is not None  # _sublayer has checked
@@ -220,15 +219,12 @@ class _Draft:
                 )
             if index in self.heads or index in self.merged:
                 raise RecipeError(f"{edit.op}: heads of block {index} are also changed by another edit: keep one.")
-            narrower |= edit.kv_heads < attention.kv_heads
             if edit.kv_heads > attention.kv_heads or attention.kv_heads % edit.kv_heads:
                 raise RecipeError(
                     f"{edit.op}: the {attention.kv_heads} key/value heads of block {index} cannot be merged evenly "
                     f"into {edit.kv_heads}: choose a divisor."
                 )
             self.merged[index] = edit.kv_heads, edit.how
-        if not narrower:
-            raise RecipeError(f"{edit.op}: the blocks have {edit.kv_heads} key/value heads as it is: choose fewer.")
 
     def _arrange(self, op: str, order: tuple[int, ...]) -> None:
         if self.order is not None:

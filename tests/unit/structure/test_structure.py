@@ -204,7 +204,6 @@ EORA: dict[str, Any] = {"op": "eora", "rank": 2, "text": TEXT}
         ([EORA], "nothing to repair"),
         ([NEURONS, EORA], "nothing to repair"),
         ([{"op": "quantize", "type": "F32"}, EORA], "nothing to repair"),
-        ([{"op": "merge_kv_heads", "blocks": "0-3", "kv_heads": 2}], "choose fewer"),
         ([{"op": "arrange_blocks", "order": [0, 1, 2, 3]}], "in this order as it is"),
         ([BLOCK_OUT, {"op": "arrange_blocks", "order": [2, 3]}], "in this order as it is"),
     ],
@@ -217,7 +216,6 @@ def test_edits_without_effect_are_refused(edits: list[dict[str, Any]], words: st
 def test_edits_that_have_an_effect_somewhere_are_not() -> None:
     resolved({"op": "quantize", "type": "Q4_0"}, EORA)
     resolved({"op": "arrange_blocks", "order": [0, 1, 3]})
-    resolved({"op": "merge_kv_heads", "blocks": "0-3", "kv_heads": 1})
 
 
 @pytest.mark.parametrize("heads", ["0", "0-1,3", "0-1", "2-4"])
