@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.build import Built
-from surgery.checkpoints.older_readers import older_entries
 from surgery.common.files import new_folder
 from surgery.common.progress import Report, silent
 from surgery.folders import modeling as checkpoint_model
+from surgery.folders.older_readers import older_entries
 from surgery.models.checks import quiet
 from surgery.models.tokenizer import write_tokenizer
 from surgery.recipe.recipe import Recipe

@@ -19,9 +19,16 @@ from typing import Any
 import torch
 
 from surgery.errors import CorruptFile, QuantisedCheckpoint, UnsupportedArchitecture
+<<<<<<< ours
 from surgery.folders.folder import Folder
 from surgery.folders.modeling import classes
+from surgery.folders.older_readers import older_entries
 from surgery.models.checks import MOST_BLOCKS, configuration_error, empty
+=======
+from surgery.folders.checks import MOST_BLOCKS, configuration_error, empty
+from surgery.folders.folder import Folder
+from surgery.folders.modeling import classes
+>>>>>>> theirs
 
 LARGEST_SIZE = 2**31
 SIZES = (
@@ -180,6 +187,17 @@ def homeless(source: str, tensor: str) -> CorruptFile:
     )
 
 
+<<<<<<< ours
+=======
+def strange(source: str, setting: str, kind: str) -> UnsupportedArchitecture:
+    """The error for a setting that nothing reads."""
+    return UnsupportedArchitecture(
+        f"{setting!r} in the config.json of {source} is not understood ({kind} has no such setting), so its numbers "
+        "could be wrong: choose a model of a known kind, or remove the setting if it has no effect."
+    )
+
+
+>>>>>>> theirs
 def understand(
     folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trusted: bool, weights: bool = True
 ) -> Source:
@@ -199,6 +217,11 @@ def understand(
     from transformers import AutoConfig
 
     _check_numbers(folder, raw)
+<<<<<<< ours
+=======
+    if raw.get("per_layer_config") and not ours:  # transformers' own decoders pass over it without a word
+        raise strange(folder.name, "per_layer_config", kind)
+>>>>>>> theirs
     try:
         if trusted and "auto_map" in raw and not ours:
             config = AutoConfig.from_pretrained(str(folder.directory), trust_remote_code=True)
@@ -265,12 +288,14 @@ def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: st
     repeated = {
         "head_dim": config.hidden_size // config.num_attention_heads,
         "hidden_activation": getattr(config, "hidden_act", None),
+        **older_entries(config),
     }
     for name, value in given.items():
         # What a class takes in under another name (a rotary base, say) is gone from its attributes.
         taken = name in declared or name not in vars(config)
         idle = not value or (value == 1 and name.endswith(FACTORS)) or value == repeated.get(name)
         if not (idle or taken or TRAINING.search(name) or _read_by_model(name, kind)):
+<<<<<<< ours
             raise UnsupportedArchitecture(
                 f"{name!r} in the config.json of {folder.name} is not understood ({config.model_type} has no such "
                 "setting), so its numbers could be wrong: choose a model of a known kind, or remove the setting if it "
@@ -282,6 +307,15 @@ def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: st
         strange = [name for name, value in one.items() if value and name not in ROPE_ALWAYS | (known or set())]
         if known is None or strange:
             what = f"has {strange[0]!r}" if known is not None else f"is of the type {one['rope_type']!r}"
+=======
+            raise strange(folder.name, name, kind)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for one in (part for part in (rotary, *rotary.values()) if isinstance(part, dict) and "rope_type" in part):
+        known = ROPE_SETTINGS.get(one["rope_type"])
+        unread = [name for name, value in one.items() if value and name not in ROPE_ALWAYS | (known or set())]
+        if known is None or unread:
+            what = f"has {unread[0]!r}" if known is not None else f"is of the type {one['rope_type']!r}"
+>>>>>>> theirs
             raise UnsupportedArchitecture(
                 f"The rotary encoding in the config.json of {folder.name} {what}, which is not understood: choose "
                 "another model."

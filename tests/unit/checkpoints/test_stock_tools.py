@@ -31,11 +31,11 @@ from transformers.utils import logging as transformers_logging
 
 from analysis.model.describe import describe
 from surgery.checkpoints.build import build_model
-from surgery.checkpoints.older_readers import older_entries
 from surgery.checkpoints.packed import load_packed
 from surgery.checkpoints.save import save_checkpoint
 from surgery.errors import InputError
 from surgery.folders.modeling import CONSENT
+from surgery.folders.older_readers import older_entries
 from surgery.models.loading import load, load_empty
 from surgery.recipe.base import ModelReference
 from surgery.recipe.recipe import Recipe

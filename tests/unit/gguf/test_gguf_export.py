@@ -266,7 +266,7 @@ def test_every_order_of_sliding_blocks(types, pattern, window, tmp_path):
         ({"intermediate_size": 64}, r"mlp.*\[48, 64\]"),
         ({"num_hidden_layers": 5}, "layers.4 is absent"),
         ({"num_hidden_layers": 3}, "layers.3"),
-        ({"per_layer_config": {"00": {"hidden_act": "relu"}}}, "hidden_act"),
+        ({"per_layer_config": {"00": {"hidden_act": "relu"}}}, "per_layer_config"),
         ({"per_layer_config": {"9": {"skip": ["mlp"]}}}, "per_layer_config"),
         ({"per_layer_config": {"x": {}}}, "per_layer_config"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
