@@ -19,16 +19,10 @@ from typing import Any
 import torch
 
 from surgery.errors import CorruptFile, QuantisedCheckpoint, UnsupportedArchitecture
-<<<<<<< ours
 from surgery.folders.folder import Folder
 from surgery.folders.modeling import classes
 from surgery.folders.older_readers import older_entries
 from surgery.models.checks import MOST_BLOCKS, configuration_error, empty
-=======
-from surgery.folders.checks import MOST_BLOCKS, configuration_error, empty
-from surgery.folders.folder import Folder
-from surgery.folders.modeling import classes
->>>>>>> theirs
 
 LARGEST_SIZE = 2**31
 SIZES = (
@@ -187,8 +181,6 @@ def homeless(source: str, tensor: str) -> CorruptFile:
     )
 
 
-<<<<<<< ours
-=======
 def strange(source: str, setting: str, kind: str) -> UnsupportedArchitecture:
     """The error for a setting that nothing reads."""
     return UnsupportedArchitecture(
@@ -197,7 +189,6 @@ def strange(source: str, setting: str, kind: str) -> UnsupportedArchitecture:
     )
 
 
->>>>>>> theirs
 def understand(
     folder: Folder, raw: dict[str, Any], kind: str, ours: bool, trusted: bool, weights: bool = True
 ) -> Source:
@@ -217,11 +208,8 @@ def understand(
     from transformers import AutoConfig
 
     _check_numbers(folder, raw)
-<<<<<<< ours
-=======
     if raw.get("per_layer_config") and not ours:  # transformers' own decoders pass over it without a word
         raise strange(folder.name, "per_layer_config", kind)
->>>>>>> theirs
     try:
         if trusted and "auto_map" in raw and not ours:
             config = AutoConfig.from_pretrained(str(folder.directory), trust_remote_code=True)
@@ -295,19 +283,6 @@ def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: st
         taken = name in declared or name not in vars(config)
         idle = not value or (value == 1 and name.endswith(FACTORS)) or value == repeated.get(name)
         if not (idle or taken or TRAINING.search(name) or _read_by_model(name, kind)):
-<<<<<<< ours
-            raise UnsupportedArchitecture(
-                f"{name!r} in the config.json of {folder.name} is not understood ({config.model_type} has no such "
-                "setting), so its numbers could be wrong: choose a model of a known kind, or remove the setting if it "
-                "has no effect."
-            )
-    rotary = getattr(config, "rope_parameters", None) or {}
-    for one in (part for part in (rotary, *rotary.values()) if isinstance(part, dict) and "rope_type" in part):
-        known = ROPE_SETTINGS.get(one["rope_type"])
-        strange = [name for name, value in one.items() if value and name not in ROPE_ALWAYS | (known or set())]
-        if known is None or strange:
-            what = f"has {strange[0]!r}" if known is not None else f"is of the type {one['rope_type']!r}"
-=======
             raise strange(folder.name, name, kind)
     rotary = getattr(config, "rope_parameters", None) or {}
     for one in (part for part in (rotary, *rotary.values()) if isinstance(part, dict) and "rope_type" in part):
@@ -315,7 +290,6 @@ def _check_settings(folder: Folder, given: dict[str, Any], config: Any, kind: st
         unread = [name for name, value in one.items() if value and name not in ROPE_ALWAYS | (known or set())]
         if known is None or unread:
             what = f"has {unread[0]!r}" if known is not None else f"is of the type {one['rope_type']!r}"
->>>>>>> theirs
             raise UnsupportedArchitecture(
                 f"The rotary encoding in the config.json of {folder.name} {what}, which is not understood: choose "
                 "another model."
