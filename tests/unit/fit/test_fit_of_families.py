@@ -108,7 +108,7 @@ def test_what_llama_cpp_reserves_where_logits_need_most(tmp_path: Path) -> None:
     answer = llama_cpp.run(file, contexts=[{"size": size, "kv": "F16"} for size in CONTEXTS])
     for size, found in zip(CONTEXTS, answer["contexts"], strict=True):
         made = activation_bytes(dense(describe(model)), LLAMA_CPP, TYPES["F16"], size, gpu=True)
-        assert made / 2**20 == pytest.approx(found["compute"] + found["output"], rel=0.03)
+        assert made / 2**20 == pytest.approx(found["compute"] + found["output"], rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
