@@ -66,7 +66,7 @@ class SessionState:
         self.dense: Structure | None = None
         self.text = TextChoice(windows=bench.limits.windows, shorten=True)
         """To measure on."""
-        self.calibration = TextChoice(windows=16, purpose="calibration", shorten=True)
+        self.calibration = TextChoice(windows=4 * bench.limits.windows, purpose="calibration", shorten=True)
         """To analyse and to compensate on."""
         self.texts: dict[str, TextChoice] = {}
         """Calibration texts that were chosen here, by fingerprint: the ones that a compensation may be computed on."""

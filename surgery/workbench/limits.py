@@ -71,7 +71,7 @@ class Limits:
     windows: Annotated[int, BeforeValidator(int)] = Field(
         default=4, ge=1, le=512, description="a whole number of windows from 1 to 512"
     )
-    """Windows of 256 tokens on which a model is measured when it opens; fewer answer sooner on a slow machine."""
+    """Windows of 256 tokens on which a new tab measures; it analyses on four times as many. Fewer answer sooner."""
 
     def check_model(self, source: str) -> None:
         """Refuse a model that is not to be opened here. Raises InputError, which names what is allowed."""
