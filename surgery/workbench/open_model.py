@@ -165,12 +165,12 @@ class OpenModel:
         key = f"{text.fingerprint}|{choice.window}|{choice.windows}|{choice.spread}"
         known = self._windows.get(key)
         if known is None:
-            if choice.window < asked.window:
-                words = "The model takes at most %s tokens a window: windows have that length instead of %s."
-                log.warning(words, choice.window, asked.window)
             known = make_windows(
                 self.loaded.tokenizer, text, choice.window, choice.windows, choice.spread, self.architecture
             )
+            if choice.window < asked.window:
+                words = "The model takes at most %s tokens a window: windows have that length instead of %s."
+                log.warning(words, choice.window, asked.window)
             self._windows.put(key, known, known.ids.numel() * 8)
         return known
 
