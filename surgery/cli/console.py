@@ -39,32 +39,37 @@ class Unheard(io.TextIOBase):
 
 
 class Notes(logging.Handler):
-    """Prints what the project's own loggers say, each sentence once."""
+    """Keeps what the project's own loggers say, each sentence once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._seen: set[str] = set()
+        self.sentences: dict[str, None] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record's sentence, unless it was printed before."""
-        sentence = record.getMessage()
-        if sentence not in self._seen:
-            self._seen.add(sentence)
-            print(sentence, file=standard_error())
+        """Keep a record's sentence."""
+        self.sentences[record.getMessage()] = None
 
 
 @contextlib.contextmanager
 def libraries_unheard() -> Iterator[None]:
-    """Keep warnings, progress bars and logs of libraries off standard error while a verb runs; notes of ours stay."""
+    """Keep warnings, progress bars and logs of libraries off standard error while a verb runs.
+
+    Notes of our own follow when it has ended; beside a refusal, which is one sentence, they are left out.
+    """
     notes, own = Notes(), [logging.getLogger(name) for name in ("analysis", "surgery")]
     for logger in own:
         logger.addHandler(notes)
     try:
         with contextlib.redirect_stderr(Unheard(sys.stderr)):
             yield
+    except InputError:
+        notes.sentences.clear()
+        raise
     finally:
         for logger in own:
             logger.removeHandler(notes)
+        for sentence in notes.sentences:
+            print(sentence, file=sys.stderr)
 
 
 def standard_error() -> TextIO:
