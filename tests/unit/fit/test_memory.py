@@ -129,7 +129,7 @@ def test_a_gpu_holds_a_row_of_logits_for_every_token_of_a_batch():
 
 
 def test_types_of_the_kv_cache():
-    wide = describe(_make(LlamaForCausalLM, LlamaConfig, _GQA, head_dim=32))
+    wide = describe(_make(LlamaForCausalLM, LlamaConfig, _GQA, head_dim=32, max_position_embeddings=256))
     structure = dense(wide)
     sixteen = kv_cache_bytes(structure, 256, "F16")
     assert kv_cache_bytes(structure, 256, "F32") == 2 * sixteen

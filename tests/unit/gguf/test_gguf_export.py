@@ -36,6 +36,7 @@ from surgery.errors import (
 from surgery.folders.files import CheckpointFiles
 from surgery.gguf.families import sliding_period
 from surgery.gguf.write import write_gguf
+from surgery.models.from_checkpoint import understood_files
 from surgery.structure.structure import BlockSpec
 from tests import tiny_checkpoints, tiny_models
 from tests.tiny_models import FULL, SLIDING, VOCAB, WINDOW
@@ -276,7 +277,7 @@ def test_configurations_that_are_refused(changes, word, saved, tmp_path):
     folder = saved()
     edit_json(folder / "config.json", **changes)
     with pytest.raises(InputError, match=word):
-        write_gguf(folder, tmp_path / "model.gguf")
+        write_gguf(understood_files(folder), tmp_path / "model.gguf")
 
 
 def test_a_tensor_without_a_place_is_named(saved, tmp_path):
@@ -284,10 +285,10 @@ def test_a_tensor_without_a_place_is_named(saved, tmp_path):
     state = load_file(folder / "model.safetensors")
     save_file(state | {"model.layers.1.mlp.down_proj.bias": torch.zeros(48)}, folder / "model.safetensors")
     with pytest.raises(CorruptFile, match=r"model\.layers\.1\.mlp\.down_proj\.bias"):
-        write_gguf(folder, tmp_path / "model.gguf")
+        write_gguf(understood_files(folder), tmp_path / "model.gguf")
     save_file(state | {"model.layers.1.mlp.extra.weight": torch.zeros(48)}, folder / "model.safetensors")
     with pytest.raises(CorruptFile, match=r"model\.layers\.1\.mlp\.extra\.weight"):
-        write_gguf(folder, tmp_path / "model.gguf")
+        write_gguf(understood_files(folder), tmp_path / "model.gguf")
 
 
 def test_files_that_are_damaged_or_absent(saved, tmp_path):
