@@ -43,12 +43,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _one_thread_for_tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tiny models are slower on two threads, many times so when something else runs; slow tests keep all threads."""
+    """Tiny models are the same in every run, whichever process makes them. They are slower on two threads, many times
+    so when something else runs; slow tests keep all threads.
+    """
+    import torch
+
+    torch.manual_seed(0)
     if request.node.get_closest_marker("slow"):
         yield
         return
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -174,6 +174,7 @@ def test_every_choice_of_kept_gemma_blocks(family, tmp_path):
 @pytest.mark.parametrize(("kind", "limit"), [("F16", 2e-3), ("Q8_0", 2e-2)])
 def test_smaller_types(kind, limit, tmp_path):
     """Rows of 96 are whole blocks of Q8_0, rows of 80 (the down projections) are not."""
+    torch.manual_seed(1)
     model = make(LlamaForCausalLM, LlamaConfig, {**GQA, "hidden_size": 96})
     made = write_gguf(tiny_checkpoints.save(model, tmp_path / "checkpoint"), tmp_path / "model.gguf", kind)
     prompt = list(range(10, 30))

@@ -23,8 +23,8 @@ from surgery.errors import (
     QuantisedCheckpoint,
     UnsupportedArchitecture,
 )
-from surgery.folders.files import CheckpointFiles
 from surgery.gguf.write import write_gguf
+from surgery.models.from_checkpoint import understood_files
 from surgery.models.loading import load
 from tests import tiny_checkpoints
 from tests.tiny_models import FAMILIES, build
@@ -68,7 +68,7 @@ def logits(model: Any) -> torch.Tensor:
 def refused(folder: Path, kind: type[InputError], *words: str) -> None:
     """By loading and by the export, within a second each, in the same words."""
     said = []
-    for door in (lambda: load(str(folder)), lambda: CheckpointFiles(folder)):
+    for door in (lambda: load(str(folder)), lambda: understood_files(folder)):
         begun = time.process_time()
         with pytest.raises(InputError) as caught:
             door()
@@ -132,8 +132,8 @@ def test_the_tensors_say_whether_the_head_is_tied(flag: bool, tmp_path: Path) ->
     loaded = load(str(source))
     assert torch.equal(logits(loaded.model), logits(model)) and not loaded.architecture.tied
     assert not loaded.model.config.tie_word_embeddings and ("tie_word_embeddings" in loaded.note) is flag
-    assert not CheckpointFiles(source).config["tie_word_embeddings"]
-    exported = load(str(write_gguf(source, tmp_path / "m.gguf", "F32").path))
+    assert not understood_files(source).config["tie_word_embeddings"]
+    exported = load(str(write_gguf(understood_files(source), tmp_path / "m.gguf", "F32").path))
     assert torch.allclose(logits(exported.model), logits(model), atol=1e-4)
 
 
@@ -142,14 +142,14 @@ def test_equal_copies_are_tied_where_the_flag_says_so(tmp_path: Path) -> None:
     tensors(source, lambda held: held.update({"lm_head.weight": held["model.embed_tokens.weight"].clone()}))
     loaded = load(str(source))
     assert loaded.architecture.tied and torch.equal(logits(loaded.model), logits(build("llama_tied")))
-    assert CheckpointFiles(source).config["tie_word_embeddings"]
+    assert understood_files(source).config["tie_word_embeddings"]
 
 
 def test_the_tensors_say_whether_there_are_biases(tmp_path: Path) -> None:
     source = configure(saved("llama_bias", tmp_path / "with"), attention_bias=False, mlp_bias=False)
     loaded = load(str(source))
     assert torch.equal(logits(loaded.model), logits(build("llama_bias"))) and "attention_bias" in loaded.note
-    config = CheckpointFiles(source).config
+    config = understood_files(source).config
     assert config["attention_bias"] and config["mlp_bias"]
     other = configure(saved("llama", tmp_path / "without"), attention_bias=True)
     assert torch.equal(logits(load(str(other)).model), logits(build("llama")))
@@ -163,7 +163,7 @@ def test_a_stale_index_beside_a_single_file_is_passed_over_by_all(folder: Path) 
     (folder / SINGLE).write_bytes(kept)
     expected = build("llama").model.embed_tokens.weight.detach()
     assert torch.equal(load(str(folder)).model.model.embed_tokens.weight, expected)
-    assert torch.equal(torch.from_numpy(CheckpointFiles(folder).read("model.embed_tokens.weight")), expected)
+    assert torch.equal(torch.from_numpy(understood_files(folder).read("model.embed_tokens.weight")), expected)
 
 
 DENSE = {"quant_method": "compressed-tensors", "format": "dense"}
@@ -174,7 +174,7 @@ def test_plain_weights_open_whatever_they_are_called(name: str, folder: Path) ->
     sparse = {"format": "dense", "sparsity_structure": "2:4", "global_sparsity": 0.5}
     configure(folder, **{name: {**DENSE, "sparsity_config": sparse}})
     loaded = load(str(folder))
-    assert torch.equal(logits(loaded.model), logits(build("llama"))) and CheckpointFiles(folder).names
+    assert torch.equal(logits(loaded.model), logits(build("llama"))) and understood_files(folder).names
     assert getattr(loaded.model.config, "quantization_config", None) is None
 
 
