@@ -61,7 +61,8 @@ def test_a_shipped_checkpoint_is_tried_in_stock_transformers(
     [(name, run)] = ShipRecord.load(tmp_path / "out").runs.items()
     assert (name, run.version) == ("transformers", transformers.__version__)
     assert run.tried == ("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM", "generate")
-    assert shipped.document()["runs"] == {"transformers": {"version": run.version, "tried": list(run.tried)}}
+    said = {"version": run.version, "tried": list(run.tried), "memory": {}, "predicted": {}}
+    assert shipped.document()["runs"] == {"transformers": said}
     assert f"in transformers {run.version}: AutoTokenizer, AutoConfig" in (tmp_path / "out" / "README.md").read_text()
 
     plain = save.modelling_file
