@@ -133,4 +133,4 @@ def _keep_heads(attention: Any, output: str, heads: int, before: int) -> None:
             attention.__dict__[name] = value
 
 
-SurgeryConfig, SurgeryForCausalLM = classes("llama")
+SurgeryConfig, SurgeryForCausalLM = classes('llama')
