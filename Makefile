@@ -12,7 +12,7 @@ app: $(VENV)/.app
 # Everything at once: browser tests in two processes, each with one server; all others wherever a process is free.
 # With --every-control the run also fails where no browser test has worked a control of the page.
 test: lint chromium llama
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --every-control
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

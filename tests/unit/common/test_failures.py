@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 
 from surgery.errors import CorruptFile, DoesNotFit, NoNetwork, RemoteCodeNeeded, brief
 from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory
-from surgery.models.from_checkpoint import HUB, TOKENIZER, WEIGHTS
+from surgery.models.from_checkpoint import HUB, WEIGHTS
+from surgery.models.tokenizer import TOKENIZER
 
 
 def answer(kind: type[hub.HfHubHTTPError], status: int) -> Exception:
