@@ -96,6 +96,7 @@ class Session:
                 target=state.target,
                 device=state.device,
                 job=job,
+                working=job is not None and not job.over,
                 queue=state.bench.jobs.position(job) if job else 0,
                 can_cancel=jobs.can_cancel,
                 measure=self.measure.shown(),

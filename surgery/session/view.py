@@ -41,6 +41,8 @@ class View:
     device: Device
     job: Job | None
     """The running heavy job, or the last one until something else is done."""
+    working: bool
+    """Whether it was queued or running when the rest was looked at; it goes on meanwhile."""
     queue: int
     """Jobs before it."""
     can_cancel: bool
@@ -71,8 +73,3 @@ class View:
     def unfinished(self) -> str:
         """What of the recipe takes a pass over the calibration text: its compensation, or its quantisation."""
         return "compensation" if self.structure is not None and self.structure.compensations else "quantisation"
-
-    @property
-    def working(self) -> bool:
-        """Whether a heavy job is queued or running."""
-        return self.job is not None and not self.job.over

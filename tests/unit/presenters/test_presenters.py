@@ -91,13 +91,15 @@ def view(*edits: object, **changes: object) -> View:
         compare=Tried(),
         locked=(),
         job=None,
+        working=False,
         queue=0,
         can_cancel=False,
         error="",
         text=TextChoice(),
         target=target,
     )
-    return changed(made, **changes)
+    shown = changed(made, **changes)
+    return replace(shown, working=shown.job is not None and not shown.job.over)
 
 
 def nothing() -> View:
