@@ -32,7 +32,7 @@ class Planner:
         self.architecture: Architecture = loaded.architecture
         self._base = on_meta(loaded.model)
         self._tokenizer = loaded.tokenizer
-        self._folder: Path | None = None
+        self._scratch: ScratchFolder | None = None
 
     def plan(self, structure: Structure) -> PlannedCheckpoint:
         """The checkpoint of a structure; what is still to be computed in it changes no shape.
@@ -50,16 +50,16 @@ class Planner:
 
     def _small_files(self) -> Path:
         """A folder with the tokenizer and the generation settings, made on first use; gone with this object."""
-        if self._folder is None:
-            self._scratch = ScratchFolder(Path(tempfile.gettempdir()))
-            folder = self._scratch.path
+        if self._scratch is None:
+            scratch = ScratchFolder(Path(tempfile.gettempdir()))
+            folder = scratch.path
             with quiet():
                 write_tokenizer(self._tokenizer, folder)
                 if self._base.generation_config is not None:
                     self._base.generation_config.save_pretrained(folder)
             (folder / "config.json").write_text("{}", "utf-8")
-            self._folder = folder
-        return self._folder
+            self._scratch = scratch
+        return self._scratch.path
 
 
 def on_meta(model: nn.Module) -> Any:

@@ -11,14 +11,12 @@ from surgery.healing.presets import EVALUATIONS
 from surgery.recipe.base import TextReference
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import text_reference
+from surgery.recipe.texts import HEALING_WINDOW, text_reference, within
 
 if TYPE_CHECKING:
     from surgery.training.data import HealingText
     from surgery.workbench.open_model import OpenModel
 
-HEALING_WINDOW = 512
-"""Tokens in a window of a healing text where no number is given."""
 MOST_WINDOWS = 4096
 """Windows that are taken from a text where no number is given."""
 PrecisionOption = Annotated[
@@ -48,7 +46,7 @@ class HealingTextOptions:
         from surgery.training.data import largest_count, load_healing_text
 
         words, inside = model.loaded.tokenizer, model.architecture
-        window = self.window or min(HEALING_WINDOW, inside.context_length or HEALING_WINDOW)
+        window = self.window or within(HEALING_WINDOW, inside.context_length)
         count = self.windows or largest_count(words, self.text, window, MOST_WINDOWS)
         return load_healing_text(words, self.text, window, count, answers_only=answers_only, model=inside)
 

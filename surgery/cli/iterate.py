@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from surgery.cli.console import emit, prepare, run_job
-from surgery.cli.healing import HEALING_WINDOW, HealingTextOptions, PrecisionOption, check_edit, edit_of
+from surgery.cli.healing import HealingTextOptions, PrecisionOption, check_edit, edit_of
 from surgery.cli.options import FieldsOf, JsonOption, ModelOptions, RevisionOption, TrustOption
 from surgery.common.files import check_free
 from surgery.errors import InputError
@@ -16,7 +16,7 @@ from surgery.pruning.budget import Budget, Rules
 from surgery.recipe.base import ModelReference
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice, text_reference
+from surgery.recipe.texts import HEALING_WINDOW, TextChoice, text_reference
 
 SETTINGS = FieldsOf(Heal, ("rank", "learning_rate", "seed"), {"learning_rate": 1e-3})
 

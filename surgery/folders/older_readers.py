@@ -11,8 +11,6 @@ from typing import Any
 FULL, SLIDING = "full_attention", "sliding_attention"
 OUTSIDE = ("rope_theta", "partial_rotary_factor")
 """Rotary parameters that the older form has at the top level, beside the scaling."""
-LONGROPE = ("type", "short_factor", "long_factor")
-"""All that the older form of this scaling may hold: the original length stands at the top level."""
 GPT_NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 """GPT-NeoX's own names."""
 

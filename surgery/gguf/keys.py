@@ -61,10 +61,6 @@ class Keys:
         """Whether the file says sizes block by block."""
         return self.architecture == "deci"
 
-    def has(self, name: str) -> bool:
-        """Whether the architecture's key of that name is there."""
-        return self._prefix + name in self.file.keys
-
     def raw(self, key: str, default: Any = None) -> Any:
         """A key by its whole name, whatever it holds."""
         self._used.add(key)

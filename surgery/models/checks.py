@@ -37,11 +37,6 @@ def configuration_error(source: str, error: Exception, setting: str = "") -> Inp
     return CorruptFile(f"{what} of {source} cannot be used ({brief(error)}): put it right, or download it again.")
 
 
-def needed_bytes(source: str, config: Any, trust_remote_code: bool) -> int:
-    """Bytes of the weights in float32, from an empty model on the meta device."""
-    return float32_bytes(empty(source, config, trust_remote_code))
-
-
 def float32_bytes(model: nn.Module) -> int:
     """Bytes of a model's weights in float32, shared ones once."""
     return 4 * sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())

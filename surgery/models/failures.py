@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import errors as hub
 
-from surgery.common.failure import out_of_memory as out_of_memory
 from surgery.errors import InputError
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
 from analysis.files import size_of
+from surgery.common.failure import out_of_memory
 from surgery.errors import (
     CorruptFile,
     DoesNotFit,
@@ -27,7 +28,7 @@ from surgery.folders.files import CheckpointFiles
 from surgery.folders.folder import INDEX, SINGLE, Folder
 from surgery.folders.modeling import classes, family_of
 from surgery.models.checks import LENIENT, TOO_LARGE, check_whole, exists, float32_bytes, must_fit
-from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory, says
+from surgery.models.failures import Failure, anything, is_a, named, offline, says
 from surgery.models.room import refuse_large_download
 from surgery.models.source import Source, homeless, understand
 from surgery.models.tokenizer import open_tokenizer
@@ -197,7 +198,7 @@ def load_checkpoint(folder: Folder, revision: str | None, trusted: bool, gpu: bo
     source.check_held()
     try:
         model_class: Any = AutoModelForCausalLM
-        family = family_of(source.config.to_dict())
+        family = family_of(source.config)
         if family is not None:
             model_class = classes(family)[1]
         model, info = model_class.from_pretrained(

@@ -13,6 +13,7 @@ import torch
 from analysis.files import size_of
 from analysis.model.architecture import Architecture
 from analysis.model.describe import describe
+from surgery.common.failure import out_of_memory
 from surgery.errors import CorruptFile, DoesNotFit, InputError, UnknownModel, UnsupportedArchitecture, brief
 from surgery.folders.files import PlannedCheckpoint
 from surgery.folders.modeling import classes
@@ -25,7 +26,7 @@ from surgery.gguf.source import Source, read_source
 from surgery.gguf.source_rope import FACTORS
 from surgery.gguf.source_tokenizer import SourceTokenizer, source_tokenizer
 from surgery.models.checks import TOO_LARGE, configuration_error, empty, float32_bytes, must_fit, quiet
-from surgery.models.failures import Failure, anything, named, out_of_memory
+from surgery.models.failures import Failure, anything, named
 from surgery.models.places import places
 
 GGUF = (

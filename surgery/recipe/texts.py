@@ -13,6 +13,13 @@ if TYPE_CHECKING:  # the command line reads its options before torch is loaded
 
 WINDOW = 256
 """Tokens in a window where no number is given."""
+HEALING_WINDOW = 512
+"""The same of a healing text."""
+
+
+def within(window: int, positions: int) -> int:
+    """A window that is no longer than a model's positions; 0 positions stand for no limit."""
+    return min(window, positions or window)
 
 
 def shown_source(source: str) -> str:

@@ -13,7 +13,7 @@ from surgery.common.jobs import Context, Job, JobKind
 from surgery.errors import Cancelled, InputError
 from surgery.recipe.healing import Heal
 from surgery.recipe.recipe import Edit, Recipe
-from surgery.recipe.texts import TextChoice
+from surgery.recipe.texts import HEALING_WINDOW, TextChoice, within
 from surgery.session.edit import SessionEdit
 from surgery.session.jobs import SessionJobs
 from surgery.session.state import SessionState
@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # the healing package takes seconds to import
     from surgery.healing.presets import Forecast
     from surgery.training.trainer import Outcome, Progress
 
-HEALING_WINDOW = 512
-"""Tokens in a window of the healing text."""
 MOST_WINDOWS = 4096
 HEAL_METHODS = ("lora", "distill")
 NOTHING_CUT = "Nothing is cut, so there is nothing to heal: remove or narrow something first."
@@ -208,7 +206,7 @@ class SessionHeal:
         preset, chosen = PRESETS[preset_name], text or TextChoice()
         job.report(0.0, "Reading the healing text")
         tokenizer = model.loaded.tokenizer
-        window = min(HEALING_WINDOW, model.architecture.context_length or HEALING_WINDOW)
+        window = within(HEALING_WINDOW, model.architecture.context_length)
         if chosen.content is None:
             count = largest_count(tokenizer, chosen.source, window, MOST_WINDOWS)
         else:

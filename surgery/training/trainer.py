@@ -14,9 +14,9 @@ import psutil
 import torch
 
 from analysis.seeds import generator_for
+from surgery.common.failure import out_of_memory
 from surgery.errors import Cancelled, InputError
 from surgery.evaluation.estimate import perplexity_of
-from surgery.models.failures import out_of_memory
 from surgery.recipe.healing import Heal
 from surgery.training import state as checkpoints
 from surgery.training.data import HealingText

@@ -28,7 +28,7 @@ from surgery.gguf.plan import GgufPlan
 from surgery.models.loading import Loaded
 from surgery.recipe.base import ModelReference, TextReference
 from surgery.recipe.recipe import Recipe
-from surgery.recipe.texts import TextChoice
+from surgery.recipe.texts import TextChoice, within
 from surgery.structure.resolve import resolve
 from surgery.structure.structure import Structure
 from surgery.workbench.completion import Completer
@@ -149,9 +149,9 @@ class OpenModel:
 
     def fitted(self, choice: TextChoice) -> TextChoice:
         """The choice with windows that the model's positions allow, where it may be shortened."""
-        positions = self.architecture.context_length
-        too_long = choice.shorten and 0 < positions < choice.window
-        return replace(choice, window=positions) if too_long else choice
+        if not choice.shorten:
+            return choice
+        return replace(choice, window=within(choice.window, self.architecture.context_length))
 
     def windows(self, choice: TextChoice) -> Windows:
         """The token windows of a text. That windows were shortened is logged.

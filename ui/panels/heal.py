@@ -10,8 +10,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from analysis.figures.healing import healing_curve
-from surgery.recipe.texts import TextChoice
-from surgery.session.heal import HEALING_WINDOW
+from surgery.recipe.texts import HEALING_WINDOW, TextChoice
 from surgery.session.view import View
 from ui import inputs
 from ui.panel import Panel, Shown, Wire, follow_text, own_text

@@ -10,8 +10,9 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
+from surgery.common.failure import out_of_memory
 from surgery.errors import CorruptFile, DoesNotFit, NoNetwork, RemoteCodeNeeded, brief
-from surgery.models.failures import Failure, anything, is_a, named, offline, out_of_memory
+from surgery.models.failures import Failure, anything, is_a, named, offline
 from surgery.models.from_checkpoint import HUB, WEIGHTS
 from surgery.models.tokenizer import TOKENIZER
 
